@@ -1,0 +1,265 @@
+"""The one config schema: what a run is, parsed strictly from an ml_collections file into frozen dataclasses.
+
+A config file has `get_config(arg=None) -> ConfigDict`. Everything it may say stands below with its default. Sizes of
+time are counted in images seen, never in steps. An unknown key, a wrong type or an impossible combination raises
+`ConfigError`, one line that names the key, the value and what would do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lgm.models import FAMILIES, classes
+from lgm.parsing import ConfigError, as_dict, parse, read_config_file
+
+DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images. `source` is "emoji64", a folder or a zip; `where` filters by metadata fields.
+
+    `latents` says when images become latents: "memory" encodes the whole set at the start, "step" inside every train
+    step, anything else is a folder written by `lgm encode`.
+    """
+
+    source: str = "emoji64"
+    where: dict[str, Any] = dataclasses.field(default_factory=dict)
+    heldout_where: dict[str, Any] = dataclasses.field(default_factory=dict)
+    resolution: int = 64
+    crop: int | None = None
+    latents: str = "memory"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """The text encoder, trained jointly with the denoiser from scratch."""
+
+    encoder: Any = None
+    tokenizer: str = "emoji64"
+    caption_dropout: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingLoss:
+    """What the network predicts (eps, x, v or flow), where in t it is trained and how errors are weighted."""
+
+    target: Literal["eps", "x", "v", "flow"] = "flow"
+    density: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"})
+    weighting: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "constant"})
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderLoss:
+    """Weights of the autoencoder's terms; images lie in [-1, 1]. `adversarial` is a patch discriminator's weight."""
+
+    l1: float = 1.0
+    l2: float = 0.0
+    gradient: float = 0.5
+    kl: float = 1e-6
+    adversarial: float = 0.0
+    adversarial_after: int = 0
+    discriminator_width: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW. The learning rate rises linearly over `warmup_images`, then follows `schedule` down to `final` x lr.
+
+    "wsd" (warm-up, stable, decay) holds the rate and lowers it linearly over the last `decay_images`.
+    """
+
+    lr: float = 1e-3
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup_images: int = 0
+    decay_images: int = 0
+    final: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EMA:
+    """Moving average of the weights: half-life in images, at most `ramp` of the images seen so far."""
+
+    half_life_images: int = 10_000
+    ramp: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn. `prompts` empty: captions of the held-out set, then of the training set."""
+
+    solver: str = "euler"
+    steps: int = 30
+    guidance: float = 2.0
+    schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    count: int = 16
+    every_images: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Held-out loss of the EMA weights: `times` equidistant t, `noises` fixed draws of noise an image."""
+
+    every_images: int = 0
+    times: int = 8
+    noises: int = 1
+    batch_size: int = 64
+    max_images: int = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """Cadence in images of metric rows and checkpoints, and how many checkpoints are kept."""
+
+    every_images: int = 1_000
+    checkpoint_every_images: int = 50_000
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each named axis; -1 takes what is left. `rules` overrides logical -> mesh axes."""
+
+    data: int = -1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+    stage: int = 1
+    rules: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run. State after N images is a function of (config, seed, N) alone."""
+
+    name: str
+    model: Any
+    total_images: int
+    batch_size: int = 32
+    seed: int = 0
+    data: Data = Data()
+    autoencoder: str = "emoji64"
+    text: Text | None = None
+    process: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "rectified_flow"})
+    loss: Any = None
+    optimizer: Optimizer = Optimizer()
+    ema: EMA = EMA()
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+    log: Log = Log()
+    mesh: Mesh = Mesh()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        return self.total_images // self.batch_size
+
+    @property
+    def family(self) -> str:
+        """The model's family name."""
+        return _family_of(self.model)
+
+
+def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """The config of a file `path.py` or `path.py:arg`, with `("optimizer.lr", "3e-4")` overrides applied."""
+    return from_dict(read_config_file(spec, overrides))
+
+
+def read(workdir: str | Path) -> Config:
+    """The resolved config that a run left in its folder."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{path} is not there: {workdir} is no run's folder; give the --workdir of an `lgm train`")
+    return from_dict(json.loads(path.read_text()))
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Parse a plain nested dict; every error is one line."""
+    values = dict(values)
+    values["model"] = _parse_model(values.get("model"), "config.model")
+    if isinstance(values.get("text"), Mapping):
+        text = dict(values["text"])
+        text["encoder"] = _parse_model(text.get("encoder"), "config.text.encoder")
+        values["text"] = text
+    loss_class = AutoencoderLoss if _family_of(values["model"]) == "autoencoder" else DenoisingLoss
+    values["loss"] = parse(loss_class, values.get("loss") or {}, "config.loss")
+    config = parse(Config, values, "config")
+    _check(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain JSON-ready values; `from_dict(to_dict(c)) == c`."""
+    values = as_dict(config)
+    values["model"] = {"family": config.family, **values["model"]}
+    if config.text is not None:
+        values["text"]["encoder"] = {"family": _family_of(config.text.encoder), **values["text"]["encoder"]}
+    return values
+
+
+def digest(config: Config) -> str:
+    """A short hash of everything the config says."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _family_of(model) -> str:
+    for family, (module, config_class, _) in FAMILIES.items():
+        if type(model).__module__ == module and type(model).__name__ == config_class:
+            return family
+    raise ConfigError(f"config.model={model!r} is no model configuration")
+
+
+def _parse_model(values, path: str):
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}={values!r}: give a dict(family=..., ...); families: {', '.join(FAMILIES)}")
+    options = dict(values)
+    family = options.pop("family", None)
+    if family not in FAMILIES:
+        raise ConfigError(f"{path}.family={family!r} is unknown; there are {', '.join(FAMILIES)}")
+    return parse(classes(family)[0], options, path)
+
+
+def _check(config: Config) -> None:
+    """Impossible combinations, each in one line."""
+    need = lambda ok, line: None if ok else _fail(line)
+    need(config.batch_size > 0, f"config.batch_size={config.batch_size} must be at least 1")
+    need(
+        config.total_images >= config.batch_size,
+        f"config.total_images={config.total_images} is less than one batch of config.batch_size={config.batch_size}",
+    )
+    need(0 <= config.optimizer.warmup_images <= config.total_images,
+         f"config.optimizer.warmup_images={config.optimizer.warmup_images} must lie between 0 and "
+         f"config.total_images={config.total_images}")
+    need(config.optimizer.lr > 0, f"config.optimizer.lr={config.optimizer.lr} must be above 0")
+    need(config.log.every_images > 0, f"config.log.every_images={config.log.every_images} must be at least 1")
+    need(config.ema.half_life_images > 0, f"config.ema.half_life_images={config.ema.half_life_images} must be above 0")
+    crop, resolution = config.data.crop, config.data.resolution
+    need(crop is None or 0 < crop <= resolution,
+         f"config.data.crop={crop} must lie between 1 and config.data.resolution={resolution}")
+    if config.family == "autoencoder":
+        return
+    need(config.family in DENOISERS,
+         f"config.model.family={config.family!r} cannot be trained alone; choose {', '.join(DENOISERS)} or autoencoder")
+    need(config.sampling.steps > 0, f"config.sampling.steps={config.sampling.steps} must be at least 1")
+    if config.text is not None:
+        need(0 <= config.text.caption_dropout < 1,
+             f"config.text.caption_dropout={config.text.caption_dropout} must lie in [0, 1)")
+        width = config.text.encoder.width
+        text_dim = getattr(config.model, "text_dim", width)
+        need(text_dim == width,
+             f"config.model.text_dim={text_dim} must equal config.text.encoder.width={width}")
+
+
+def _fail(line: str):
+    raise ConfigError(line)
