@@ -1,0 +1,189 @@
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022, 2112.10752), in the AutoencoderKL layout of diffusers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
+
+EPSILON = 1e-6  # of every group norm
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """Images [B, H, W, channels] in [-1, 1] to latents [B, H / f, W / f, latent_channels], f = 2^(levels - 1).
+
+    block_channels has one width a level, from the image's resolution down. `scale`, `shift` or, a channel,
+    `latents_mean` and `latents_std` say how latents are standardized for a denoiser (see `standardize`).
+    """
+
+    channels: int = 3
+    latent_channels: int = 4
+    block_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_groups: int = 32
+    mid_attention: bool = True
+    use_quant_conv: bool = False
+    use_post_quant_conv: bool = False
+    scale: float = 1.0
+    shift: float = 0.0
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for width in self.block_channels:
+            if width % self.norm_groups:
+                raise ValueError(f"norm_groups={self.norm_groups} does not divide block_channels={self.block_channels}")
+        if (self.latents_mean is None) != (self.latents_std is None):
+            raise ValueError("latents_mean and latents_std go together; give both or neither")
+        for name in ("latents_mean", "latents_std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.latent_channels:
+                raise ValueError(f"{name} has {len(values)} values; latent_channels={self.latent_channels} are needed")
+
+    @property
+    def factor(self) -> int:
+        """Image pixels a latent pixel, in each direction."""
+        return 2 ** (len(self.block_channels) - 1)
+
+
+class Attention(nnx.Module):
+    """One head of self-attention over all pixels, added to its input."""
+
+    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
+        self.norm = GroupNorm(channels, groups, epsilon=EPSILON, silu=False)
+        self.qkv = Linear(channels, 3 * channels, ("embed", "heads"), rngs=rngs)
+        self.out = Linear(channels, channels, ("heads", "embed"), rngs=rngs)
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        b, h, w, c = x_BHWC.shape
+        q, k, v = jnp.split(self.qkv(self.norm(x_BHWC)).reshape(b, h * w, 1, 3 * c), 3, -1)
+        y = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+        return x_BHWC + self.out(y)
+
+
+class Middle(nnx.Module):
+    """Two residual blocks with attention between them, at the lowest resolution."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        width = config.block_channels[-1]
+        block = lambda: ResBlock(width, width, groups=config.norm_groups, epsilon=EPSILON, rngs=rngs)
+        self.first, self.last = block(), block()
+        self.attention = Attention(width, config.norm_groups, rngs=rngs) if config.mid_attention else None
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        x = self.first(x_BHWC)
+        x = x if self.attention is None else self.attention(x)
+        return self.last(x)
+
+
+class Level(nnx.Module):
+    """Residual blocks at one resolution and, unless it is the last, the convolution that changes resolution."""
+
+    def __init__(self, in_channels, out_channels, depth, config: AutoencoderConfig, resample: Conv | None, rngs):
+        block = lambda n: ResBlock(n, out_channels, groups=config.norm_groups, epsilon=EPSILON, rngs=rngs)
+        self.blocks = nnx.List([block(out_channels if i else in_channels) for i in range(depth)])
+        self.resample = resample
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        for block in self.blocks:
+            x_BHWC = block(x_BHWC)
+        return x_BHWC
+
+
+class Encoder(nnx.Module):
+    """Image to the moments of the latents: [B, H, W, channels] -> [B, H / f, W / f, 2 latent_channels]."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        widths, last = config.block_channels, len(config.block_channels) - 1
+        self.conv_in = Conv(config.channels, widths[0], rngs=rngs)
+        # padded below and to the right only, as the released weights were trained
+        down = lambda n: Conv(n, n, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
+        self.levels = nnx.List([
+            Level(widths[max(i - 1, 0)], n, config.layers_per_block, config, down(n) if i < last else None, rngs)
+            for i, n in enumerate(widths)
+        ])
+        self.middle = Middle(config, rngs=rngs)
+        self.norm_out = GroupNorm(widths[-1], config.norm_groups, epsilon=EPSILON)
+        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, rngs=rngs)
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        x = self.conv_in(x_BHWC)
+        for level in self.levels:
+            x = level(x)
+            x = x if level.resample is None else level.resample(x)
+        return self.conv_out(self.norm_out(self.middle(x)))
+
+
+class Decoder(nnx.Module):
+    """Latents to image: [B, h, w, latent_channels] -> [B, f h, f w, channels]."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        widths, last = config.block_channels[::-1], len(config.block_channels) - 1
+        self.conv_in = Conv(config.latent_channels, widths[0], rngs=rngs)
+        self.middle = Middle(config, rngs=rngs)
+        up = lambda n: Conv(n, n, rngs=rngs)
+        self.levels = nnx.List([
+            Level(widths[max(i - 1, 0)], n, config.layers_per_block + 1, config, up(n) if i < last else None, rngs)
+            for i, n in enumerate(widths)
+        ])
+        self.norm_out = GroupNorm(widths[-1], config.norm_groups, epsilon=EPSILON)
+        self.conv_out = Conv(widths[-1], config.channels, rngs=rngs)
+
+    def __call__(self, z_BHWC: jax.Array) -> jax.Array:
+        x = self.middle(self.conv_in(z_BHWC))
+        for level in self.levels:
+            x = level(x)
+            x = x if level.resample is None else level.resample(upsample(x))
+        return self.conv_out(self.norm_out(x))
+
+
+class Autoencoder(nnx.Module):
+    """`encode` gives the Gaussian posterior of the latents, `decode` the image of latents; both unstandardized."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder, self.decoder = Encoder(config, rngs=rngs), Decoder(config, rngs=rngs)
+        latent = config.latent_channels
+        self.quant = Conv(2 * latent, 2 * latent, 1, rngs=rngs) if config.use_quant_conv else None
+        self.post_quant = Conv(latent, latent, 1, rngs=rngs) if config.use_post_quant_conv else None
+
+    def encode(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images in [-1, 1] to float32 (mean, log variance), each [B, H / f, W / f, latent_channels].
+
+        The log variance is clipped to [-30, 20]. Raises ValueError when H or W is no multiple of f.
+        """
+        h, w = x_BHWC.shape[1:3]
+        if h % self.config.factor or w % self.config.factor:
+            raise ValueError(f"an image of {h} x {w} cannot be encoded; use multiples of {self.config.factor} pixels")
+        moments = self.encoder(x_BHWC.astype(self.config.dtype))
+        moments = moments if self.quant is None else self.quant(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, -1)
+        return mean, jnp.clip(logvar, -30.0, 20.0)
+
+    def decode(self, z_BHWC: jax.Array) -> jax.Array:
+        """Latents [B, h, w, latent_channels] to float32 images [B, f h, f w, channels], about [-1, 1], unclipped."""
+        z = z_BHWC.astype(self.config.dtype)
+        z = z if self.post_quant is None else self.post_quant(z)
+        return self.decoder(z).astype(jnp.float32)
+
+
+def standardize(config: AutoencoderConfig, z_BHWC: jax.Array) -> jax.Array:
+    """Latents as the denoiser sees them, of about unit variance: (z - shift) * scale, or (z - mean) / std * scale."""
+    if config.latents_mean is not None:
+        z_BHWC = (z_BHWC - jnp.asarray(config.latents_mean)) / jnp.asarray(config.latents_std)
+    return (z_BHWC - config.shift) * config.scale
+
+
+def unstandardize(config: AutoencoderConfig, z_BHWC: jax.Array) -> jax.Array:
+    """The inverse of `standardize`: what `decode` takes."""
+    z_BHWC = z_BHWC / config.scale + config.shift
+    if config.latents_mean is not None:
+        z_BHWC = z_BHWC * jnp.asarray(config.latents_std) + jnp.asarray(config.latents_mean)
+    return z_BHWC
