@@ -1,4 +1,4 @@
-"""The KL autoencoder of latent diffusion (Rombach et al. 2022, 2112.10752), in the AutoencoderKL layout of diffusers."""
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022, 2112.10752), laid out as diffusers' AutoencoderKL."""
 
 from __future__ import annotations
 
