@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,9 +17,14 @@ EPSILON = 1e-6  # of every group norm
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """Images [B, H, W, channels] in [-1, 1] to latents [B, H / f, W / f, latent_channels], f = 2^(levels - 1).
+    """Images [B, H, W, channels] in [-1, 1] to latents [B, H / f, W / f, latent_channels].
 
-    block_channels has one width a level, from the image's resolution down. `scale`, `shift` or, a channel,
+    f = patch_size x 2^(levels - 1). block_channels has one width a level, from the image's resolution down. A
+    patch_size above 1 (none of the released models) folds patches of pixels into channels before the first level and
+    back after the last, which spares the wide, shallow passes that cost a small machine most of its time. `linear_skip`
+    (likewise) adds a linear map of f x f patches to latents and back around encoder and decoder, whose last
+    convolutions then start at zero: the network begins as a linear autoencoder and learns what a linear one cannot do,
+    as the shortcuts of DC-AE (Chen et al. 2024, 2410.10733) let it. `scale`, `shift` or, a channel,
     `latents_mean` and `latents_std` say how latents are standardized for a denoiser (see `standardize`).
     """
 
@@ -26,6 +32,8 @@ class AutoencoderConfig:
     latent_channels: int = 4
     block_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
+    patch_size: int = 1
+    linear_skip: bool = False
     norm_groups: int = 32
     mid_attention: bool = True
     use_quant_conv: bool = False
@@ -50,7 +58,7 @@ class AutoencoderConfig:
     @property
     def factor(self) -> int:
         """Image pixels a latent pixel, in each direction."""
-        return 2 ** (len(self.block_channels) - 1)
+        return self.patch_size * 2 ** (len(self.block_channels) - 1)
 
 
 class Attention(nnx.Module):
@@ -102,7 +110,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         widths, last = config.block_channels, len(config.block_channels) - 1
-        self.conv_in = Conv(config.channels, widths[0], rngs=rngs)
+        self.conv_in = Conv(config.channels * config.patch_size**2, widths[0], rngs=rngs)
         # padded below and to the right only, as the released weights were trained
         down = lambda n: Conv(n, n, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
         self.levels = nnx.List([
@@ -111,7 +119,7 @@ class Encoder(nnx.Module):
         ])
         self.middle = Middle(config, rngs=rngs)
         self.norm_out = GroupNorm(widths[-1], config.norm_groups, epsilon=EPSILON)
-        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, rngs=rngs)
+        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, zero=config.linear_skip, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         x = self.conv_in(x_BHWC)
@@ -134,7 +142,7 @@ class Decoder(nnx.Module):
             for i, n in enumerate(widths)
         ])
         self.norm_out = GroupNorm(widths[-1], config.norm_groups, epsilon=EPSILON)
-        self.conv_out = Conv(widths[-1], config.channels, rngs=rngs)
+        self.conv_out = Conv(widths[-1], config.channels * config.patch_size**2, zero=config.linear_skip, rngs=rngs)
 
     def __call__(self, z_BHWC: jax.Array) -> jax.Array:
         x = self.middle(self.conv_in(z_BHWC))
@@ -153,6 +161,10 @@ class Autoencoder(nnx.Module):
         latent = config.latent_channels
         self.quant = Conv(2 * latent, 2 * latent, 1, rngs=rngs) if config.use_quant_conv else None
         self.post_quant = Conv(latent, latent, 1, rngs=rngs) if config.use_post_quant_conv else None
+        patch = config.channels * config.factor**2
+        axes = {"kernel_metadata": {"axes": (None, None)}, "bias_metadata": {"axes": (None,)}}
+        self.linear_in = nnx.Linear(patch, latent, rngs=rngs, **axes) if config.linear_skip else None
+        self.linear_out = nnx.Linear(latent, patch, rngs=rngs, **axes) if config.linear_skip else None
 
     def encode(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images in [-1, 1] to float32 (mean, log variance), each [B, H / f, W / f, latent_channels].
@@ -162,16 +174,37 @@ class Autoencoder(nnx.Module):
         h, w = x_BHWC.shape[1:3]
         if h % self.config.factor or w % self.config.factor:
             raise ValueError(f"an image of {h} x {w} cannot be encoded; use multiples of {self.config.factor} pixels")
-        moments = self.encoder(x_BHWC.astype(self.config.dtype))
+        x = x_BHWC.astype(self.config.dtype)
+        moments = self.encoder(fold(x, self.config.patch_size))
         moments = moments if self.quant is None else self.quant(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, -1)
+        if self.linear_in is not None:
+            mean = mean + self.linear_in(fold(x, self.config.factor))
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, z_BHWC: jax.Array) -> jax.Array:
         """Latents [B, h, w, latent_channels] to float32 images [B, f h, f w, channels], about [-1, 1], unclipped."""
         z = z_BHWC.astype(self.config.dtype)
         z = z if self.post_quant is None else self.post_quant(z)
-        return self.decoder(z).astype(jnp.float32)
+        x = unfold(self.decoder(z), self.config.patch_size)
+        if self.linear_out is not None:
+            x = x + unfold(self.linear_out(z), self.config.factor)
+        return x.astype(jnp.float32)
+
+    def reconstruct(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(decode(mean), mean) of images: what a denoiser's latents keep of them."""
+        mean, _ = self.encode(x_BHWC)
+        return self.decode(mean), mean
+
+
+def fold(x_BHWC: jax.Array, patch: int) -> jax.Array:
+    """Patches of patch x patch pixels into channels: [B, H, W, C] -> [B, H / patch, W / patch, patch^2 C]."""
+    return einops.rearrange(x_BHWC, "b (h p) (w q) c -> b h w (p q c)", p=patch, q=patch)
+
+
+def unfold(x_BHWC: jax.Array, patch: int) -> jax.Array:
+    """The inverse of `fold`."""
+    return einops.rearrange(x_BHWC, "b h w (p q c) -> b (h p) (w q) c", p=patch, q=patch)
 
 
 def standardize(config: AutoencoderConfig, z_BHWC: jax.Array) -> jax.Array:
