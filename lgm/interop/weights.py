@@ -1,0 +1,242 @@
+"""Weights on disk: safetensors files, one or sharded under an index, read lazily and written whole or not at all.
+
+A file is an 8-byte little-endian length, a JSON header with every tensor's dtype, shape and byte range, and the bytes.
+Reading maps the range of one tensor at a time, so that a slice of a tensor costs the pages it touches and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from lgm.files import write_atomically
+from lgm.interop.keymap import Rules, to_ours
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies."""
+
+    path: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The tensors of a checkpoint by name; none is read before it is asked for."""
+
+    path: Path
+    entries: Mapping[str, Entry]
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor's name."""
+        return list(self.entries)
+
+    def get(self, name: str) -> np.ndarray:
+        """One tensor as a read-only memory map of its part of the file."""
+        entry = self.entries[name]
+        if math.prod(entry.shape) == 0:
+            return np.zeros(entry.shape, entry.dtype)
+        flat = np.memmap(entry.path, np.uint8, "r", entry.start, (math.prod(entry.shape) * entry.dtype.itemsize,))
+        return flat.view(entry.dtype).reshape(entry.shape).view(np.ndarray)
+
+
+def open_weights(path: str | Path) -> Weights:
+    """The tensors of a .safetensors file, of an .index.json of shards, or of the one or the other in a folder.
+
+    In a folder, files of a variant ("model.fp16.safetensors") count only where there are no others. Raises ValueError,
+    one line, for a pickle, a file that is not whole, and a folder without weights or with several sets of them.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _find(path)
+    if path.suffix in _PICKLES:
+        raise ValueError(f"{path} is a pickle, which can run code when read; convert it to safetensors")
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; give a .safetensors file, its .index.json or a folder of them")
+    return Weights(path, _read_index(path) if path.suffix == ".json" else read_header(path))
+
+
+def load(
+    rules: Rules, abstract: Any, weights: Weights | str | Path, *, dtype: Any = None, shardings: Any = None
+) -> Any:
+    """Our parameters from `weights` (or the path of them), cast to `dtype` and built straight into `shardings`.
+
+    `shardings` is one sharding or a tree of them; without, the parameters are numpy arrays. At any time the host holds,
+    besides the result, one slice of one parameter. Raises ValueError as `open_weights` and `to_ours` do.
+    """
+    weights = weights if isinstance(weights, Weights) else open_weights(weights)
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, abstract)
+    leaf = lambda p, s: jax.ShapeDtypeStruct(p.shape, dtype or p.dtype, sharding=s)
+    placed = [leaf(*pair) for pair in zip(*map(_leaves, (abstract, shardings)), strict=True)]
+    try:
+        return to_ours(rules, jax.tree.unflatten(jax.tree.structure(abstract), placed), weights.get, weights.names)
+    except ValueError as error:
+        raise ValueError(f"{weights.path}: {error}") from error
+
+
+def save(tensors: Iterable[tuple[str, np.ndarray]], folder: str | Path, stem: str, shard_bytes: int = 5 << 30) -> None:
+    """Write `stem`.safetensors or, past `shard_bytes`, `stem`-00001-of-0000N.safetensors and their index.
+
+    Takes tensors one at a time and holds at most one shard of them. Nothing appears under a final name before all of
+    it is written, the index last; on an error nothing stays behind.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[tuple[Path, list[str]]] = []
+    total = 0
+    try:
+        for shard in _shards(tensors, shard_bytes):
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{stem}.")
+            shards.append((Path(temporary), [name for name, _ in shard]))
+            with os.fdopen(handle, "wb") as file:
+                total += _write(file, shard)
+            os.chmod(temporary, 0o644)
+        ending = lambda i: f"-{i + 1:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        files = [f"{stem}{ending(i)}.safetensors" for i in range(len(shards))]
+        for (temporary, _), file in zip(shards, files, strict=True):
+            os.replace(temporary, folder / file)
+    except BaseException:
+        for temporary, _ in shards:
+            temporary.unlink(missing_ok=True)
+        raise
+    if len(shards) > 1:
+        weight_map = {name: file for (_, names), file in zip(shards, files, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_atomically(folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2).encode())
+
+
+def _leaves(tree: Any) -> list:
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Every tensor of one safetensors file. Raises ValueError where header and bytes do not agree."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if first == b"version ":
+            raise ValueError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its repository")
+        if len(first) < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise ValueError(f"{path} is no safetensors file or is cut short ({size} bytes); download it again")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            entries, ends = {}, [0]
+            for name, value in header.items():
+                start, end = value["data_offsets"]
+                entry = Entry(path, np.dtype(DTYPES[value["dtype"]]), tuple(value["shape"]), 8 + length + start)
+                if start < 0 or end - start != math.prod(entry.shape) * entry.dtype.itemsize:
+                    raise ValueError(name)
+                entries[name] = entry
+                ends.append(end)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} has a corrupt safetensors header; download it again") from error
+    if 8 + length + max(ends) != size:
+        needed = 8 + length + max(ends)
+        raise ValueError(f"{path} has {size} bytes where its header says {needed}; it is cut short or corrupt")
+    return entries
+
+
+def _read_index(path: Path) -> dict[str, Entry]:
+    try:
+        files = json.loads(path.read_text())["weight_map"]
+        shards = sorted(set(files.values()))
+        if any(Path(shard).name != shard for shard in shards):
+            raise ValueError("a shard outside the folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no index of safetensors shards (a JSON object with weight_map)") from error
+    if missing := [shard for shard in shards if not (path.parent / shard).is_file()]:
+        raise ValueError(f"{path} names {missing[0]}, which is not beside it; download all {len(shards)} shards")
+    entries: dict[str, Entry] = {}
+    for shard in shards:
+        entries |= read_header(path.parent / shard)
+    if absent := sorted(set(files) - set(entries)):
+        raise ValueError(f"{path} promises {absent[0]!r} in {files[absent[0]]}, which does not hold it")
+    return entries
+
+
+def _find(folder: Path) -> Path:
+    """The one index or file to read in a folder."""
+    shard = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
+    found = sorted(folder.glob("*.safetensors.index*.json"))
+    found += [path for path in sorted(folder.glob("*.safetensors")) if not shard.fullmatch(path.name)]
+    stem = lambda path: path.name.removesuffix(".safetensors.index.json").removesuffix(".safetensors")
+    chosen = [path for path in found if "." not in stem(path)] or found
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        raise ValueError(f"{folder} has several sets of weights ({', '.join(p.name for p in chosen)}); name one")
+    if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES):
+        refusal = "which can run code when read; convert them to safetensors"
+        raise ValueError(f"{folder} has only pickled weights ({pickles[0]}), {refusal}")
+    raise ValueError(f"{folder} has no .safetensors file and no index of them; give the folder of a model")
+
+
+def _shards(tensors: Iterable[tuple[str, np.ndarray]], limit: int):
+    """Lists of tensors of at most `limit` bytes each (one tensor may be larger); at least one list."""
+    shard, size, yielded = [], 0, False
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > limit:
+            yield shard
+            shard, size, yielded = [], 0, True
+        shard.append((name, tensor))
+        size += tensor.nbytes
+    if shard or not yielded:
+        yield shard
+
+
+def _write(file, tensors: list[tuple[str, np.ndarray]]) -> int:
+    """One safetensors file, widest dtypes first so that every tensor is aligned; returns the tensors' bytes."""
+    tensors = sorted(tensors, key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # what transformers insists on
+    position = 0
+    for name, tensor in tensors:
+        if tensor.dtype not in _NAMES:
+            raise ValueError(f"tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot hold; cast it")
+        offsets = [position, position + tensor.nbytes]
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        position += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in tensors:
+        file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    return position
