@@ -12,7 +12,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ class Weights:
             return np.zeros(entry.shape, entry.dtype)
         flat = np.memmap(entry.path, np.uint8, "r", entry.start, (math.prod(entry.shape) * entry.dtype.itemsize,))
         return flat.view(entry.dtype).reshape(entry.shape).view(np.ndarray)
+
+    def renamed(self, rename: Callable[[str], str | None]) -> Weights:
+        """The same tensors under the names that `rename` gives them, without those it gives None."""
+        entries = {rename(name): entry for name, entry in self.entries.items()}
+        return Weights(self.path, {name: entry for name, entry in entries.items() if name is not None})
 
 
 def open_weights(path: str | Path) -> Weights:

@@ -66,6 +66,13 @@ def test_variants_count_only_where_there_is_nothing_else(tmp_path):
         open_weights(tmp_path)
 
 
+def test_tensors_can_be_renamed_and_dropped(tmp_path):
+    save(tensors().items(), tmp_path, "model")
+    weights = open_weights(tmp_path).renamed(lambda name: None if name == "steps" else f"text.{name}")
+    assert set(weights.names) == {f"text.{name}" for name in tensors() if name != "steps"}
+    np.testing.assert_array_equal(weights.get("text.a.weight"), tensors()["a.weight"])
+
+
 RULES = linear("blocks/mlp", "h.{layer}.mlp") + [Rule("scale", "scale")]
 
 
