@@ -1,0 +1,103 @@
+"""The command line: `lgm VERB`. Thin: it parses words, calls the library and turns errors into one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lgm import __version__
+from lgm.parsing import ConfigError
+
+EXAMPLES = {
+    "train": "lgm train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.lr=2e-3",
+    "sample": 'lgm sample --workdir=runs/quickstart --prompt="grinning face emoji, noto style" --out=x.png --seed=1',
+    "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments, rest = _parser().parse_known_args(argv)
+    try:
+        overrides = _overrides(rest, allowed=arguments.verb == "train")
+        return arguments.run(arguments, overrides) or 0
+    except (ConfigError, ValueError, FileNotFoundError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        print(f"lgm {arguments.verb}: {line}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+    except KeyboardInterrupt:
+        print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _overrides(words: list[str], allowed: bool) -> list[tuple[str, str]]:
+    """`--config.a.b=value` as (a.b, value); anything else is refused."""
+    pairs = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (allowed and key.startswith("--config.") and equals):
+            hint = "; write --config.KEY=VALUE" if key.startswith("--config.") else "; see --help"
+            raise ConfigError(f"unknown argument {word!r}{hint}")
+        pairs.append((key.removeprefix("--config."), value))
+    return pairs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lgm", allow_abbrev=False,
+        description="Train, scale, compare and evaluate latent image generators in JAX.",
+    )
+    parser.add_argument("--version", action="version", version=f"lgm {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run, text: str):
+        sub = verbs.add_parser(name, help=text, description=text, epilog=f"example: {EXAMPLES[name]}",
+                               allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    train = verb("train", _train, "Train from a config file; run the same command again to resume.")
+    train.add_argument("--config", required=True, help="a config file, or file.py:arg; override with --config.KEY=VALUE")
+    train.add_argument("--workdir", required=True, help="the run's folder")
+
+    sample = verb("sample", _sample, "Draw images from a trained run.")
+    sample.add_argument("--workdir", required=True, help="the run's folder")
+    sample.add_argument("--prompt", required=True, action="append", help="a caption; may be given several times")
+    sample.add_argument("--out", required=True, help="the PNG to write")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--count", type=int, default=1, help="images a prompt")
+    sample.add_argument("--steps", type=int, help="solver steps (default: the run's)")
+    sample.add_argument("--guidance", type=float, help="guidance scale (default: the run's)")
+    sample.add_argument("--solver", help="solver's name (default: the run's)")
+    sample.add_argument("--weights", choices=("ema", "raw"), default="ema")
+
+    evaluate = verb("evaluate", _evaluate, "Held-out loss at fixed t and fixed noise.")
+    evaluate.add_argument("--workdir", required=True, help="the run's folder")
+    evaluate.add_argument("--out", required=True, help="the JSON file to write")
+    evaluate.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    return parser
+
+
+def _train(arguments, overrides) -> int:
+    from lgm.train import main
+
+    return main.train(arguments.config, arguments.workdir, overrides)
+
+
+def _sample(arguments, overrides) -> int:
+    from lgm.train import main
+
+    return main.sample(arguments.workdir, arguments.prompt, arguments.out, seed=arguments.seed, count=arguments.count,
+                       steps=arguments.steps, guidance=arguments.guidance, solver=arguments.solver,
+                       weights=arguments.weights)
+
+
+def _evaluate(arguments, overrides) -> int:
+    from lgm.train import main
+
+    return main.evaluate(arguments.workdir, arguments.out, weights=arguments.weights)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""From captions to images: what `lgm sample`, sample grids and evaluation share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lgm import sampling
+from lgm.config import Sampling
+from lgm.system import System
+
+CHUNK = 16  # images drawn by one compiled call: bounds memory, and a shorter list compiles nothing new
+
+
+def draw(system: System, params, frozen, captions: list[str], seed: int = 0, **changes) -> np.ndarray:
+    """uint8 images [N, H, W, 3] for N captions; the noise of image i is a function of (seed, i) alone.
+
+    `changes` replace fields of the config's `sampling` (solver, steps, guidance, schedule).
+    """
+    options = dataclasses.replace(system.config.sampling, **changes)
+    solver = sampling.solver(options.solver)
+    tokens, mask = system.tokenize(captions)
+    images = []
+    for start in range(0, len(captions), CHUNK):
+        rows = np.minimum(np.arange(start, start + CHUNK), len(captions) - 1)
+        latents = _draw_chunk(system, solver, options, params, tokens[rows], mask[rows], rows, seed)
+        images.append(np.asarray(_decode(system, frozen, latents))[: len(captions) - start])
+    return np.concatenate(images)
+
+
+def _draw_chunk(system: System, solver, options: Sampling, params, tokens, mask, rows, seed: int) -> jax.Array:
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows))
+    shape = system.latent_shape()
+    noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+    times = sampling.times(system.process, options.steps, **options.schedule)
+    predict = _guided(system, float(options.guidance))
+    context = _contexts(system, params, tokens, mask)
+    return sampling.loop(solver, system.process, system.config.loss.target, predict, noise, times, (params, context))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _contexts(system: System, params, tokens, mask):
+    none = system.unconditional(len(tokens))
+    return system.condition(params, tokens, mask), system.condition(params, *none)
+
+
+@functools.cache
+def _guided(system: System, scale: float):
+    def predict(x, t, arguments):
+        params, (cond, uncond) = arguments
+        return x
+
+    return predict
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(system: System, frozen, latents):
+    return system.decode(frozen, latents)
+
+
+def encode_all(system: System, frozen, images, count: int | None = None, size: int = 64) -> np.ndarray:
+    """Standardised latents [N, h, w, c] of a whole image set, encoded in chunks of one shape."""
+    count = len(images) if count is None else count
+    encode = jax.jit(system.encode)
+    parts = []
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + min(size, count)), count - 1)
+        chunk = np.stack([images.image(int(i)) for i in rows])
+        parts.append(np.asarray(encode(frozen, chunk))[: count - start])
+    return np.concatenate(parts) if parts else np.zeros((0, *system.latent_shape()), np.float32)

@@ -1,0 +1,5 @@
+"""Meshes and sharding rules: one table maps logical axes of parameters to the mesh's named axes."""
+
+from lgm.parallel.mesh import AXES, RULES, batch_sharding, make_mesh, put_batch, replicated, shardings
+
+__all__ = ["AXES", "RULES", "batch_sharding", "make_mesh", "put_batch", "replicated", "shardings"]

@@ -1,0 +1,36 @@
+"""What is left behind when a loss stops being finite: the step, the metric, the first bad gradients and the batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lgm.files import write_atomically
+
+
+class NonFinite(RuntimeError):
+    """Training stopped because a metric is not finite; the message is one line."""
+
+
+def report_non_finite(workdir: Path, task, config, state, step: int, metrics: dict, batch: dict) -> None:
+    """Save the batch and a JSON report under `workdir/failure`, then raise NonFinite.
+
+    The guarded step kept the weights from before the failure, so the same loss is taken again here to name the
+    parameters whose gradients are not finite.
+    """
+    values = {k: float(v) for k, v in metrics.items()}
+    bad = [k for k, v in values.items() if not np.isfinite(v)]
+    key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
+    gradients = jax.jit(jax.grad(lambda p: task.loss(p, task.frozen, batch, key)[0]))(state.params)
+    leaves = jax.tree_util.tree_leaves_with_path(gradients)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, g in leaves if not np.isfinite(g).all()]
+    folder = Path(workdir) / "failure"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "batch.npz", **{k: np.asarray(v) for k, v in batch.items()})
+    report = {"step": step, "metrics": {k: repr(v) for k, v in values.items()}, "non_finite_gradients": names}
+    write_atomically(folder / "report.json", json.dumps(report, indent=2).encode())
+    where = f", first in the gradient of {names[0]} ({len(names)} of {len(leaves)} parameters)" if names else ""
+    raise NonFinite(f"step {step}: {bad[0]} is {values[bad[0]]}{where}; the batch is in {folder / 'batch.npz'}")

@@ -1,0 +1,227 @@
+"""The one training loop: any task, resumed bit for bit from its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lgm import config as schema
+from lgm.config import Config
+from lgm.files import write_atomically
+from lgm.parallel import put_batch, replicated, shardings
+from lgm.parsing import ConfigError
+from lgm.train.checkpoint import Checkpoints
+from lgm.train.failure import report_non_finite
+from lgm.train.logs import MetricLog, ProgressLine
+from lgm.train.optimizer import build_optimizer, learning_rate
+from lgm.train.state import Loss, TrainState, init_state, make_step
+
+PREEMPTED = 75  # exit code of a run that saved itself on SIGTERM and wants to be started again (EX_TEMPFAIL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained. The loop knows nothing else of models or data.
+
+    `frozen` holds arrays that the loss reads and never changes; they are arguments of the compiled step, not constants.
+    """
+
+    init: Callable[[jax.Array], Any]
+    logical_axes: Any
+    loss: Loss
+    frozen: Any
+    batches: Any  # an iterator with get_state() and set_state()
+    forward_flops: float  # of one image
+    heldout: Callable[[Any], dict[str, float]]
+    pictures: Callable[[Any, Path], np.ndarray]  # (weights, path of the PNG) -> the picture [H, W, 3]
+
+
+class Preempted(Exception):
+    """SIGTERM arrived and the state is saved; running the same command again goes on from there."""
+
+
+def train(config: Config, workdir: str | Path, make_task: Callable[[Config, jax.sharding.Mesh], Task], mesh,
+          quiet: bool = False) -> TrainState:
+    """Train until `config.total_images`, starting from the folder's newest checkpoint if there is one."""
+    workdir = Path(workdir)
+    check_workdir(config, workdir)
+    task = make_task(config, mesh)  # before anything is written: a bad source must leave no folder behind
+    optimizer = build_optimizer(config)
+    create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
+    abstract = jax.eval_shape(create)
+    layout = state_shardings(mesh, abstract, task.logical_axes, config)
+    claim_workdir(config, workdir)
+    checkpoints = Checkpoints(workdir, config.log.keep)
+    if checkpoints.latest() is None:
+        state = jax.jit(create, out_shardings=layout)()
+    else:
+        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout)
+        state, data_state = checkpoints.restore(abstract)
+        task.batches.set_state(data_state)
+    step_function = jax.jit(make_step(config, task.loss, optimizer), donate_argnums=0,
+                            out_shardings=(layout, replicated(mesh)))
+    run = _Run(config, workdir, task, mesh, checkpoints, step_function, quiet)
+    try:
+        return run.until_done(state)
+    finally:
+        run.close()
+
+
+def state_shardings(mesh, abstract: TrainState, logical_axes: Any, config: Config) -> TrainState:
+    """Where each leaf of the state lives; optimizer moments and EMA lie where their parameter does."""
+    from lgm.parallel import RULES
+
+    rules = {**RULES, **config.mesh.rules}
+    params = shardings(mesh, abstract.params, logical_axes, rules)
+    same = jax.tree.structure(abstract.params)
+    is_params = lambda node: jax.tree.structure(node) == same
+    opt_state = jax.tree.map(lambda node: params if is_params(node) else replicated(mesh), abstract.opt_state,
+                             is_leaf=is_params)
+    return TrainState(replicated(mesh), params, opt_state, params)
+
+
+def check_workdir(config: Config, workdir: Path) -> None:
+    """Refuse a folder that holds another config's run, naming the first key that differs."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir={workdir} is a file; give a folder")
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        theirs = json.loads(path.read_text())
+    except ValueError:
+        raise ConfigError(f"{path} is not JSON; give another --workdir") from None
+    ours = json.loads(json.dumps(schema.to_dict(config)))
+    if (key := _first_difference(ours, theirs)) is not None:
+        name, mine, other = key
+        raise ConfigError(f"--workdir={workdir} holds a run with config.{name}={other!r}, not {mine!r}; give another "
+                          "--workdir, or the same config to go on with it")
+
+
+def _first_difference(ours: Any, theirs: Any, name: str = ""):
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in {**ours, **theirs}:
+            found = _first_difference(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
+            if found:
+                return found
+        return None
+    return None if ours == theirs else (name, ours, theirs)
+
+
+def claim_workdir(config: Config, workdir: Path) -> None:
+    """Create the folder and write the resolved config."""
+    if jax.process_index() == 0:
+        write_atomically(workdir / "config.json", (json.dumps(schema.to_dict(config), indent=2) + "\n").encode())
+
+
+class _Run:
+    """One pass of the loop: the things it holds open."""
+
+    def __init__(self, config, workdir, task, mesh, checkpoints, step_function, quiet):
+        self.config, self.workdir, self.task, self.mesh = config, workdir, task, mesh
+        self.checkpoints, self.step_function, self.quiet = checkpoints, step_function, quiet
+        self.rate = learning_rate(config)
+        self.stop = False
+        self.log = self.progress = None
+        self._previous_handler = None
+
+    def until_done(self, state: TrainState) -> TrainState:
+        config, task = self.config, self.task
+        step = int(state.step)
+        self.log = MetricLog(self.workdir, step)
+        self.progress = ProgressLine(config.total_images, step * config.batch_size, self.quiet)
+        self._catch_sigterm()
+        if step == 0:
+            self.measure(state, 0)
+        pending = None  # the step whose metrics have not been looked at yet: the device never waits for the host
+        self._start_clock(step)
+        while step < config.steps:
+            batch = put_batch(self.mesh, next(task.batches))
+            state, metrics = self.step_function(state, task.frozen, batch)
+            step += 1
+            if pending:
+                self._check(state, *pending)
+            pending = (step, metrics, batch)
+            self.progress.advance(step * config.batch_size)
+            if self._due(step, config.log.every_images):
+                self._check(state, *pending)
+                self._log(step, metrics)
+            paused = time.monotonic()
+            self.measure(state, step)  # before the checkpoint, so that a run resumed there has its rows
+            if self.stop or self._due(step, config.log.checkpoint_every_images):
+                self._save(state, *pending)
+            if self.stop and step < config.steps:
+                self.checkpoints.wait()
+                raise Preempted(f"stopped by SIGTERM at step {step}; the same command goes on from there")
+            self.clock += time.monotonic() - paused  # images/s counts training alone
+        self.checkpoints.wait()
+        return state
+
+    def measure(self, state: TrainState, step: int) -> None:
+        """Held-out loss and sample pictures, when due; both use the EMA weights."""
+        config = self.config
+        images = step * config.batch_size
+        if step and self._due(step, config.evaluation.every_images) or step in (0, config.steps):
+            values = self.task.heldout(state.ema)
+            if values:
+                self.log.write(step, images, values)
+                self.progress.say(f"held-out at {images:,} images: " +
+                                  "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        if step and self._due(step, config.sampling.every_images) or step == config.steps:
+            path = self.workdir / "samples" / f"{images:09d}.png"
+            picture = self.task.pictures(state.ema, path)
+            self.log.image(step, "samples", picture)
+            self.progress.say(f"samples at {images:,} images: {path}")
+
+    def close(self) -> None:
+        """Release files, threads and the signal handler, whatever happened."""
+        self.checkpoints.close()
+        for part in (self.progress, self.log):
+            if part:
+                part.close()
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
+
+    def _due(self, step: int, every_images: int) -> bool:
+        """True once for each multiple of `every_images` that a step reaches or passes, and at the end."""
+        size = self.config.batch_size
+        return bool(every_images) and (step * size // every_images > (step - 1) * size // every_images
+                                       or step == self.config.steps)
+
+    def _check(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
+        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+            report_non_finite(self.workdir, self.task, self.config, state, step, metrics, batch)
+
+    def _save(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
+        self._check(state, step, metrics, batch)
+        self.checkpoints.save(step, state, self.task.batches.get_state())
+
+    def _start_clock(self, step: int) -> None:
+        self.clock, self.clock_step = time.monotonic(), step
+
+    def _log(self, step: int, metrics: dict) -> None:
+        metrics = {k: float(v) for k, v in metrics.items()}
+        images = step * self.config.batch_size
+        rate = (step - self.clock_step) * self.config.batch_size / (time.monotonic() - self.clock)
+        self._start_clock(step)
+        speed = {"images_per_second": rate, "tflops_per_second": 3 * self.task.forward_flops * rate / 1e12}
+        self.log.write(step, images, {**metrics, "lr": self.rate(step - 1), **speed})
+        self.progress.note(images, {"loss": metrics["loss"], "images/s": rate,
+                                    "TFLOP/s": speed["tflops_per_second"]})
+
+    def _catch_sigterm(self) -> None:
+        def on_sigterm(signum, frame):
+            self.stop = True
+
+        try:
+            self._previous_handler = signal.signal(signal.SIGTERM, on_sigterm)
+        except ValueError:  # not the main thread: whoever runs the loop there handles signals
+            self._previous_handler = None

@@ -1,0 +1,118 @@
+"""What the verbs `train`, `sample`, `evaluate` and `export` do, once their words are parsed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+
+from lgm import config as schema
+from lgm.files import write_atomically
+from lgm.parallel import make_mesh
+from lgm.parsing import ConfigError, as_dict
+
+
+def train(spec: str, workdir: str, overrides: list[tuple[str, str]]) -> int:
+    """Train `spec` in `workdir`; returns the exit code: 0 when done, 75 when preempted and saved."""
+    from lgm.train import loop
+
+    config = schema.load(spec, overrides)
+    use_compilation_cache()
+    mesh = make_mesh(as_dict(config.mesh))
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % shares:
+        raise ConfigError(
+            f"config.batch_size={config.batch_size} is not divisible by the mesh's data x fsdp = {shares} shares; "
+            f"give a multiple of {shares}"
+        )
+    start = time.monotonic()
+    try:
+        loop.train(config, workdir, task_of(config), mesh)
+    except loop.Preempted as error:
+        print(f"lgm train: {error}", flush=True)
+        return loop.PREEMPTED
+    print(f"{config.name}: {config.steps * config.batch_size:,} images in {time.monotonic() - start:.0f} s; see {workdir}",
+          flush=True)
+    return 0
+
+
+def task_of(config: schema.Config):
+    """The task a config trains: an autoencoder on images, or a denoiser on latents."""
+    if config.family == "autoencoder":
+        from lgm.train.autoencode import make_task
+    else:
+        from lgm.train.denoise import make_task
+    return make_task
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless the user has already said where (JAX_COMPILATION_CACHE_DIR)."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lgm" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def load_run(workdir: str, weights: str):
+    """(system, weights, frozen autoencoder, images seen) of a run's newest checkpoint."""
+    from lgm.system import build_system
+    from lgm.train.checkpoint import restore_weights
+    from lgm.train.optimizer import build_optimizer
+    from lgm.train.state import init_state
+
+    config = schema.read(workdir)
+    if config.family == "autoencoder":
+        raise ConfigError(f"--workdir={workdir} holds an autoencoder's run; give the folder of a denoiser's")
+    use_compilation_cache()
+    system, frozen = build_system(config)
+    optimizer = build_optimizer(config)
+    abstract = jax.eval_shape(lambda: init_state(system.init(jax.random.key(0)), optimizer))
+    state, step = restore_weights(workdir, abstract)
+    return system, state.ema if weights == "ema" else state.params, frozen, step * config.batch_size
+
+
+def sample(workdir: str, prompts: list[str], out: str, *, seed: int, count: int, steps: int | None,
+           guidance: float | None, solver: str | None, weights: str) -> int:
+    """Draw `count` images of each prompt into one PNG."""
+    from lgm import sampling
+    from lgm.data import save_grid
+    from lgm.drawing import draw
+
+    for prompt in prompts:
+        if not prompt.strip():
+            raise ConfigError("--prompt is empty; give a caption, such as --prompt=\"grinning face emoji, noto style\"")
+    positive = {"--count": count, "--steps": steps}
+    for name, value in positive.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1")
+    if solver is not None:
+        sampling.solver(solver)  # an unknown one is refused before anything is loaded
+    system, params, frozen, _ = load_run(workdir, weights)
+    captions = [prompt for prompt in prompts for _ in range(count)]
+    changes = {"steps": steps, "guidance": guidance, "solver": solver}
+    images = draw(system, params, frozen, captions, seed, **{k: v for k, v in changes.items() if v is not None})
+    if len(images) == 1:
+        save_grid(out, images, scale=1)
+    else:
+        save_grid(out, images, captions)
+    return 0
+
+
+def evaluate(workdir: str, out: str, weights: str) -> int:
+    """Held-out loss of a run's weights, as JSON."""
+    from lgm.data import open_images
+    from lgm.drawing import encode_all
+    from lgm.evaluate.heldout import heldout_loss
+
+    system, params, frozen, images_seen = load_run(workdir, weights)
+    data, options = system.config.data, system.config.evaluation
+    images = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
+    count = min(len(images), options.max_images)
+    values = heldout_loss(system, params, encode_all(system, frozen, images, count),
+                          *system.tokenize(images.captions[:count]))
+    result = {"images_seen": images_seen, "weights": weights, "heldout_images": count, **values}
+    write_atomically(out, (json.dumps(result, indent=2) + "\n").encode())
+    print(f"held-out loss {values['heldout_loss']:.4f} over {count} images; see {out}")
+    return 0
