@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from lgm.interop.keymap import Extra, Rule, linear, norm, prefixed
 from lgm.interop.weights import Weights
+from lgm.models.bert import BERTConfig
 from lgm.models.clip_text import CLIPTextConfig
+from lgm.models.t5 import T5Config
 
 
 def clip_text(config: CLIPTextConfig) -> list[Rule | Extra]:
@@ -30,3 +32,51 @@ def clip_text_weights(weights: Weights) -> Weights:
     """`weights` under the names of the released checkpoints; transformers 5 saves CLIPTextModel without the prefix."""
     known = ("text_model.", "text_projection.")
     return weights.renamed(lambda name: name if name.startswith(known) else f"text_model.{name}")
+
+
+def t5(config: T5Config) -> list[Rule | Extra]:
+    """T5EncoderModel."""
+    attn, mlp = "encoder.block.{layer}.layer.0.", "encoder.block.{layer}.layer.1."
+    wi = ("wi_0", "wi_1") if config.gated else ("wi",)
+    return [
+        Rule("tokens/table", "shared.weight"),
+        Extra("encoder.embed_tokens.weight"),  # the same table once more
+        # only the first block of theirs holds the bias that all use
+        Rule("relative_bias/table", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        *norm("blocks/norm1", f"{attn}layer_norm", bias=False),
+        *linear("blocks/attn/qkv", tuple(f"{attn}SelfAttention.{part}" for part in "qkv"), bias=False),
+        *linear("blocks/attn/out", f"{attn}SelfAttention.o", bias=False),
+        *norm("blocks/norm2", f"{mlp}layer_norm", bias=False),
+        *linear("blocks/wi", tuple(f"{mlp}DenseReluDense.{part}" for part in wi), bias=False),
+        *linear("blocks/wo", f"{mlp}DenseReluDense.wo", bias=False),
+        *norm("norm", "encoder.final_layer_norm", bias=False),
+    ]
+
+
+def t5_weights(weights: Weights) -> Weights:
+    """`weights` without a decoder, and with the embedding under the name that T5EncoderModel gives it."""
+    tied = "encoder.embed_tokens.weight"
+    only_tied = tied in weights.names and "shared.weight" not in weights.names
+    rename = lambda name: "shared.weight" if only_tied and name == tied else name
+    return weights.renamed(lambda name: None if name.startswith(("decoder.", "lm_head.")) else rename(name))
+
+
+def bert(config: BERTConfig) -> list[Rule | Extra]:
+    """BertModel."""
+    layer = "encoder.layer.{layer}."
+    qkv = tuple(f"{layer}attention.self.{part}" for part in ("query", "key", "value"))
+    pooler = linear("pooler", "pooler.dense") if config.pooler else []
+    return [
+        Rule("tokens/table", "embeddings.word_embeddings.weight"),
+        Rule("positions/table", "embeddings.position_embeddings.weight"),
+        Rule("types/table", "embeddings.token_type_embeddings.weight"),
+        Extra("embeddings.position_ids"),
+        *norm("norm", "embeddings.LayerNorm"),
+        *linear("blocks/attn/qkv", qkv),
+        *linear("blocks/attn/out", f"{layer}attention.output.dense"),
+        *norm("blocks/norm1", f"{layer}attention.output.LayerNorm"),
+        *linear("blocks/fc1", f"{layer}intermediate.dense"),
+        *linear("blocks/fc2", f"{layer}output.dense"),
+        *norm("blocks/norm2", f"{layer}output.LayerNorm"),
+        *pooler,
+    ]

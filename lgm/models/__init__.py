@@ -8,6 +8,8 @@ from lgm.models.base import Conditioning, Model, Params, count
 FAMILIES: dict[str, tuple[str, str, str]] = {
     "autoencoder": ("lgm.models.autoencoder", "AutoencoderConfig", "Autoencoder"),
     "clip_text": ("lgm.models.clip_text", "CLIPTextConfig", "CLIPText"),
+    "t5": ("lgm.models.t5", "T5Config", "T5Encoder"),
+    "bert": ("lgm.models.bert", "BERTConfig", "BERT"),
     "unet": ("lgm.models.unet", "UNetConfig", "UNet"),
     "mmdit": ("lgm.models.mmdit", "MMDiTConfig", "MMDiT"),
 }

@@ -56,7 +56,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, mask: jax.Array | None = None, *, causal=False, bias_NTS=None) -> jax.Array:
         b, t, _ = x_BTD.shape
         q, k, v = (part.reshape(b, t, self.heads, -1) for part in jnp.split(self.qkv(x_BTD), 3, -1))
-        bias = None if bias_NTS is None else bias_NTS[None].astype(q.dtype)
+        bias = None if bias_NTS is None else bias_NTS[None]
         y = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=self.scale, is_causal=causal)
         return self.out(y.reshape(b, t, -1))
 
