@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lgm.models import FAMILIES, classes
+from lgm.models import FAMILIES, classes, family_of
 from lgm.parsing import ConfigError, as_dict, parse, read_config_file
 
 DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
@@ -168,7 +168,7 @@ class Config:
     @property
     def family(self) -> str:
         """The model's family name."""
-        return _family_of(self.model)
+        return family_of(self.model)
 
 
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -192,7 +192,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         text = dict(values["text"])
         text["encoder"] = _parse_model(text.get("encoder"), "config.text.encoder")
         values["text"] = text
-    loss_class = AutoencoderLoss if _family_of(values["model"]) == "autoencoder" else DenoisingLoss
+    loss_class = AutoencoderLoss if family_of(values["model"]) == "autoencoder" else DenoisingLoss
     values["loss"] = parse(loss_class, values.get("loss") or {}, "config.loss")
     config = parse(Config, values, "config")
     _check(config)
@@ -204,20 +204,13 @@ def to_dict(config: Config) -> dict[str, Any]:
     values = as_dict(config)
     values["model"] = {"family": config.family, **values["model"]}
     if config.text is not None:
-        values["text"]["encoder"] = {"family": _family_of(config.text.encoder), **values["text"]["encoder"]}
+        values["text"]["encoder"] = {"family": family_of(config.text.encoder), **values["text"]["encoder"]}
     return values
 
 
 def digest(config: Config) -> str:
     """A short hash of everything the config says."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _family_of(model) -> str:
-    for family, (module, config_class, _) in FAMILIES.items():
-        if type(model).__module__ == module and type(model).__name__ == config_class:
-            return family
-    raise ConfigError(f"config.model={model!r} is no model configuration")
 
 
 def _parse_model(values, path: str):

@@ -11,6 +11,7 @@ import numpy as np
 
 from lgm import sampling
 from lgm.config import Sampling
+from lgm.sampling import classifier_free
 from lgm.system import System
 
 CHUNK = 16  # images drawn by one compiled call: bounds memory, and a shorter list compiles nothing new
@@ -50,9 +51,11 @@ def _contexts(system: System, params, tokens, mask):
 
 @functools.cache
 def _guided(system: System, scale: float):
+    """One predict function a system and scale, so that its compiled step is found again."""
+
     def predict(x, t, arguments):
         params, (cond, uncond) = arguments
-        return x
+        return classifier_free(functools.partial(system.denoise, params), cond, uncond, scale)(x, t)
 
     return predict
 
@@ -62,13 +65,17 @@ def _decode(system: System, frozen, latents):
     return system.decode(frozen, latents)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(system: System, frozen, images):
+    return system.encode(frozen, images)
+
+
 def encode_all(system: System, frozen, images, count: int | None = None, size: int = 64) -> np.ndarray:
     """Standardised latents [N, h, w, c] of a whole image set, encoded in chunks of one shape."""
     count = len(images) if count is None else count
-    encode = jax.jit(system.encode)
+    pixels = images.take(range(count)).images() if count else None
     parts = []
     for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + min(size, count)), count - 1)
-        chunk = np.stack([images.image(int(i)) for i in rows])
-        parts.append(np.asarray(encode(frozen, chunk))[: count - start])
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        parts.append(np.asarray(_encode(system, frozen, pixels[rows]))[: count - start])
     return np.concatenate(parts) if parts else np.zeros((0, *system.latent_shape()), np.float32)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import losses, process, sampling
+from lgm import losses, process
 from lgm.config import Config
 from lgm.models import Conditioning, Model, Params, build
+from lgm.models.autoencoder import standardize, unstandardize
 from lgm.weights import load_autoencoder
 
 
@@ -65,17 +66,17 @@ class System:
     def encode(self, frozen: Params, images_BHWC: jax.Array) -> jax.Array:
         """Latents of uint8 images: the posterior's mean, standardised."""
         mean, _ = self.autoencoder.apply(frozen, images_BHWC.astype(jnp.float32) / 127.5 - 1.0, method="encode")
-        return self.autoencoder.config.standardise(mean)
+        return standardize(self.autoencoder.config, mean)
 
     def decode(self, frozen: Params, latents_BHWC: jax.Array) -> jax.Array:
         """uint8 images of standardised latents."""
-        x = self.autoencoder.apply(frozen, self.autoencoder.config.unstandardise(latents_BHWC), method="decode")
+        x = self.autoencoder.apply(frozen, unstandardize(self.autoencoder.config, latents_BHWC), method="decode")
         return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of a latent at the config's resolution."""
         c = self.autoencoder.config
-        side = self.config.data.resolution // c.downsampling
+        side = self.config.data.resolution // c.factor
         return side, side, c.latent_channels
 
 

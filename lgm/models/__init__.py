@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from lgm.models.base import Conditioning, Model, Params, count
 
 # family name -> (configuration class, NNX module class), both importable without building anything
@@ -17,8 +19,6 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
 
 def classes(family: str) -> tuple[type, type]:
     """(configuration class, module class) of a family. Raises ValueError that names the families there are."""
-    import importlib
-
     if family not in FAMILIES:
         raise ValueError(f"unknown model family {family!r}; there are {', '.join(FAMILIES)}")
     module, config, network = FAMILIES[family]
@@ -26,13 +26,17 @@ def classes(family: str) -> tuple[type, type]:
     return getattr(module, config), getattr(module, network)
 
 
+def family_of(config) -> str:
+    """The family name of a configuration dataclass. Raises TypeError for anything else."""
+    for family, (module, config_class, _) in FAMILIES.items():
+        if (type(config).__module__, type(config).__name__) == (module, config_class):
+            return family
+    raise TypeError(f"{config!r} is no model configuration; there are {', '.join(FAMILIES)}")
+
+
 def build(config) -> Model:
     """The model of a configuration dataclass; no arrays are made."""
-    for family in FAMILIES:
-        config_class, network = classes(family)
-        if isinstance(config, config_class):
-            return Model(config, network)
-    raise TypeError(f"{type(config).__name__} is no model configuration; there are {', '.join(FAMILIES)}")
+    return Model(config, classes(family_of(config))[1])
 
 
-__all__ = ["Conditioning", "FAMILIES", "Model", "Params", "build", "classes", "count"]
+__all__ = ["Conditioning", "FAMILIES", "Model", "Params", "build", "classes", "count", "family_of"]

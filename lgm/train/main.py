@@ -116,3 +116,27 @@ def evaluate(workdir: str, out: str, weights: str) -> int:
     write_atomically(out, (json.dumps(result, indent=2) + "\n").encode())
     print(f"held-out loss {values['heldout_loss']:.4f} over {count} images; see {out}")
     return 0
+
+
+def export(workdir: str, out: str, weights: str) -> int:
+    """Write an autoencoder's run as a folder that `config.autoencoder` takes, with its latents' statistics."""
+    import numpy as np
+
+    from lgm.data import open_images
+    from lgm.train.autoencode import latents_of
+    from lgm.train.checkpoint import restore_weights
+    from lgm.train.loop import abstract_state
+    from lgm.weights import save_autoencoder, standardized
+
+    config = schema.read(workdir)
+    if config.family != "autoencoder":
+        raise ConfigError(f"--workdir={workdir} holds a {config.family}'s run; only autoencoders are exported so far")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ConfigError(f"--out={out} is a file; give a folder")
+    state, _ = restore_weights(workdir, abstract_state(config))
+    params = (state.ema if weights == "ema" else state.params)["autoencoder"]
+    images = open_images(config.data.source, where=config.data.where, resolution=config.data.resolution)
+    model = standardized(config.model, latents_of(config, params, images))
+    save_autoencoder(out, model, params, np.float16)
+    print(f"wrote {out}")
+    return 0

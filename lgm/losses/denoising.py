@@ -1,0 +1,41 @@
+"""The denoising loss: draw t, build x_t, compare the prediction with its target under a weighting.
+
+With the rectified-flow process, target "flow" and a logit-normal density it is SD3's flow matching; with DDPM and
+"eps" it is the simple loss of 2006.11239; with "v" that of 2202.00512.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lgm import process as gaussian
+from lgm.losses.densities import Density
+from lgm.losses.weightings import Weighting
+from lgm.process import Process
+
+Predict = Callable[[jax.Array, jax.Array, object], jax.Array]  # (x_t [B, ...], t [B], cond) -> prediction, like x_t
+
+
+def denoising(process: Process, target: str, density: Density, weighting: Weighting):
+    """`loss(predict, x, cond, key) -> (scalar float32, metrics)`: the batch mean of the weighted squared error."""
+    gaussian.coefficients(process, target, jnp.float32(0.5))  # an unknown target is refused here, not in a trace
+
+    def loss(predict: Predict, x: jax.Array, cond, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        time_key, noise_key = jax.random.split(key)
+        t_B = density(time_key, x.shape[:1])
+        eps = jax.random.normal(noise_key, x.shape, jnp.float32)
+        error_B = denoising_at(process, target, predict, x, cond, t_B, eps)
+        return jnp.mean(weighting(process, target, t_B) * error_B), {}
+
+    return loss
+
+
+def denoising_at(process: Process, target: str, predict: Predict, x: jax.Array, cond, t_B: jax.Array,
+                 eps: jax.Array) -> jax.Array:
+    """[B] mean squared error of the prediction at given times and noise, reduced in float32."""
+    x_t = gaussian.add_noise(process, x, eps, t_B)
+    error = predict(x_t, t_B, cond).astype(jnp.float32) - gaussian.target(process, target, x, eps, t_B)
+    return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))

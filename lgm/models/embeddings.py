@@ -1,0 +1,51 @@
+"""Embeddings of time and place, and the cutting of images into tokens."""
+
+from __future__ import annotations
+
+import math
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def timestep_embedding(t_B: jax.Array, size: int = 256, period: float = 10_000.0) -> jax.Array:
+    """[B, size] float32: cosines, then sines, of 1000 t at frequencies from 1 down to 1 / period.
+
+    t in [0, 1]; 1000 t is the timestep of the released models (cosines first, as they have it).
+    """
+    half = size // 2
+    frequencies = jnp.exp(-math.log(period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = 1000.0 * t_B.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def sincos_2d(width: int, rows: int, columns: int, table: int, base: int) -> np.ndarray:
+    """[rows * columns, width] float32: the middle of a table x table grid of 2-D sine-cosine positions.
+
+    Places are scaled by base / table, so that a table larger than the `base` grid refines it (2403.03206, 5.3.2).
+    The first half of the width encodes the column, the second the row; each has sines, then cosines.
+    """
+    if max(rows, columns) > table:
+        raise ValueError(f"{rows} x {columns} tokens exceed the position table of {table} x {table}; raise position_size")
+    frequencies = 1.0 / 10_000.0 ** (np.arange(width // 4) / (width / 4))
+
+    def encode(count):
+        places = (np.arange(count) + (table - count) // 2) * (base / table)
+        angles = places[:, None] * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
+    row, column = encode(rows)[:, None], encode(columns)[None]
+    grid = np.concatenate(np.broadcast_arrays(column, row), -1)
+    return grid.reshape(rows * columns, width).astype(np.float32)
+
+
+def patchify(x_BHWC: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] -> tokens [B, (H / p) (W / p), p p C], rows first."""
+    return einops.rearrange(x_BHWC, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(x_BTD: jax.Array, patch: int, rows: int) -> jax.Array:
+    """The inverse of `patchify` for a grid of `rows` rows."""
+    return einops.rearrange(x_BTD, "b (h w) (p q c) -> b (h p) (w q) c", p=patch, q=patch, h=rows)

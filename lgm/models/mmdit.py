@@ -1,0 +1,203 @@
+"""MMDiT, the multimodal diffusion transformer of SD3 and SD3.5 (Esser et al. 2024, 2403.03206).
+
+Text and image tokens have weights of their own and meet in joint attention. With released weights it is SD3; small
+ones train from scratch. The tree mirrors diffusers' SD3Transformer2DModel up to fused q, k, v and stacked blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lgm.models.attention import attention
+from lgm.models.base import Conditioning
+from lgm.models.convolution import Linear
+from lgm.models.embeddings import patchify, sincos_2d, timestep_embedding, unpatchify
+
+EPSILON = 1e-6  # of every norm
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MMDiTConfig:
+    """Latents [B, H, W, channels] cut into patches; the defaults are SD3-medium's shape.
+
+    position_size: side of the table of positions; base_size: the side of grid that it refines (patches).
+    qk_norm: "rms" normalizes queries and keys (SD3.5). dual_attention: the first so many blocks attend to the image
+    alone a second time (SD3.5-medium). remat names what the backward pass recomputes. group: blocks laid out in one
+    iteration of the scan over depth; 1 compiles fastest, `depth` runs fastest.
+    """
+
+    channels: int = 16
+    patch_size: int = 2
+    width: int = 1536
+    depth: int = 24
+    heads: int = 24
+    mlp_ratio: float = 4.0
+    text_dim: int = 4096
+    pooled_dim: int = 2048
+    position_size: int = 192
+    base_size: int = 64
+    qk_norm: Literal["none", "rms"] = "none"
+    remat: Literal["none", "full", "dots"] = "none"
+    group: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}; choose a divisor")
+        if self.width % 4:
+            raise ValueError(f"width={self.width} must be a multiple of 4, for two-dimensional positions")
+        if self.depth < 2:
+            raise ValueError(f"depth={self.depth} must be at least 2")
+        if self.group < 1:
+            raise ValueError(f"group={self.group} must be at least 1")
+
+
+class MLP(nnx.Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, rngs: nnx.Rngs):
+        self.activation = activation
+        self.fc1 = Linear(inputs, hidden, ("embed", "mlp"), rngs=rngs)
+        self.fc2 = Linear(hidden, outputs, ("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) times a learned scale, over the last axis (Zhang & Sennrich 2019, 1910.07467)."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width), axes=(None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + EPSILON)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+def modulated_norm(x_BTD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
+    """Layer norm without parameters of its own, then (1 + scale) and shift from the conditioning (adaLN)."""
+    x = x_BTD.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), -1, keepdims=True) - jnp.square(mean)
+    y = (x - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
+    return (y * (1.0 + scale_BD[:, None]) + shift_BD[:, None]).astype(x_BTD.dtype)
+
+
+class Stream(nnx.Module):
+    """One modality's half of a block: modulation, q k v, output, feed-forward network.
+
+    `closing` is for the text of the last block, whose output nobody reads: it only offers keys and values.
+    """
+
+    def __init__(self, config: MMDiTConfig, closing: bool = False, *, rngs: nnx.Rngs):
+        width = config.width
+        self.heads, self.closing = config.heads, closing
+        parts = 2 if closing else 6
+        self.modulation = Linear(width, parts * width, ("embed", "heads"), zero=True, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, ("embed", "heads"), rngs=rngs)
+        norm = (lambda: RMSNorm(width // config.heads)) if config.qk_norm == "rms" else (lambda: None)
+        self.norm_q, self.norm_k = norm(), norm()
+        if not closing:
+            self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
+            self.mlp = MLP(width, int(config.mlp_ratio * width), width, jax.nn.gelu, rngs=rngs)
+
+    def modulate(self, signal_BD: jax.Array) -> list[jax.Array]:
+        """shift, scale, gate of attention and of the MLP; for a closing stream shift and scale alone."""
+        parts = jnp.split(self.modulation(signal_BD), 2 if self.closing else 6, -1)
+        return parts[::-1] if self.closing else parts  # the released weights keep scale first there
+
+    def project(self, x_BTD: jax.Array, shift: jax.Array, scale: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values [B, T, N, D / N]."""
+        b, t, _ = x_BTD.shape
+        qkv = self.qkv(modulated_norm(x_BTD, shift, scale)).reshape(b, t, 3, self.heads, -1)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if self.norm_q is not None:
+            q, k = self.norm_q(q), self.norm_k(k)
+        return [q, k, v]
+
+    def finish(self, x_BTD: jax.Array, attended_BTND: jax.Array, modulation: list[jax.Array]) -> jax.Array:
+        """Add gated attention, then the gated MLP."""
+        _, _, gate, shift, scale, mlp_gate = modulation
+        x = x_BTD + gate[:, None] * self.out(attended_BTND.reshape(x_BTD.shape))
+        return x + mlp_gate[:, None] * self.mlp(modulated_norm(x, shift, scale))
+
+
+class Block(nnx.Module):
+    """Joint attention over text and image tokens; a `closing` block returns no text."""
+
+    def __init__(self, config: MMDiTConfig, closing: bool = False, *, rngs: nnx.Rngs):
+        self.closing = closing
+        self.image = Stream(config, rngs=rngs)
+        self.text = Stream(config, closing, rngs=rngs)
+
+    def __call__(self, image_BTD, text_BLD, signal_BD, mask):
+        to_image, to_text = self.image.modulate(signal_BD), self.text.modulate(signal_BD)
+        image_qkv = self.image.project(image_BTD, *to_image[:2])
+        text_qkv = self.text.project(text_BLD, *to_text[:2])
+        count = image_BTD.shape[1]
+        q, k, v = (jnp.concatenate(pair, 1) for pair in zip(image_qkv, text_qkv, strict=True))
+        attended = attention(q[:, :count] if self.closing else q, k, v, mask)
+        image = self.image.finish(image_BTD, attended[:, :count], to_image)
+        return image, None if self.closing else self.text.finish(text_BLD, attended[:, count:], to_text)
+
+
+class MMDiT(nnx.Module):
+    """Denoiser: (x [B, H, W, C], t [B] in [0, 1], cond with text, pooled and optionally text_mask) -> like x."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width, patch = config.width, config.patch_size**2 * config.channels
+        self.patches = Linear(patch, width, (None, "embed"), rngs=rngs)
+        self.time = MLP(256, width, width, jax.nn.silu, rngs=rngs)
+        self.pooled = MLP(config.pooled_dim, width, width, jax.nn.silu, rngs=rngs)
+        self.text = Linear(config.text_dim, width, (None, "embed"), rngs=rngs)
+        keys = jax.random.split(rngs.params(), config.depth - 1)
+        self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
+        self.last = Block(config, closing=True, rngs=rngs)
+        self.modulation = Linear(width, 2 * width, ("embed", "heads"), zero=True, rngs=rngs)
+        self.out = Linear(width, patch, ("embed", None), zero=True, rngs=rngs)
+
+    def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
+        config, dtype = self.config, self.config.dtype
+        b, h, w, _ = x_BHWC.shape
+        if h % config.patch_size or w % config.patch_size:
+            raise ValueError(f"latents of {h} x {w} do not divide into patches of {config.patch_size}")
+        rows, columns = h // config.patch_size, w // config.patch_size
+        places = sincos_2d(config.width, rows, columns, config.position_size, config.base_size)
+        image = self.patches(patchify(x_BHWC, config.patch_size).astype(dtype)) + places.astype(dtype)
+        text = self.text(cond.text.astype(dtype))
+        signal = self.time(timestep_embedding(t_B).astype(dtype)) + self.pooled(cond.pooled.astype(dtype))
+        signal = jax.nn.silu(signal)
+        mask = None
+        if cond.text_mask is not None:
+            mask = jnp.concatenate([jnp.ones((b, rows * columns), bool), cond.text_mask], 1)
+        image, text = run_blocks(self.blocks, (image, text), lambda block, xs: block(*xs, signal, mask), config)
+        image, _ = self.last(image, text, signal, mask)
+        scale, shift = jnp.split(self.modulation(signal), 2, -1)
+        return unpatchify(self.out(modulated_norm(image, shift, scale)), config.patch_size, rows).astype(x_BHWC.dtype)
+
+
+def run_blocks(blocks: nnx.Module, x, step, config: MMDiTConfig):
+    """x <- step(block, x) over stacked blocks: a scan over groups, or all laid out when one group holds them."""
+    body = step
+    if (policy := REMAT[config.remat]) is not None:
+        body = jax.checkpoint(step, policy=policy)
+    depth = len(jax.tree.leaves(blocks)[0])
+    if config.group >= depth:
+        for i in range(depth):
+            x = body(jax.tree.map(lambda p: p[i], blocks), x)
+        return x
+    return jax.lax.scan(lambda x, block: (body(block, x), None), x, blocks, unroll=config.group)[0]

@@ -1,0 +1,218 @@
+"""Gaussian processes x_t = a(t) x + b(t) eps, and what a network may predict of them.
+
+t runs in [0, 1]; t = 0 is data and t = 1 noise. Every prediction target is linear in (x, eps), so a prediction at x_t
+gives x, eps, velocity and score by one 2 x 2 solve. Losses, samplers and conversions all rest on that one fact.
+
+    process            a(t)              b(t)                    target   p(t)    q(t)
+    DDPM (VP)          sqrt(alpha_bar)   sqrt(1 - alpha_bar)     eps      0       1
+    rectified flow     1 - t             t                       x        1       0
+    EDM (VE)           1                 sigma(t)                v        -b      a
+                                                                 flow     a'(t)   b'(t)
+
+A table of N steps (DDPM) puts its index k at t = k / N, as the released networks count (t x 1000 is their timestep);
+between the table's points the log signal-to-noise ratio is linear in t, beyond its last it goes on in a straight line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lgm import registry
+
+TARGETS = ("eps", "x", "v", "flow")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Process:
+    """A path from data to noise; `a` and `b` map an array of t in [0, 1] to arrays of its shape.
+
+    `steps` is N for a process defined by a table of N steps. Compared by identity, so it may be a static argument.
+    """
+
+    name: str
+    a: Callable[[jax.Array], jax.Array]
+    b: Callable[[jax.Array], jax.Array]
+    steps: int | None = None
+
+    def da(self, t: jax.Array) -> jax.Array:
+        """da/dt, elementwise."""
+        return _derivative(self.a, t)
+
+    def db(self, t: jax.Array) -> jax.Array:
+        """db/dt, elementwise."""
+        return _derivative(self.b, t)
+
+    def sigma(self, t: jax.Array) -> jax.Array:
+        """The noise level b / a of x_t / a, in units of the data; infinite where a = 0."""
+        return self.b(t) / self.a(t)
+
+    def log_snr(self, t: jax.Array) -> jax.Array:
+        """log(a^2 / b^2), falling in t; infinite where a or b is 0."""
+        return 2.0 * (jnp.log(self.a(t)) - jnp.log(self.b(t)))
+
+    def time_at_log_snr(self, log_snr: jax.Array) -> jax.Array:
+        """The t whose log_snr is given, to float32 accuracy by bisection; 0 or 1 beyond the process's range."""
+        log_snr = jnp.asarray(log_snr, jnp.float32)
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = 0.5 * (low + high)
+            noisier = self.log_snr(middle) > log_snr  # too little noise: t lies above
+            return jnp.where(noisier, middle, low), jnp.where(noisier, high, middle)
+
+        low, high = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(log_snr), jnp.ones_like(log_snr)))
+        return 0.5 * (low + high)
+
+
+def _derivative(function, t):
+    t = jnp.asarray(t, jnp.float32)
+    return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
+
+
+def ddpm(schedule: str = "scaled_linear", beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000,
+         zero_terminal_snr: bool = False) -> Process:
+    """Discrete variance-preserving diffusion (Ho et al. 2020, 2006.11239).
+
+    schedule: "linear" (beta linear), "scaled_linear" (sqrt(beta) linear: SD), "squared_cosine" (Nichol & Dhariwal
+    2021, 2102.09672; the betas are not used). zero_terminal_snr rescales sqrt(alpha_bar) so that the last step is pure
+    noise (Lin et al. 2023, 2305.08891, algorithm 1).
+    """
+    schedules = {
+        "linear": lambda: np.linspace(beta_start, beta_end, steps),
+        "scaled_linear": lambda: np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2,
+        "squared_cosine": lambda: _cosine_betas(steps),
+    }
+    betas = registry.make("schedule of betas", schedules, schedule, {})
+    root = np.sqrt(np.cumprod(1.0 - betas))
+    if zero_terminal_snr:
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    tiny = 1e-8  # keeps the log of a zero signal finite
+    log_sigma = 0.5 * np.log1p(-root**2) - np.log(np.maximum(root, tiny))
+    return Process("ddpm", *_vp_of_table(log_sigma), steps)
+
+
+def _vp_of_table(log_sigma: np.ndarray):
+    steps = len(log_sigma)
+    # one more point, so that t = 1 is on the line through the last two
+    table = jnp.asarray(np.append(log_sigma, 2 * log_sigma[-1] - log_sigma[-2]), jnp.float32)
+
+    def at(t):
+        place = jnp.clip(jnp.asarray(t, jnp.float32), 0.0, 1.0) * steps
+        low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, steps - 1)
+        share = place - low
+        return table[low] * (1.0 - share) + table[low + 1] * share
+
+    a = lambda t: jnp.sqrt(jax.nn.sigmoid(-2.0 * at(t)))
+    b = lambda t: jnp.sqrt(jax.nn.sigmoid(2.0 * at(t)))
+    return a, b
+
+
+def _cosine_betas(steps: int) -> np.ndarray:
+    alpha_bar = lambda u: np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    u = np.arange(steps) / steps
+    return np.minimum(1.0 - alpha_bar(u + 1.0 / steps) / alpha_bar(u), 0.999)
+
+
+def continuous_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
+    """The VP SDE with linear beta(t) (Song et al. 2021, 2011.13456): a = exp(-(beta_min t + (beta_max - beta_min) t^2
+    / 2) / 2), b^2 = 1 - a^2."""
+    integral = lambda t: beta_min * t + 0.5 * (beta_max - beta_min) * jnp.square(t)
+    a = lambda t: jnp.exp(-0.5 * integral(jnp.asarray(t, jnp.float32)))
+    b = lambda t: jnp.sqrt(-jnp.expm1(-integral(jnp.maximum(jnp.asarray(t, jnp.float32), 1e-8))))
+    return Process("continuous_vp", a, b)
+
+
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
+    """Variance exploding in the parametrisation of Karras et al. 2022 (2206.00364); log sigma is linear in t."""
+    low, high = math.log(sigma_min), math.log(sigma_max)
+    a = lambda t: jnp.ones_like(jnp.asarray(t, jnp.float32))
+    b = lambda t: jnp.exp(low + (high - low) * jnp.asarray(t, jnp.float32))
+    return Process("edm", a, b)
+
+
+def rectified_flow(shift: float = 1.0) -> Process:
+    """Straight lines from data to noise (Liu et al. 2023, 2209.03003). `shift` moves times towards noise as SD3 does
+    for larger images (2403.03206, eq. 23): it belongs to densities and time grids; see `shift_time`."""
+    if shift <= 0:
+        raise ValueError(f"process 'rectified_flow': shift={shift} must be above 0")
+    time = lambda t: shift_time(jnp.asarray(t, jnp.float32), shift) if shift != 1.0 else jnp.asarray(t, jnp.float32)
+    return Process("rectified_flow", lambda t: 1.0 - time(t), lambda t: time(t))
+
+
+def shift_time(t: jax.Array, shift: float) -> jax.Array:
+    """shift t / (1 + (shift - 1) t): the same noise level seen by an image of shift^2 times as many pixels."""
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+PROCESSES = {"ddpm": ddpm, "continuous_vp": continuous_vp, "edm": edm, "rectified_flow": rectified_flow}
+
+
+def build(name: str, **options) -> Process:
+    """The process of that name; ValueError, one line, for a name or option there is not."""
+    return registry.make("process", PROCESSES, name, options)
+
+
+def add_noise(process: Process, x: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:
+    """x_t = a(t) x + b(t) eps for x [B, ...] and t [B]."""
+    return _wide(process.a(t_B), x) * x + _wide(process.b(t_B), x) * eps
+
+
+def coefficients(process: Process, kind: str, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(p, q) of a prediction target p(t) x + q(t) eps."""
+    t = jnp.asarray(t, jnp.float32)
+    if kind == "eps":
+        return jnp.zeros_like(t), jnp.ones_like(t)
+    if kind == "x":
+        return jnp.ones_like(t), jnp.zeros_like(t)
+    if kind == "v":
+        return -process.b(t), process.a(t)
+    if kind == "flow":
+        return process.da(t), process.db(t)
+    raise ValueError(f"unknown prediction target {kind!r}; there are {', '.join(TARGETS)}")
+
+
+def target(process: Process, kind: str, x: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:
+    """What a network of that kind should predict at (x, eps, t)."""
+    p, q = coefficients(process, kind, t_B)
+    return _wide(p, x) * x + _wide(q, x) * eps
+
+
+class Endpoints(NamedTuple):
+    """The data and the noise that a prediction at x_t implies."""
+
+    x: jax.Array
+    eps: jax.Array
+
+
+def endpoints(process: Process, kind: str, prediction: jax.Array, x_t: jax.Array, t_B: jax.Array) -> Endpoints:
+    """Solve  a x + b eps = x_t,  p x + q eps = prediction  for (x, eps), in float32.
+
+    Singular where the target says nothing new: eps at b = 1 (a = 0) and x at b = 0.
+    """
+    a, b = process.a(t_B), process.b(t_B)
+    p, q = coefficients(process, kind, t_B)
+    determinant = a * q - b * p
+    a, b, p, q, determinant = (_wide(c, x_t) for c in (a, b, p, q, determinant))
+    x_t, prediction = x_t.astype(jnp.float32), prediction.astype(jnp.float32)
+    return Endpoints((q * x_t - b * prediction) / determinant, (a * prediction - p * x_t) / determinant)
+
+
+def convert(process: Process, kind: str, to: str, prediction: jax.Array, x_t: jax.Array, t_B: jax.Array) -> jax.Array:
+    """A prediction of one kind as another: eps, x, v, flow, or "score", the gradient of log p_t at x_t."""
+    x, eps = endpoints(process, kind, prediction, x_t, t_B)
+    if to == "score":
+        return -eps / _wide(process.b(t_B), x)
+    return target(process, to, x, eps, t_B)
+
+
+def _wide(c_B: jax.Array, like: jax.Array) -> jax.Array:
+    """A factor an example, [B] or [], as one that multiplies [B, ...]."""
+    c = jnp.asarray(c_B)
+    return c.reshape(c.shape + (1,) * (like.ndim - c.ndim)) if c.ndim else c

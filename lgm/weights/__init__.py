@@ -1,0 +1,100 @@
+"""Weights that come with the package, and loading of autoencoders from a folder: config.json and safetensors.
+
+A folder has the configuration of `AutoencoderConfig` as JSON under its own names and one tensor a parameter, named by
+its path; a diffusers folder of an AutoencoderKL is read through `lgm.interop`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lgm.files import write_atomically
+from lgm.models import Model, Params, build
+from lgm.models.autoencoder import AutoencoderConfig
+from lgm.parsing import ConfigError, as_dict, parse
+
+SHIPPED = ("emoji64",)
+WEIGHTS, CONFIG = "autoencoder.safetensors", "config.json"
+
+
+def load_autoencoder(source: str) -> tuple[Model, Params]:
+    """(model, float32 parameters) of a shipped autoencoder or of a folder. Raises ConfigError, one line."""
+    folder = _locate(source)
+    model = build(parse(AutoencoderConfig, _json(folder / CONFIG), f"{folder / CONFIG}"))
+    path = folder / WEIGHTS
+    try:
+        flat = safetensors.numpy.load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there; export an autoencoder's run with `lgm export`") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); the file is damaged") from None
+    return model, unflatten(model, flat, str(path))
+
+
+def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Params, dtype=np.float16) -> None:
+    """Write both files; the weights as `dtype`, the configuration last, so that a folder with one is whole."""
+    folder = Path(folder)
+    flat = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in _named(params)}
+    write_atomically(folder / WEIGHTS, safetensors.numpy.save(flat))
+    write_atomically(folder / CONFIG, (json.dumps(as_dict(config), indent=2) + "\n").encode())
+
+
+def fingerprint(source: str) -> str:
+    """A short hash of an autoencoder's weights: which latents belong to it."""
+    return hashlib.sha256((_locate(source) / WEIGHTS).read_bytes()).hexdigest()[:16]
+
+
+def unflatten(model: Model, flat: dict[str, np.ndarray], name: str) -> Params:
+    """Named tensors as the model's tree; one missing, left over or of the wrong shape is named."""
+    abstract = model.abstract()
+    wanted = dict(_named(abstract))
+    if missing := sorted(wanted.keys() - flat.keys()):
+        raise ConfigError(f"{name} lacks {missing[0]} ({len(missing)} missing); it belongs to another architecture")
+    if extra := sorted(flat.keys() - wanted.keys()):
+        raise ConfigError(f"{name} holds {extra[0]}, which the model has not ({len(extra)} left over)")
+    for key, leaf in wanted.items():
+        if flat[key].shape != leaf.shape:
+            raise ConfigError(f"{name}: {key} has shape {flat[key].shape}, the model's is {leaf.shape}")
+    leaves, structure = jax.tree_util.tree_flatten(abstract)
+    return jax.tree_util.tree_unflatten(structure, [flat[key].astype(np.float32) for key, _ in _named(abstract)])
+
+
+def _named(tree: Params) -> list[tuple[str, object]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _locate(source: str) -> Path:
+    folder = Path(str(resources.files("lgm.weights") / source)) if source in SHIPPED else Path(source)
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"config.autoencoder={source!r} is not there; give {', '.join(SHIPPED)} or an exported folder")
+    return folder
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise ConfigError(f"{path} is not JSON; the file is damaged") from None
+
+
+def standardized(config: AutoencoderConfig, latents: np.ndarray) -> AutoencoderConfig:
+    """`config` with the latents' own statistics: each channel's mean, and one deviation for all channels.
+
+    One common deviation keeps the channels' order of importance, which whitening would flatten.
+    """
+    flat = latents.reshape(-1, latents.shape[-1]).astype(np.float64)
+    mean = flat.mean(0)
+    deviation = float(np.sqrt(np.mean(np.square(flat - mean))))
+    round_ = lambda v: float(np.float32(v))
+    return dataclasses.replace(config, latents_mean=tuple(map(round_, mean)),
+                               latents_std=(round_(deviation),) * config.latent_channels)
