@@ -1,0 +1,286 @@
+"""The U-Net of Stable Diffusion 1, 2 and XL (2112.10752, 2307.01952), laid out as diffusers' UNet2DConditionModel."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lgm.models.base import Conditioning
+from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
+from lgm.models.text_layers import LayerNorm, stack
+
+EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
+PROJECTION_EPSILON = 1e-6  # of the group norm before a transformer
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """A denoiser of x [B, H, W, channels] with one width, transformer depth and number of heads a level.
+
+    A level of transformer depth 0 has no attention; the middle has `mid_depth` blocks. text_dim is the width of the
+    text tokens that cross-attention reads (0: none, self-attention only). pooled_dim and micro_ids (each embedded in
+    micro_dim) are added to the time embedding, as SDXL does. `linear_projection` says how a checkpoint stores the
+    projections around a transformer (matrix or 1 x 1 convolution), not what is computed. `remat` names what backward
+    recomputes of each transformer block and residual block: nothing, all but products ("dots") or all ("full").
+    """
+
+    channels: int = 4
+    block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    transformer_depth: tuple[int, ...] = (1, 1, 1, 0)
+    mid_depth: int = 1
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    text_dim: int = 768
+    pooled_dim: int = 0
+    micro_ids: int = 0
+    micro_dim: int = 256
+    norm_groups: int = 32
+    linear_projection: bool = False
+    remat: Literal["none", "dots", "full"] = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for name in ("transformer_depth", "heads"):
+            values = getattr(self, name)
+            if len(values) != len(self.block_channels):
+                raise ValueError(f"{name}={values} must have one value a level of block_channels={self.block_channels}")
+        for width, heads in zip(self.block_channels, self.heads, strict=True):
+            if width % self.norm_groups:
+                raise ValueError(f"norm_groups={self.norm_groups} does not divide block_channels={self.block_channels}")
+            if width % heads:
+                raise ValueError(f"heads={self.heads} do not divide block_channels={self.block_channels}")
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the time embedding."""
+        return 4 * self.block_channels[0]
+
+    @property
+    def added_dim(self) -> int:
+        """Width of what is embedded besides time: pooled text and micro-conditioning."""
+        return self.pooled_dim + self.micro_ids * self.micro_dim
+
+
+class CrossAttention(nnx.Module):
+    """Queries of the pixels, keys and values of the text; without bias but for the last product."""
+
+    def __init__(self, width: int, text_dim: int, heads: int, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.q = Linear(width, width, ("embed", "heads"), bias=False, rngs=rngs)
+        self.kv = Linear(text_dim, 2 * width, ("embed", "heads"), bias=False, rngs=rngs)
+        self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array, text_BLD: jax.Array, mask_BL: jax.Array | None) -> jax.Array:
+        k, v = jnp.split(self.kv(text_BLD), 2, -1)
+        return self.out(attend(self.q(x_BTD), k, v, self.heads, mask_BL))
+
+
+class SelfAttention(nnx.Module):
+    """Attention among pixels, q, k and v from one product; without bias but for the last product."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, ("embed", "heads"), bias=False, rngs=rngs)
+        self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        q, k, v = jnp.split(self.qkv(x_BTD), 3, -1)
+        return self.out(attend(q, k, v, self.heads, None))
+
+
+def attend(q_BTD, k_BSD, v_BSD, heads: int, mask_BS: jax.Array | None) -> jax.Array:
+    """Softmax attention of `heads` heads over the tokens that `mask_BS` lets count; [B, T, D]."""
+    q, k, v = (a.reshape(*a.shape[:2], heads, -1) for a in (q_BTD, k_BSD, v_BSD))
+    mask = None if mask_BS is None else mask_BS[:, None, None].astype(bool)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(q_BTD.shape)
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, cross-attention and a GEGLU feed-forward (Shazeer 2020, 2002.05202), each after a layer norm."""
+
+    def __init__(self, width: int, heads: int, text_dim: int, *, rngs: nnx.Rngs):
+        self.norm1, self.norm3 = LayerNorm(width, EPSILON), LayerNorm(width, EPSILON)
+        self.norm2 = LayerNorm(width, EPSILON) if text_dim else None
+        self.attention = SelfAttention(width, heads, rngs=rngs)
+        self.cross = CrossAttention(width, text_dim, heads, rngs=rngs) if text_dim else None
+        self.fc1 = Linear(width, 8 * width, ("embed", "mlp"), rngs=rngs)
+        self.fc2 = Linear(4 * width, width, ("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array, text_BLD: jax.Array | None, mask_BL: jax.Array | None) -> jax.Array:
+        x = x_BTD + self.attention(self.norm1(x_BTD))
+        if self.cross is not None:
+            x = x + self.cross(self.norm2(x), text_BLD, mask_BL)
+        value, gate = jnp.split(self.fc1(self.norm3(x)), 2, -1)
+        return x + self.fc2(value * jax.nn.gelu(gate, approximate=False))
+
+
+class Transformer(nnx.Module):
+    """`depth` stacked transformer blocks over the pixels of a feature map, between two projections, added to it."""
+
+    def __init__(self, width: int, heads: int, depth: int, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.norm = GroupNorm(width, config.norm_groups, epsilon=PROJECTION_EPSILON, silu=False)
+        self.proj_in = Linear(width, width, ("embed", "mlp"), rngs=rngs)
+        make = lambda key: TransformerBlock(width, heads, config.text_dim, rngs=nnx.Rngs(key))
+        self.blocks = stack(make, depth, rngs)
+        self.proj_out = Linear(width, width, ("mlp", "embed"), zero=True, rngs=rngs)
+
+    def __call__(self, x_BHWC: jax.Array, text_BLD: jax.Array | None, mask_BL: jax.Array | None) -> jax.Array:
+        b, h, w, c = x_BHWC.shape
+        step = recomputed(lambda x, block: (block(x, text_BLD, mask_BL), None), self.remat)
+        tokens = self.proj_in(self.norm(x_BHWC)).reshape(b, h * w, c)
+        tokens, _ = jax.lax.scan(step, tokens, self.blocks)
+        return x_BHWC + self.proj_out(tokens.reshape(b, h, w, c))
+
+
+def recomputed(fn, remat: str):
+    """`fn` under the remat policy of that name."""
+    return fn if REMAT[remat] is None else jax.checkpoint(fn, policy=REMAT[remat])
+
+
+class Layer(nnx.Module):
+    """A residual block and, where the level has attention, a transformer."""
+
+    def __init__(self, in_channels, out_channels, heads, depth, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.residual = ResBlock(
+            in_channels, out_channels, groups=config.norm_groups, epsilon=EPSILON, zero=True, rngs=rngs
+        )
+        self.transformer = Transformer(out_channels, heads, depth, config, rngs=rngs) if depth else None
+
+    def __call__(self, x_BHWC: jax.Array, shift_BC, text_BLD, mask_BL) -> jax.Array:
+        x = recomputed(lambda block, x, shift: block(x, shift), self.remat)(self.residual, x_BHWC, shift_BC)
+        return x if self.transformer is None else self.transformer(x, text_BLD, mask_BL)
+
+
+class Level(nnx.Module):
+    """The layers at one resolution and the convolution that leads to the next, if there is one."""
+
+    def __init__(self, layers: list[Layer], resample: Conv | None):
+        self.layers, self.resample = nnx.List(layers), resample
+
+
+class UNet(nnx.Module):
+    """What a noisy latent holds, as the process's prediction target: `unet(x, t, cond)` is shaped like x."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        widths, depths, heads = config.block_channels, config.transformer_depth, config.heads
+        last, embedding = len(widths) - 1, config.embedding_dim
+        layer = lambda i, in_channels: Layer(in_channels, widths[i], heads[i], depths[i], config, rngs=rngs)
+
+        self.time = Embedder(widths[0], embedding, rngs=rngs)
+        self.added = Embedder(config.added_dim, embedding, rngs=rngs) if config.added_dim else None
+        self.conv_in = Conv(config.channels, widths[0], rngs=rngs)
+
+        down, skips, width = [], [widths[0]], widths[0]
+        for i, n in enumerate(widths):
+            layers = [layer(i, n if j else width) for j in range(config.layers_per_block)]
+            down.append(Level(layers, Conv(n, n, stride=2, rngs=rngs) if i < last else None))
+            skips += [n] * (config.layers_per_block + (i < last))
+            width = n
+        self.down = nnx.List(down)
+
+        self.middle = Layer(width, width, heads[-1], config.mid_depth, config, rngs=rngs)
+        self.middle_last = Layer(width, width, heads[-1], 0, config, rngs=rngs)
+
+        up = []
+        for i, n in reversed(list(enumerate(widths))):
+            layers = []
+            for _ in range(config.layers_per_block + 1):
+                layers.append(layer(i, width + skips.pop()))
+                width = n
+            up.append(Level(layers, Conv(n, n, rngs=rngs) if i > 0 else None))
+        self.up = nnx.List(up)
+
+        self.norm_out = GroupNorm(widths[0], config.norm_groups, epsilon=EPSILON)
+        self.conv_out = Conv(widths[0], config.channels, zero=True, rngs=rngs)
+        # what time adds in every residual block, from one product
+        self.shifts = Linear(embedding, sum(shift_sizes(config)), ("embed", "conv_out"), rngs=rngs)
+
+    def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
+        """The prediction at x [B, H, W, channels] and t [B] in [0, 1] (released models' timesteps are 1000 t).
+
+        Reads cond.text [B, L, text_dim] with cond.text_mask, and cond.pooled and cond.micro where the configuration has
+        them. Raises ValueError where one of these is missing.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        text = _required(cond.text, "text", config.text_dim)
+        text = None if text is None else text.astype(dtype)
+        embedding_BE = self.time(sinusoids(1000.0 * t_B, config.block_channels[0]).astype(dtype))
+        if self.added is not None:
+            embedding_BE = embedding_BE + self.added(_added(config, cond).astype(dtype))
+        ends = [sum(shift_sizes(config)[:i]) for i in range(1, len(shift_sizes(config)))]
+        shifts = iter(jnp.split(self.shifts(jax.nn.silu(embedding_BE)), ends, -1))
+        apply = lambda layer, x: layer(x, next(shifts), text, cond.text_mask)
+
+        x = self.conv_in(x_BHWC.astype(dtype))
+        skips = [x]
+        for level in self.down:
+            for layer in level.layers:
+                x = apply(layer, x)
+                skips.append(x)
+            if level.resample is not None:
+                x = level.resample(x)
+                skips.append(x)
+        x = apply(self.middle_last, apply(self.middle, x))
+        for level in self.up:
+            for layer in level.layers:
+                x = apply(layer, jnp.concatenate([x, skips.pop()], -1))
+            if level.resample is not None:
+                h, w = skips[-1].shape[1:3]  # one less than twice x's where the way down met an odd size
+                x = level.resample(upsample(x)[:, :h, :w])
+        return self.conv_out(self.norm_out(x)).astype(x_BHWC.dtype)
+
+
+class Embedder(nnx.Module):
+    """Two products with a SiLU between: features [B, F] to an embedding [B, E]."""
+
+    def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(features, width, (None, "embed"), rngs=rngs)
+        self.fc2 = Linear(width, width, ("embed", "mlp"), rngs=rngs)
+
+    def __call__(self, x_BF: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.silu(self.fc1(x_BF)))
+
+
+def shift_sizes(config: UNetConfig) -> tuple[int, ...]:
+    """Width of each residual block in the order of their use: down, middle, up."""
+    widths, layers = config.block_channels, config.layers_per_block
+    down = [n for n in widths for _ in range(layers)]
+    up = [n for n in widths[::-1] for _ in range(layers + 1)]
+    return (*down, widths[-1], widths[-1], *up)
+
+
+def sinusoids(values: jax.Array, width: int) -> jax.Array:
+    """[..., width] cosines then sines of `values` at width / 2 frequencies from 1 down to nearly 1 / 10,000."""
+    half = width // 2
+    angles = values[..., None].astype(jnp.float32) * jnp.exp(-math.log(10_000.0) / half * jnp.arange(half))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def _added(config: UNetConfig, cond: Conditioning) -> jax.Array:
+    """Pooled text and embedded micro-conditioning side by side, [B, added_dim]."""
+    pooled = _required(cond.pooled, "pooled", config.pooled_dim)
+    micro = _required(cond.micro, "micro", config.micro_ids)
+    micro = None if micro is None else sinusoids(micro, config.micro_dim).reshape(len(micro), -1)
+    return jnp.concatenate([part for part in (pooled, micro) if part is not None], -1)
+
+
+def _required(value: jax.Array | None, name: str, width: int) -> jax.Array | None:
+    """`value` where the configuration reads it (width above 0), None where it does not."""
+    if width and (value is None or value.shape[-1] != width):
+        found = "nothing" if value is None else f"width {value.shape[-1]}"
+        raise ValueError(f"this U-Net needs cond.{name} of width {width}, got {found}")
+    return value if width else None
