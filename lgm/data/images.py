@@ -5,24 +5,30 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from lgm.data.storage import METADATA, Folder, Storage, TensorFlowDataset, Zip
+from lgm.parsing import near_miss
 
 SHIPPED = {"emoji64": "emoji64/emoji64.zip"}
+SHOWN = 30  # values that an error lists before it only counts them
+SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
+ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
     """Random access to images and what is known of them. `rows` are the metadata, each with "file_name" and "text"."""
 
-    source: Path
+    source: str
+    storage: Storage
     rows: tuple[dict[str, Any], ...]
     resolution: int
 
@@ -34,119 +40,159 @@ class ImageSet:
         """The caption of every image."""
         return [row["text"] for row in self.rows]
 
-    def image(self, index: int) -> np.ndarray:
-        """uint8 [resolution, resolution, 3], transparency laid on white, scaled by its short side and cut in the middle.
+    def image(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8 [H, W, 3] of `size` = (H, W), by default resolution x resolution.
 
-        Raises ValueError, one line with the file's name, for a missing, truncated or unreadable image.
+        Transparency is laid on white; the image is scaled to cover the size and cut in the middle. Raises ValueError,
+        one line with the file's name, for a missing, truncated or unreadable image.
         """
         name = self.rows[index]["file_name"]
-        return decode(_read(self.source, name), self.resolution, f"{self.source}/{name}")
+        return decode(self.storage.read(name), size or (self.resolution, self.resolution), f"{self.source}/{name}")
 
-    def images(self) -> np.ndarray:
+    def images(self, threads: int = 4) -> np.ndarray:
         """All images, decoded by a few threads: uint8 [N, resolution, resolution, 3]."""
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             return np.stack(list(pool.map(self.image, range(len(self)))))
 
-    def take(self, indices: Sequence[int]) -> ImageSet:
+    def sizes(self, threads: int = 4) -> np.ndarray:
+        """Stored (height, width) of every image: int32 [N, 2], from "height" and "width" in the metadata where all
+        have them, else from the files' headers."""
+        if all("height" in row and "width" in row for row in self.rows):
+            return np.array([(row["height"], row["width"]) for row in self.rows], np.int32)
+        size = lambda row: _stored_size(self.storage.read(row["file_name"]), f"{self.source}/{row['file_name']}")
+        with ThreadPoolExecutor(threads) as pool:
+            return np.array(list(pool.map(size, self.rows)), np.int32)
+
+    def take(self, indices: Iterable[int]) -> ImageSet:
         """The set of these rows."""
         return dataclasses.replace(self, rows=tuple(self.rows[int(i)] for i in indices))
 
 
 def open_images(source: str, where: Mapping[str, Any] | None = None, resolution: int = 64) -> ImageSet:
-    """The images of "emoji64", a folder or a zip whose metadata match `where`.
+    """The images of `source` whose metadata match `where`.
 
-    `where` maps a field to a value, to a list of values, or to a prefix ending in "-" or "*": {"subcategory": "face-"}.
-    Raises ValueError in one line for a source that cannot be read, metadata without captions, or a filter that leaves
-    nothing.
+    `source` is "emoji64", a folder or a zip with a metadata.jsonl (one JSON object a line with "file_name", "text" and
+    any other fields), or "tfds:NAME[:SPLIT]" for a prepared TensorFlow Datasets name. `where` maps a field to a value,
+    to a list of values, or to a prefix ending in "-" or "*": {"subcategory": "face-"}; a field that holds a list
+    matches by any of its items. Raises ValueError in one line for a source that cannot be read, metadata without
+    captions, a named image that is not there, or a filter that leaves nothing.
     """
-    path = _locate(source)
-    rows = _metadata(path)
-    for field, wanted in (where or {}).items():
-        if field not in rows[0]:
-            raise ValueError(f"data.where.{field}: {source} has no such field; there are {', '.join(rows[0])}")
-        matching = [row for row in rows if _matches(row.get(field), wanted)]
-        if not matching:
-            known = sorted({str(row.get(field)) for row in rows})
-            shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-            raise ValueError(f"data.where.{field}={wanted!r} leaves no image of {source}; there are {shown}")
-        rows = matching
-    return ImageSet(path, tuple(rows), resolution)
+    if resolution < 1:
+        raise ValueError(f"data.resolution={resolution} must be at least 1")
+    if source.startswith("tfds:"):
+        storage = TensorFlowDataset(source.removeprefix("tfds:"))
+        rows = _checked(enumerate(storage.rows()), storage, source, "record")
+    else:
+        storage = _open(source)
+        rows = _checked(_json_lines(storage.read(METADATA), source), storage, f"{source}/{METADATA}", "line")
+    rows = _select(rows, where or {}, source)
+    return ImageSet(source, storage, tuple(rows), resolution)
 
 
-def decode(content: bytes, resolution: int, name: str) -> np.ndarray:
-    """An image file's bytes as uint8 [resolution, resolution, 3] on white."""
+def decode(content: bytes, size: tuple[int, int], name: str) -> np.ndarray:
+    """An image file's bytes (PNG, JPEG, WebP, whatever Pillow reads) as uint8 [*size, 3] on white."""
+    height, width = size
     try:
         with Image.open(io.BytesIO(content)) as image:
+            image.draft("RGB", (width, height))  # a large JPEG is decoded at the smallest scale that covers the size
             image.load()
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip rather than scale
+                image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            if "A" in image.getbands() or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{name} cannot be decoded ({str(error).splitlines()[0]}); replace or remove it") from None
-    if image.size != (resolution, resolution):
-        scale = resolution / min(image.size)
-        image = image.resize([max(resolution, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-        left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
-        image = image.crop((left, top, left + resolution, top + resolution))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _undecodable(name, error) from None
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 
-def _locate(source: str) -> Path:
-    if source in SHIPPED:
-        return Path(str(resources.files("lgm.data") / SHIPPED[source]))
-    path = Path(source)
-    if path.is_dir() or path.is_file():
-        return path
-    raise ValueError(f"data.source={source!r} is not there; give {', '.join(SHIPPED)}, a folder or a zip")
+def _stored_size(content: bytes, name: str) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(ORIENTATION) in SIDEWAYS else (height, width)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _undecodable(name, error) from None
 
 
-def _metadata(path: Path) -> list[dict[str, Any]]:
-    lines = _read(path, "metadata.jsonl").decode("utf-8", "replace").splitlines()
-    names = None if path.is_dir() else set(_archive(path).namelist())
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"{path}/metadata.jsonl line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise ValueError(f"{place} is not JSON; write one object a line") from None
-        if not isinstance(row, dict) or not row.get("file_name") or not str(row.get("text") or "").strip():
-            raise ValueError(f"{place} has no file_name or no text; every image needs both")
-        if not (path / row["file_name"]).is_file() if names is None else row["file_name"] not in names:
-            raise ValueError(f"{place} names {row['file_name']}, which is not there; add the image or remove the line")
-        rows.append(row)
-    if not rows:
-        raise ValueError(f"{path}/metadata.jsonl names no image")
+def _undecodable(name: str, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{name} cannot be decoded ({reason.split(' <')[0]}); replace it or remove it from the metadata")
+
+
+def _open(source: str) -> Storage:
+    path = Path(str(resources.files("lgm.data") / SHIPPED[source])) if source in SHIPPED else Path(source)
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file():
+        return Zip(path)
+    raise ValueError(
+        f"data.source={source!r} is not there; give {', '.join(SHIPPED)}, a folder, a zip, or tfds:NAME"
+    )
+
+
+def _json_lines(content: bytes, source: str) -> Iterable[tuple[int, Any]]:
+    """(line number, object) of every line that is not blank."""
+    # bytes are split, not text: str.splitlines would also cut at line separators inside a caption
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError:
+                raise ValueError(f"{source}/{METADATA} line {number} is not JSON; write one object a line") from None
+
+
+def _checked(rows: Iterable[tuple[int, Any]], storage: Storage, place: str, unit: str) -> list[dict[str, Any]]:
+    """The rows, each with the name of a file that is there and a caption."""
+    kept, numbers = [], {}
+    for number, row in rows:
+        for field in ("file_name", "text"):
+            value = row.get(field) if isinstance(row, dict) else None
+            if not isinstance(value, str) or not value.strip():
+                problem = "an empty" if isinstance(value, str) else "no"
+                raise ValueError(f"{place} {unit} {number} has {problem} {field}; every image needs one, a string")
+        numbers.setdefault(row["file_name"], number)
+        kept.append(row)
+    if not kept:
+        raise ValueError(f"{place} names no image")
+    if absent := storage.missing(numbers):
+        first = min(absent, key=numbers.get)
+        more = f" (and {len(absent) - 1} more are missing)" if len(absent) > 1 else ""
+        raise ValueError(
+            f"{place} {unit} {numbers[first]} names {first}, which is not there{more}; add the image or remove the line"
+        )
+    return kept
+
+
+def _select(rows: list[dict[str, Any]], where: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+    """The rows that match every filter."""
+    fields = {field: None for row in rows for field in row}
+    asked = ""
+    for field, wanted in where.items():
+        if field not in fields:
+            raise ValueError(f"data.where.{field}: {source} has no such field{near_miss(field, fields)}")
+        matching = [row for row in rows if _matches(row.get(field), wanted)]
+        if not matching:
+            values = sorted({str(v) for row in rows for v in _items(row.get(field))})
+            shown = ", ".join(values[:SHOWN]) + (f", ... ({len(values)} in all)" if len(values) > SHOWN else "")
+            raise ValueError(f"data.where.{field}={wanted!r} leaves no image of {source}{asked}; there are {shown}")
+        rows, asked = matching, f"{asked or ' with'} {field}={wanted!r}"
     return rows
 
 
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _matches(value: Any, wanted: Any) -> bool:
+    if isinstance(value, list):
+        return any(_matches(item, wanted) for item in value)
     if isinstance(wanted, (list, tuple)):
-        return any(_matches(value, w) for w in wanted)
+        return any(_matches(value, option) for option in wanted)
     if isinstance(wanted, str) and wanted.endswith(("-", "*")):
-        return str(value).startswith(wanted.rstrip("*"))
+        return isinstance(value, str) and value.startswith(wanted.removesuffix("*"))
     return value == wanted
-
-
-_ARCHIVES: dict[Path, zipfile.ZipFile] = {}  # zipfile reads under a lock of its own, so threads may share one
-
-
-def _archive(path: Path) -> zipfile.ZipFile:
-    if path not in _ARCHIVES:
-        try:
-            _ARCHIVES[path] = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(f"{path} is not a readable zip ({error}); give a whole zip or a folder") from None
-    return _ARCHIVES[path]
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return (path / name).read_bytes() if path.is_dir() else _archive(path).read(name)
-    except (KeyError, FileNotFoundError):
-        raise ValueError(f"{path} has no {name}; an image set is {name} beside its images") from None
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{path}/{name} cannot be read ({error}); the file is damaged") from None
