@@ -20,12 +20,14 @@ def get_config():
             heldout_where=dict(subcategory="face-", split="heldout"),
         ),
         text=dict(
-            encoder=dict(family="clip_text", width=128, depth=2, heads=4, max_length=16),
+            encoder=dict(
+                family="clip_text", vocab_size=4096, width=128, depth=2, heads=4, max_length=16, causal=False, unroll=2,
+            ),
             caption_dropout=0.1,
         ),
         model=dict(
             family="mmdit", channels=32, patch_size=1, width=128, depth=4, heads=4, text_dim=128, pooled_dim=128,
-            qk_norm="rms",
+            position_size=8, base_size=8, qk_norm="rms", group=4,
         ),
         process=dict(name="rectified_flow"),
         loss=dict(target="flow", density=dict(name="logit_normal", mean=0.0, std=1.0)),

@@ -12,6 +12,7 @@ EXAMPLES = {
     "train": "lgm train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.lr=2e-3",
     "sample": 'lgm sample --workdir=runs/quickstart --prompt="grinning face emoji, noto style" --out=x.png --seed=1',
     "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json",
+    "export": "lgm export --workdir=runs/autoencoder --out=runs/autoencoder/export",
 }
 
 
@@ -76,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", required=True, help="the run's folder")
     evaluate.add_argument("--out", required=True, help="the JSON file to write")
     evaluate.add_argument("--weights", choices=("ema", "raw"), default="ema")
+
+    export = verb("export", _export, "Write an autoencoder's weights as a folder that `config.autoencoder` takes.")
+    export.add_argument("--workdir", required=True, help="the run's folder")
+    export.add_argument("--out", required=True, help="the folder to write")
+    export.add_argument("--weights", choices=("ema", "raw"), default="ema")
     return parser
 
 
@@ -97,6 +103,12 @@ def _evaluate(arguments, overrides) -> int:
     from lgm.train import main
 
     return main.evaluate(arguments.workdir, arguments.out, weights=arguments.weights)
+
+
+def _export(arguments, overrides) -> int:
+    from lgm.train import main
+
+    return main.export(arguments.workdir, arguments.out, weights=arguments.weights)
 
 
 if __name__ == "__main__":

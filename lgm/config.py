@@ -24,8 +24,7 @@ DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
 class Data:
     """Which images. `source` is "emoji64", a folder or a zip; `where` filters by metadata fields.
 
-    `latents` says when images become latents: "memory" encodes the whole set at the start, "step" inside every train
-    step, anything else is a folder written by `lgm encode`.
+    `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
     """
 
     source: str = "emoji64"
@@ -33,7 +32,7 @@ class Data:
     heldout_where: dict[str, Any] = dataclasses.field(default_factory=dict)
     resolution: int = 64
     crop: int | None = None
-    latents: str = "memory"
+    latents: Literal["memory", "step"] = "memory"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lgm import losses, process
 from lgm.config import Config
 from lgm.models import Conditioning, Model, Params, build
 from lgm.models.autoencoder import standardize, unstandardize
+from lgm.parsing import ConfigError
 from lgm.weights import load_autoencoder
 
 
@@ -87,6 +88,9 @@ def build_system(config: Config) -> tuple[System, Params]:
     autoencoder, frozen = load_autoencoder(config.autoencoder)
     text = build(config.text.encoder) if config.text else None
     tokenizer = Tokenizer(config.text.tokenizer, max_length=config.text.encoder.max_length) if config.text else None
+    if text and text.config.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(f"config.text.encoder.vocab_size={text.config.vocab_size} is too small for the "
+                          f"{tokenizer.vocab_size} entries of config.text.tokenizer={config.text.tokenizer!r}")
     options = dict(config.process)
     system = System(config, build(config.model), text, autoencoder, process.build(options.pop("name"), **options),
                     tokenizer)

@@ -24,10 +24,12 @@ def make_task(config: Config, mesh: jax.sharding.Mesh) -> Task:
     images = open_images(data.source, where=data.where, resolution=data.resolution)
     heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
     tokens, mask = system.tokenize(images.captions)
+    arrays = {"tokens": tokens, "mask": mask}
     in_memory = data.latents == "memory"
-    latents = encode_all(system, frozen, images) if in_memory else None
-    iterator = batches(images, tokens, mask, latents=latents, batch_size=config.batch_size, seed=config.seed,
-                       process_index=jax.process_index(), process_count=jax.process_count())
+    if in_memory:
+        arrays["latent"] = encode_all(system, frozen, images)
+    iterator = batches(arrays, image=None if in_memory else images.image, batch_size=config.batch_size,
+                       seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count())
     count = min(len(heldout), config.evaluation.max_images)
     test = encode_all(system, frozen, heldout, count), *system.tokenize(heldout.captions[:count])
     rows = pictured(config, heldout, images)

@@ -58,19 +58,25 @@ def use_compilation_cache() -> None:
 def load_run(workdir: str, weights: str):
     """(system, weights, frozen autoencoder, images seen) of a run's newest checkpoint."""
     from lgm.system import build_system
-    from lgm.train.checkpoint import restore_weights
-    from lgm.train.optimizer import build_optimizer
-    from lgm.train.state import init_state
 
     config = schema.read(workdir)
     if config.family == "autoencoder":
         raise ConfigError(f"--workdir={workdir} holds an autoencoder's run; give the folder of a denoiser's")
     use_compilation_cache()
     system, frozen = build_system(config)
+    params, step = restored(config, workdir, system.init, weights)
+    return system, params, frozen, step * config.batch_size
+
+
+def restored(config: schema.Config, workdir: str, init, weights: str):
+    """("ema" or "raw" weights of the newest checkpoint, its step); `init(key)` gives a tree of their shapes."""
+    from lgm.train.checkpoint import restore_weights
+    from lgm.train.optimizer import build_optimizer
+    from lgm.train.state import init_state
+
     optimizer = build_optimizer(config)
-    abstract = jax.eval_shape(lambda: init_state(system.init(jax.random.key(0)), optimizer))
-    state, step = restore_weights(workdir, abstract)
-    return system, state.ema if weights == "ema" else state.params, frozen, step * config.batch_size
+    state, step = restore_weights(workdir, jax.eval_shape(lambda: init_state(init(jax.random.key(0)), optimizer)))
+    return state.ema if weights == "ema" else state.params, step
 
 
 def sample(workdir: str, prompts: list[str], out: str, *, seed: int, count: int, steps: int | None,
@@ -120,12 +126,9 @@ def evaluate(workdir: str, out: str, weights: str) -> int:
 
 def export(workdir: str, out: str, weights: str) -> int:
     """Write an autoencoder's run as a folder that `config.autoencoder` takes, with its latents' statistics."""
-    import numpy as np
-
     from lgm.data import open_images
-    from lgm.train.autoencode import latents_of
-    from lgm.train.checkpoint import restore_weights
-    from lgm.train.loop import abstract_state
+    from lgm.models import build
+    from lgm.train.autoencode import reconstruct_all
     from lgm.weights import save_autoencoder, standardized
 
     config = schema.read(workdir)
@@ -133,10 +136,9 @@ def export(workdir: str, out: str, weights: str) -> int:
         raise ConfigError(f"--workdir={workdir} holds a {config.family}'s run; only autoencoders are exported so far")
     if Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out={out} is a file; give a folder")
-    state, _ = restore_weights(workdir, abstract_state(config))
-    params = (state.ema if weights == "ema" else state.params)["autoencoder"]
+    params = restored(config, workdir, lambda key: {"autoencoder": build(config.model).init(key)}, weights)[0]["autoencoder"]
     images = open_images(config.data.source, where=config.data.where, resolution=config.data.resolution)
-    model = standardized(config.model, latents_of(config, params, images))
-    save_autoencoder(out, model, params, np.float16)
+    _, latents = reconstruct_all(config, build(config.model), {"autoencoder": params}, images)
+    save_autoencoder(out, standardized(config.model, latents), params)
     print(f"wrote {out}")
     return 0
