@@ -1,67 +1,87 @@
 """Batches without end: shuffled by seed and epoch, split over processes, resumable at any step.
 
 Batch n is a function of (seed, n): the order of all examples is one sequence of permutations, batch n is its n-th
-slice of `batch_size`, and each process serves its own share of that slice. The iterator's state is n.
+slice of `batch_size`, and each process serves its own share of that slice. The iterator's state is n, so a run goes on
+unchanged when it is resumed on another number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grain
 import numpy as np
 
+from lgm.data.order import grouped, shuffled
 
-class _Source:
-    """A random-access source for grain: record i is {name: array[i]}, with "index" i."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], lazy=None):
-        self.arrays, self.lazy = dict(arrays), lazy
-        self.length = len(next(iter(self.arrays.values())))
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index) -> dict[str, np.ndarray]:
-        index = int(index)
-        record = {name: array[index] for name, array in self.arrays.items()} | {"index": np.int64(index)}
-        return record | {"image": self.lazy(index)} if self.lazy else record
+AHEAD = 2  # batches that a background thread holds ready; the state counts only those handed out
 
 
-def batches(arrays: Mapping[str, np.ndarray], *, batch_size: int, seed: int, image=None, process_index: int = 0,
-            process_count: int = 1, threads: int = 4):
-    """A grain iterator over dicts of arrays [batch_size / process_count, ...]; it never ends.
+def batches(
+    arrays: Mapping[str, Any],
+    *,
+    batch_size: int,
+    seed: int,
+    image: Callable[[int], np.ndarray] | None = None,
+    groups: np.ndarray | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 4,
+) -> grain.DatasetIterator:
+    """A grain iterator over dicts of arrays [batch_size / process_count, ...], with "index" int64 [B]; it never ends.
 
-    arrays: equally long arrays, one record a row. image: an optional `index -> uint8 [H, W, 3]` that is read by
-    `threads` reader threads as batches are needed. `get_state()` and `set_state()` make it resumable.
-    Raises ValueError when the batch is larger than the set or does not divide over the processes.
+    arrays: equally long arrays, one record a row, taken by `array[indices]`. image: an optional function of an index
+    that gives uint8 [H, W, 3]; `threads` threads read the images of a batch, which is served as "image". groups: an
+    optional label of every record; a batch then holds records of one label (images of one shape, say), and the records
+    that do not fill a label's last batch are left out, others in each epoch. Without groups every record is served
+    exactly once an epoch, and a batch may span the end of one. `get_state()` and `set_state()` make it resumable.
+    Raises ValueError when lengths differ, the batch is larger than the set, or it does not divide over the processes.
     """
-    source = _Source(arrays, image)
-    if batch_size > len(source):
-        raise ValueError(f"config.batch_size={batch_size} is larger than the {len(source)} images; give at most that")
+    lengths = {name: len(array) for name, array in arrays.items()} | ({} if groups is None else {"groups": len(groups)})
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"batches need arrays of one length; there are {lengths or 'none'}")
+    count = next(iter(lengths.values()))
+    if not 0 < batch_size <= count:
+        raise ValueError(f"config.batch_size={batch_size} must lie between 1 and the data set's {count} images")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} must lie in [0, process_count={process_count})")
     if batch_size % process_count:
         raise ValueError(f"config.batch_size={batch_size} is not divisible by {process_count} processes; give a "
                          f"multiple of {process_count}")
+    if seed < 0:
+        raise ValueError(f"config.seed={seed} must be at least 0")
     share = batch_size // process_count
     first = process_index * share
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    # the global order is cut into batches first and each batch into shares, so it does not depend on process_count
-    if process_count > 1:
-        dataset = _Share(dataset, batch_size, first, share)
-    options = grain.ReadOptions(num_threads=threads if image else 0, prefetch_buffer_size=4 * share)
-    return iter(dataset.batch(share, drop_remainder=True).to_iter_dataset(options))
+    if groups is None:
+        mine = lambda n: shuffled(n * batch_size + first, n * batch_size + first + share, count, seed)
+    else:
+        whole, per_epoch = grouped(np.asarray(groups), batch_size, seed)
+        if not per_epoch:
+            largest = np.unique(groups, return_counts=True)[1].max()
+            raise ValueError(f"config.batch_size={batch_size} is larger than every bucket of the data set, the largest "
+                             f"of which has {largest} images; give at most that, or fewer buckets")
+        mine = lambda n: whole(n)[first : first + share]
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read") if image else None
+
+    def gather(n: int) -> dict[str, np.ndarray]:
+        indices = mine(n)
+        batch = {name: np.asarray(array[indices]) for name, array in arrays.items()} | {"index": indices}
+        return batch | {"image": np.stack(list(pool.map(image, indices.tolist())))} if image else batch
+
+    dataset = grain.MapDataset.source(_Endless(gather))
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)))
 
 
-class _Share(grain.MapDataset):
-    """Of every `batch_size` consecutive records, those from `first` to `first + share`."""
+class _Endless:
+    """A random-access source for grain: record n is `make(n)`, for any n."""
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, first: int, share: int):
-        super().__init__(parent)
-        self.batch_size, self.first, self.share = batch_size, first, share
+    def __init__(self, make: Callable[[int], Any]):
+        self.make = make
 
     def __len__(self) -> int:
-        return len(self._parent) // self.batch_size * self.share
+        return 2**62
 
-    def __getitem__(self, index: int):
-        batch, place = divmod(index, self.share)
-        return self._parent[batch * self.batch_size + self.first + place]
+    def __getitem__(self, n) -> Any:
+        return self.make(int(n))

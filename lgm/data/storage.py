@@ -1,4 +1,4 @@
-"""Where the files of an image set lie: a folder, a zip, or a TensorFlow Datasets name. Each reads a file by its name."""
+"""Where the files of an image set lie: a folder, a zip or a TensorFlow Datasets name; each reads a file by its name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
+
+import numpy as np
 
 METADATA = "metadata.jsonl"
 
@@ -118,8 +120,8 @@ class TensorFlowDataset:
             for name, value in record.items():
                 if name in self.labels:
                     row[name] = self.labels[name].int2str(int(value)).replace("_", " ")
-                elif name != self.image and getattr(value, "ndim", 0) == 0:
-                    row[name] = value.decode() if isinstance(value, bytes) else getattr(value, "item", lambda v=value: v)()
+                elif name != self.image and np.ndim(value) == 0:
+                    row[name] = value.decode() if isinstance(value, bytes) else np.asarray(value).item()
             row["text"] = row.get("text") or row.get("caption") or next((row[name] for name in self.labels), "")
             yield row
 
