@@ -18,6 +18,8 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from lgm.files import write_atomically
+
 # words as CLIP splits them: contractions, runs of letters, single digits, runs of anything else
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 UNLIMITED = 1_000_000  # transformers writes 1e30 where a tokenizer has no longest length
@@ -25,11 +27,15 @@ UNLIMITED = 1_000_000  # transformers writes 1e30 where a tokenizer has no longe
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextTokenizer:
-    """Texts to ids. `max_length` is the longest the text encoder takes, `pad` the id that fills a row up."""
+    """Texts to ids. `max_length` is the longest the text encoder takes, `pad` the id that fills a row up.
+
+    `config` is what its tokenizer_config.json says, for `save` to say again.
+    """
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
     pad: int
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -76,7 +82,18 @@ def read_text_tokenizer(folder: str | Path) -> TextTokenizer:
     if tokenizer.token_to_id(pad) is None:
         raise ValueError(f"{folder}: the padding token {pad!r} is not in the vocabulary")
     length = min(int(config.get("model_max_length", UNLIMITED)), UNLIMITED)
-    return TextTokenizer(tokenizer, length, tokenizer.token_to_id(pad))
+    return TextTokenizer(tokenizer, length, tokenizer.token_to_id(pad), config)
+
+
+def save_text_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, as transformers does."""
+    # the tokens themselves, with how they are matched, stand in tokenizer.json
+    known = {k: _content(v) if k.endswith("_token") else v for k, v in tokenizer.config.items()}
+    known.pop("added_tokens_decoder", None)
+    known["pad_token"] = tokenizer.tokenizer.id_to_token(tokenizer.pad)
+    known["model_max_length"] = tokenizer.max_length
+    write_atomically(Path(folder) / "tokenizer.json", tokenizer.tokenizer.to_str(pretty=True).encode())
+    write_atomically(Path(folder) / "tokenizer_config.json", (json.dumps(known, indent=2) + "\n").encode())
 
 
 def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], special: Sequence[AddedToken] = ()):

@@ -9,7 +9,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from lgm.data.text_tokenizers import clip_bpe, read_sentencepiece, read_text_tokenizer
+from lgm.data.text_tokenizers import clip_bpe, read_sentencepiece, read_text_tokenizer, save_text_tokenizer
 
 CORPUS = [
     "a photo of a cat and a dog in the rain",
@@ -52,6 +52,12 @@ def equal_to_transformers(folder, length):
     assert ours.pad == theirs.pad_token_id
 
 
+def equal_to_each_other(folder, other):
+    """What transformers reads from both gives the same ids."""
+    first, second = (transformers.AutoTokenizer.from_pretrained(f) for f in (folder, other))
+    assert first(TEXTS).input_ids == second(TEXTS).input_ids
+
+
 @pytest.fixture(scope="module")
 def clip_files(tmp_path_factory):
     """vocab.json and merges.txt of a byte-level BPE with marked word ends, as CLIP's files are laid out."""
@@ -86,6 +92,9 @@ def test_clip_equals_transformers_from_the_original_files_and_from_saved_ones(cl
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / "tokenizer.json").is_file()
     equal_to_transformers(tmp_path / "saved", 24)
+    save_text_tokenizer(read_text_tokenizer(tmp_path), tmp_path / "ours")
+    equal_to_transformers(tmp_path / "ours", 24)
+    equal_to_each_other(tmp_path, tmp_path / "ours")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +127,10 @@ def test_t5_equals_transformers_from_tokenizer_json_and_from_the_sentencepiece_m
     theirs = transformers.T5Tokenizer(vocab=unigram + sentinels, model_max_length=512)
     theirs.save_pretrained(tmp_path)
     equal_to_transformers(tmp_path, 24)
+
+    save_text_tokenizer(read_text_tokenizer(tmp_path), tmp_path / "ours")
+    equal_to_transformers(tmp_path / "ours", 24)
+    equal_to_each_other(tmp_path, tmp_path / "ours")
 
     (tmp_path / "spiece.model").write_bytes(sentencepiece_model(unigram))
     pieces, charsmap = read_sentencepiece(tmp_path / "spiece.model")

@@ -1,0 +1,206 @@
+"""Configurations of denoisers and autoencoders, from diffusers' config.json to ours and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lgm.interop.fields import a_level, expect
+from lgm.models.autoencoder import AutoencoderConfig
+from lgm.models.mmdit import MMDiTConfig
+from lgm.models.unet import UNetConfig
+
+MICRO_IDS = 6  # SDXL: original size, crop, target size
+
+
+def read_autoencoder(config: Mapping[str, Any]) -> AutoencoderConfig:
+    """AutoencoderConfig of an AutoencoderKL."""
+    expect(config, "act_fn", "silu")
+    for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        for block in config.get(key, ()):
+            expect({key: block}, key, kind)
+    expect(config, "out_channels", config.get("in_channels", 3))
+    optional = lambda key: None if config.get(key) is None else tuple(config[key])
+    return AutoencoderConfig(
+        channels=config.get("in_channels", 3),
+        latent_channels=config.get("latent_channels", 4),
+        block_channels=tuple(config.get("block_out_channels", (64,))),
+        layers_per_block=config.get("layers_per_block", 1),
+        norm_groups=config.get("norm_num_groups", 32),
+        mid_attention=config.get("mid_block_add_attention", True),
+        use_quant_conv=config.get("use_quant_conv", True),
+        use_post_quant_conv=config.get("use_post_quant_conv", True),
+        scale=config.get("scaling_factor", 0.18215),
+        shift=config.get("shift_factor") or 0.0,
+        latents_mean=optional("latents_mean"),
+        latents_std=optional("latents_std"),
+    )
+
+
+def write_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
+    """config.json of an AutoencoderKL."""
+    if config.patch_size != 1 or config.linear_skip:
+        raise ValueError("diffusers' AutoencoderKL has no patch_size and no linear_skip; train one without to export")
+    levels = len(config.block_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "in_channels": config.channels,
+        "out_channels": config.channels,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": list(config.block_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_groups,
+        "mid_block_add_attention": config.mid_attention,
+        "use_quant_conv": config.use_quant_conv,
+        "use_post_quant_conv": config.use_post_quant_conv,
+        "scaling_factor": config.scale,
+        "shift_factor": config.shift or None,
+        "latents_mean": config.latents_mean and list(config.latents_mean),
+        "latents_std": config.latents_std and list(config.latents_std),
+    }
+
+
+def read_unet(config: Mapping[str, Any]) -> UNetConfig:
+    """UNetConfig of a UNet2DConditionModel."""
+    for key, value in _UNET.items():
+        expect(config, key, value)
+    channels = config.get("in_channels", 4)
+    if config.get("out_channels", 4) != channels:
+        raise ValueError(f"config.json: in_channels={channels} are not out_channels; inpainting models have no equal")
+    widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
+    levels = len(widths)
+    kinds = config.get("down_block_types", ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",))
+    attends = [expect({"down_block_types": k}, "down_block_types", *_DOWN) == _DOWN[0] for k in kinds]
+    up = [_UP[0] if a else _UP[1] for a in reversed(attends)]
+    expect(config, "up_block_types", up, tuple(up))
+    depths = a_level(config.get("transformer_layers_per_block", 1), levels)
+    heads = a_level(config.get("num_attention_heads") or config.get("attention_head_dim", 8), levels)
+    kind = expect(config, "addition_embed_type", None, "text_time")
+    added = config["projection_class_embeddings_input_dim"] if kind else 0
+    micro = config["addition_time_embed_dim"] if kind else 256
+    return UNetConfig(
+        channels=channels,
+        block_channels=widths,
+        layers_per_block=config.get("layers_per_block", 2),
+        transformer_depth=tuple(d if a else 0 for d, a in zip(depths, attends, strict=True)),
+        mid_depth=depths[-1],
+        heads=heads,
+        text_dim=config.get("cross_attention_dim", 1280),
+        pooled_dim=added - MICRO_IDS * micro if kind else 0,
+        micro_ids=MICRO_IDS if kind else 0,
+        micro_dim=micro,
+        norm_groups=config.get("norm_num_groups", 32),
+        linear_projection=config.get("use_linear_projection", False),
+    )
+
+
+def write_unet(config: UNetConfig) -> dict[str, Any]:
+    """config.json of a UNet2DConditionModel."""
+    if not config.text_dim:
+        raise ValueError("diffusers' UNet2DConditionModel needs text; a U-Net with text_dim=0 cannot be exported")
+    added = {}
+    if config.added_dim:
+        if config.micro_ids != MICRO_IDS or not config.pooled_dim:
+            parts = f"pooled_dim={config.pooled_dim} and micro_ids={config.micro_ids}"
+            raise ValueError(f"UNet2DConditionModel has pooled text and {MICRO_IDS} micro_ids or neither, not {parts}")
+        added = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": config.micro_dim,
+            "projection_class_embeddings_input_dim": config.added_dim,
+        }
+    return _UNET | added | {
+        "_class_name": "UNet2DConditionModel",
+        "in_channels": config.channels,
+        "out_channels": config.channels,
+        "block_out_channels": list(config.block_channels),
+        "down_block_types": [_DOWN[0] if depth else _DOWN[1] for depth in config.transformer_depth],
+        "up_block_types": [_UP[0] if depth else _UP[1] for depth in reversed(config.transformer_depth)],
+        "transformer_layers_per_block": [depth or 1 for depth in config.transformer_depth[:-1]] + [config.mid_depth],
+        "attention_head_dim": list(config.heads),
+        "layers_per_block": config.layers_per_block,
+        "cross_attention_dim": config.text_dim,
+        "norm_num_groups": config.norm_groups,
+        "use_linear_projection": config.linear_projection,
+    }  # fmt: skip
+
+
+_DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
+_UP = ("CrossAttnUpBlock2D", "UpBlock2D")
+# options of UNet2DConditionModel that no released Stable Diffusion sets to anything else
+_UNET = {
+    "act_fn": "silu",
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-5,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "reverse_transformer_layers_per_block": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+}
+
+
+def read_sd3(config: Mapping[str, Any]) -> MMDiTConfig:
+    """MMDiTConfig of an SD3Transformer2DModel."""
+    channels, patch = config.get("in_channels", 16), config.get("patch_size", 2)
+    heads, head_width = config.get("num_attention_heads", 18), config.get("attention_head_dim", 64)
+    expect(config, "out_channels", channels, None)
+    expect(config, "caption_projection_dim", heads * head_width)
+    dual = tuple(config.get("dual_attention_layers") or ())
+    if dual != tuple(range(len(dual))):
+        raise ValueError(f"config.json: dual_attention_layers={dual} must be the first layers")
+    return MMDiTConfig(
+        channels=channels,
+        patch_size=patch,
+        width=heads * head_width,
+        depth=config.get("num_layers", 18),
+        heads=heads,
+        text_dim=config.get("joint_attention_dim", 4096),
+        pooled_dim=config.get("pooled_projection_dim", 2048),
+        position_size=config.get("pos_embed_max_size", 96),
+        base_size=config.get("sample_size", 128) // patch,
+        qk_norm="rms" if expect(config, "qk_norm", None, "rms_norm") else "none",
+        dual_attention=len(dual),
+    )
+
+
+def write_sd3(config: MMDiTConfig) -> dict[str, Any]:
+    """config.json of an SD3Transformer2DModel."""
+    if config.mlp_ratio != 4:
+        raise ValueError(f"diffusers' SD3Transformer2DModel has mlp_ratio 4; {config.mlp_ratio} cannot be exported")
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "in_channels": config.channels,
+        "out_channels": config.channels,
+        "patch_size": config.patch_size,
+        "num_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "caption_projection_dim": config.width,
+        "joint_attention_dim": config.text_dim,
+        "pooled_projection_dim": config.pooled_dim,
+        "pos_embed_max_size": config.position_size,
+        "sample_size": config.base_size * config.patch_size,
+        "qk_norm": "rms_norm" if config.qk_norm == "rms" else None,
+        "dual_attention_layers": list(range(config.dual_attention)),
+    }
