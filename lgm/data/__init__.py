@@ -2,7 +2,8 @@
 
 from lgm.data.grid import save_grid
 from lgm.data.images import ImageSet, open_images
+from lgm.data.latents import read_cache, write_index, write_shard
 from lgm.data.pipeline import batches
 from lgm.data.wordpiece import Tokenizer
 
-__all__ = ["ImageSet", "Tokenizer", "batches", "open_images", "save_grid"]
+__all__ = ["ImageSet", "Tokenizer", "batches", "open_images", "read_cache", "save_grid", "write_index", "write_shard"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,12 @@ class ImageSet:
     def captions(self) -> list[str]:
         """The caption of every image."""
         return [row["text"] for row in self.rows]
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of which images these are, their captions and their resolution; the pixels are not read."""
+        names = [(row["file_name"], row["text"]) for row in self.rows]
+        return hashlib.sha256(json.dumps([names, self.resolution]).encode()).hexdigest()[:16]
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """uint8 [H, W, 3] of `size` = (H, W), by default resolution x resolution.
