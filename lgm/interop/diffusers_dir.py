@@ -1,0 +1,165 @@
+"""diffusers' folders of text-to-image systems, read and written: model_index.json and all it names."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lgm.data.text_tokenizers import TextTokenizer, read_text_tokenizer, save_text_tokenizer
+from lgm.interop.components import COMPONENTS, load_component, read_json, save_component, write_json
+from lgm.interop.schedulers import Schedule, read_schedule, write_schedule
+from lgm.models import Model, Params
+from lgm.parsing import near_miss
+from lgm.process import Process
+
+PENULTIMATE = {"hidden": "penultimate"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a pipeline class is made of: its denoiser, tokenizers by text encoder, and what those hand out."""
+
+    denoiser: str
+    tokenizer_of: Mapping[str, str]
+    encoder_options: Mapping[str, Any]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "StableDiffusionPipeline": Layout("unet", {"text_encoder": "tokenizer"}, {}),
+    "StableDiffusionXLPipeline": Layout(
+        "unet", {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}, PENULTIMATE
+    ),
+    "StableDiffusion3Pipeline": Layout(
+        "transformer",
+        {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"},
+        PENULTIMATE,
+    ),
+    "FluxPipeline": Layout("transformer", {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}, {}),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static argument of compiled functions
+class Pipeline:
+    """A text-to-image system without its parameters.
+
+    name: diffusers' class. models, classes: every network and its class by its place in the folder ("unet" or
+    "transformer", "vae", "text_encoder", ...). sample_size: the side in latent pixels that the denoiser was trained at.
+    options: the other entries of model_index.json.
+    """
+
+    name: str
+    models: Mapping[str, Model]
+    classes: Mapping[str, str]
+    tokenizers: Mapping[str, TextTokenizer]
+    schedule: Schedule
+    process: Process
+    sample_size: int
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """What its class is made of."""
+        return LAYOUTS[self.name]
+
+    @property
+    def denoiser(self) -> Model:
+        """The network that is sampled from."""
+        return self.models[self.layout.denoiser]
+
+
+def load_pipeline(
+    folder: str | Path, *, dtype: str = "float32", shard: Callable[[Model], Any] | None = None
+) -> tuple[Pipeline, dict[str, Params]]:
+    """(pipeline, parameters by place) of a diffusers folder.
+
+    Denoiser and text encoders compute and are held in `dtype`, the autoencoder in float32. `shard(model)` gives the
+    shardings to build parameters straight into. Raises ValueError, one line, naming what is missing, damaged or has no
+    equal here.
+    """
+    folder = Path(folder)
+    index = read_json(folder / "model_index.json")
+    name = index.get("_class_name", "")
+    if name not in LAYOUTS:
+        raise ValueError(f"{folder / 'model_index.json'}: _class_name={name!r} is not known{near_miss(name, LAYOUTS)}")
+    layout = LAYOUTS[name]
+    parts = {place: entry for place, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
+    for place in (layout.denoiser, "vae", "scheduler"):
+        if place not in parts:
+            raise ValueError(f"{folder / 'model_index.json'} names no {place}, which a {name} needs")
+    models, params, classes, tokenizers = {}, {}, {}, {}
+    for place in (layout.denoiser, "vae", *layout.tokenizer_of):
+        if place not in parts:
+            continue  # SD3 without T5
+        classes[place] = parts[place][1]
+        changes = {} if place == "vae" else {"dtype": dtype}
+        if classes[place].startswith("CLIP"):
+            changes |= layout.encoder_options
+        held_in = None if place == "vae" else dtype
+        models[place], params[place] = load_component(
+            folder / place, classes[place], held_in=held_in, shard=shard, **changes
+        )
+        if place in layout.tokenizer_of:
+            tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
+    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
+    size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
+    options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
+    pipeline = Pipeline(name, models, classes, tokenizers, schedule, schedule.build(), size, options)
+    return pipeline, params
+
+
+DEFAULT_SIZE = {"FluxPipeline": 128}  # its transformer's configuration does not say
+
+
+def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, Params], dtype: Any = None) -> None:
+    """Write a folder that `DiffusionPipeline.from_pretrained` reads; weights cast to `dtype` where given.
+
+    The folder appears whole or not at all. Raises ValueError, one line, when it exists or when a part has no equal in
+    diffusers.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; give the name of a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        index: dict[str, Any] = {"_class_name": pipeline.name}
+        for place, model in pipeline.models.items():
+            name = pipeline.classes[place]
+            index[place] = [COMPONENTS[name].library, name]
+            save_component(temporary / place, name, model.config, params[place], dtype)
+        for place, tokenizer in pipeline.tokenizers.items():
+            place = pipeline.layout.tokenizer_of[place]
+            index[place] = ["transformers", tokenizer.config.get("tokenizer_class", "PreTrainedTokenizerFast")]
+            save_text_tokenizer(tokenizer, temporary / place)
+        scheduler = write_schedule(pipeline.schedule)
+        index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+        write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
+        config = temporary / pipeline.layout.denoiser / "config.json"
+        write_json(config, read_json(config) | {"sample_size": pipeline.sample_size})
+        absent = {place: [None, None] for place in OPTIONAL.get(pipeline.name, ()) if place not in index}
+        write_json(temporary / "model_index.json", index | absent | dict(pipeline.options))
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+# parts that a pipeline can do without; model_index.json says so
+OPTIONAL = {
+    "StableDiffusionPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
+    "StableDiffusionXLPipeline": ("feature_extractor", "image_encoder"),
+    "StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3", "feature_extractor", "image_encoder"),
+    "FluxPipeline": ("feature_extractor", "image_encoder"),
+}
+
+
+def _read_schedule(path: Path) -> Schedule:
+    try:
+        return read_schedule(read_json(path))
+    except ValueError as error:
+        raise ValueError(f"{path.parent}: {error}") from error

@@ -1,0 +1,147 @@
+"""Text to image and image to image with the systems read from a diffusers folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lgm import process as gaussian
+from lgm import sampling
+from lgm.interop.diffusers_dir import Pipeline
+from lgm.interop.prompts import condition, unconditional
+from lgm.models import Conditioning, Params
+from lgm.models.autoencoder import standardize, unstandardize
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """A system's usual number of steps and guidance scale."""
+
+    steps: int
+    guidance: float
+
+
+DEFAULTS = {
+    "StableDiffusionPipeline": Defaults(50, 7.5),
+    "StableDiffusionXLPipeline": Defaults(50, 5.0),
+    "StableDiffusion3Pipeline": Defaults(28, 7.0),
+    "FluxPipeline": Defaults(28, 3.5),
+}
+
+
+def text_to_image(
+    pipeline: Pipeline,
+    params: Mapping[str, Params],
+    prompts: Sequence[str],
+    *,
+    negative: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    noise: jax.Array | None = None,
+    solver: str | None = None,
+    image: jax.Array | None = None,
+    strength: float = 0.8,
+    t5_tokens: int | None = None,
+) -> np.ndarray:
+    """Images [B, H, W, 3], float32 in [0, 1], of B prompts.
+
+    Args:
+        negative: what the image should not show; the default is the system's own unconditional text.
+        steps, guidance, solver: the system's and its scheduler's by default. Flux takes guidance as an input of its
+            network; the others extrapolate from the unconditional prediction where it is above 1.
+        size: (height, width) in pixels; by default what the denoiser was trained at.
+        noise: x_T [B, h, w, C] in latent pixels; drawn from `seed` by default.
+        image: start from these images [B, H, W, 3] in [0, 1] with noise of `strength` in (0, 1]: only the last
+            strength x steps steps are made.
+        t5_tokens: the length that texts are padded to for T5.
+
+    Raises ValueError, one line, for what cannot be.
+    """
+    defaults = DEFAULTS[pipeline.name]
+    steps, guidance = steps or defaults.steps, defaults.guidance if guidance is None else guidance
+    autoencoder = pipeline.models["vae"].config
+    if image is not None:
+        size = tuple(image.shape[1:3])
+    size = size or (pipeline.sample_size * autoencoder.factor,) * 2
+    shape = (len(prompts), *latent_size(pipeline, size), autoencoder.latent_channels)
+    if noise is None:
+        noise = jax.random.normal(jax.random.key(seed), shape)
+    if noise.shape != shape:
+        raise ValueError(f"noise has shape {noise.shape}; {len(prompts)} images of {size} need {shape}")
+
+    distilled = pipeline.name == "FluxPipeline"
+    cond = condition(pipeline, params, prompts, size, guidance=guidance, t5_tokens=t5_tokens)
+    scale = 1.0 if distilled or guidance <= 1.0 else float(guidance)
+    uncond = None if scale == 1.0 else unconditional(pipeline, params, len(prompts), size, negative, t5_tokens)
+
+    tokens = shape[1] * shape[2] // 4  # the flow models cut latents into patches of 2 x 2
+    times = pipeline.schedule.times(steps, tokens, even=distilled)
+    process = pipeline.process
+    if image is None:
+        x = noise * (process.b(times[0]) if pipeline.schedule.scaled_start else 1.0)
+    else:
+        times = times[len(times) - 1 - _kept(steps, strength) :]
+        z = _encode(pipeline, params["vae"], jnp.asarray(image, jnp.float32))
+        x = gaussian.add_noise(process, z, noise, jnp.full(len(prompts), times[0]))
+    method = sampling.solver(solver or pipeline.schedule.solver)
+    arguments = (params[pipeline.layout.denoiser], cond, uncond)
+    x = sampling.loop(method, process, pipeline.schedule.target, _predictor(pipeline, scale), x, times, arguments,
+                      jax.random.key(seed))  # fmt: skip
+    if times[-1] == 0.0:
+        x = x / process.a(jnp.float32(0.0))  # a table's first entry is not quite data
+    return np.asarray(_decode(pipeline, params["vae"], x))
+
+
+def latent_size(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) in latent pixels of an image of `size`. Raises ValueError where the network cannot take it."""
+    factor = pipeline.models["vae"].config.factor
+    config = pipeline.denoiser.config
+    levels = len(getattr(config, "block_channels", (1, 1)))  # a transformer's patches are of 2 x 2
+    unit = factor * 2 ** (levels - 1)
+    if min(size) < 1 or size[0] % unit or size[1] % unit:
+        raise ValueError(f"an image of {size[0]} x {size[1]} cannot be drawn; use multiples of {unit} pixels")
+    return size[0] // factor, size[1] // factor
+
+
+def _kept(steps: int, strength: float) -> int:
+    """How many of the last steps an image-to-image run makes."""
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength={strength} must lie in (0, 1]")
+    return max(1, min(int(steps * strength), steps))
+
+
+@functools.lru_cache(maxsize=8)
+def _predictor(pipeline: Pipeline, scale: float):
+    """`predict(x_t, t_B, arguments)`, the same object for the same pipeline and scale."""
+
+    def predict(x, t_B, arguments: tuple[Params, Conditioning, Conditioning | None]):
+        params, cond, uncond = arguments
+        plain = lambda x, t, c: pipeline.denoiser.apply(params, x, t, c)
+        if scale == 1.0:
+            return plain(x, t_B, cond)
+        return sampling.classifier_free(plain, cond, uncond, scale)(x, t_B)
+
+    return predict
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(pipeline: Pipeline, params: Params, image_BHWC: jax.Array) -> jax.Array:
+    """Latents as the denoiser sees them, of images in [0, 1]."""
+    vae = pipeline.models["vae"]
+    mean, _ = vae.apply(params, 2.0 * image_BHWC - 1.0, method="encode")
+    return standardize(vae.config, mean)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(pipeline: Pipeline, params: Params, z_BHWC: jax.Array) -> jax.Array:
+    """Images in [0, 1]."""
+    vae = pipeline.models["vae"]
+    image = vae.apply(params, unstandardize(vae.config, z_BHWC), method="decode")
+    return jnp.clip(0.5 * image + 0.5, 0.0, 1.0)

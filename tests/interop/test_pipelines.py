@@ -1,0 +1,158 @@
+"""Whole systems: the image of a diffusers folder is diffusers' image, and diffusers reads what is written here."""
+
+import functools
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny_systems
+import torch
+
+from lgm.interop.diffusers_dir import load_pipeline, save_pipeline
+from lgm.interop.pipelines import latent_size, text_to_image
+
+PROMPTS = ["a cat!", "Two dogs, in the rain"]
+SIZE, STEPS, GUIDANCE, T5_TOKENS = (16, 16), 4, 3.0, 12
+# 45 dB is what a person could not see; float32 in another order of sums is far below (over 100 dB was measured)
+LEAST_PSNR = 80.0
+
+SLOW = pytest.mark.slow
+SYSTEMS = ["stable_diffusion", pytest.param("stable_diffusion_xl", marks=SLOW)]
+
+
+def noise_for(theirs):
+    channels = theirs.vae.config.latent_channels
+    return np.random.default_rng(0).standard_normal((len(PROMPTS), 8, 8, channels)).astype(np.float32)
+
+
+def their_images(theirs, noise, **options):
+    """diffusers' images [B, H, W, 3] from our noise."""
+    theirs.set_progress_bar_config(disable=True)
+    latents = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
+    if isinstance(theirs, diffusers.FluxPipeline):
+        latents = theirs._pack_latents(latents, len(noise), noise.shape[-1], *noise.shape[1:3])
+    if hasattr(theirs, "text_encoder_3") or isinstance(theirs, diffusers.FluxPipeline):
+        options["max_sequence_length"] = T5_TOKENS
+    out = theirs(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", height=SIZE[0],
+                 width=SIZE[1], latents=latents, **options)  # fmt: skip
+    return out.images
+
+
+def draw(pipeline, params, noise, **options):
+    return text_to_image(pipeline, params, PROMPTS, steps=STEPS, guidance=GUIDANCE, size=SIZE, noise=noise,
+                         t5_tokens=T5_TOKENS, **options)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def systems(tmp_path_factory):
+    """name -> (diffusers' pipeline, its folder, our pipeline, our parameters), each made once."""
+
+    @functools.cache
+    def make(name):
+        folder = tmp_path_factory.mktemp(name) / "theirs"
+        theirs = getattr(tiny_systems, name)()
+        theirs.save_pretrained(folder)
+        return theirs, folder, *load_pipeline(folder)
+
+    return make
+
+
+@pytest.fixture
+def stable_diffusion(systems):
+    return systems("stable_diffusion")
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_image_of_a_folder_is_diffusers_image_both_ways(systems, tmp_path, name):
+    theirs, folder, pipeline, params = systems(name)
+    noise = noise_for(theirs)
+    expected = their_images(theirs, noise)
+    assert expected.std() > 0.1  # not a blank picture
+    assert tiny_systems.psnr(draw(pipeline, params, noise), expected) > LEAST_PSNR
+
+    save_pipeline(tmp_path / "ours", pipeline, params)
+    for file in folder.rglob("*.safetensors"):
+        original = safetensors.numpy.load_file(file)
+        written = safetensors.numpy.load_file(tmp_path / "ours" / file.relative_to(folder))
+        place = lambda key: key if key in written else f"text_model.{key}"
+        assert {place(key) for key in original} == set(written)
+        for key, value in original.items():
+            assert value.tobytes() == written[place(key)].tobytes(), key
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "ours")
+    assert type(again) is type(theirs)
+    assert tiny_systems.psnr(their_images(again, noise), expected) > LEAST_PSNR
+
+
+def test_image_to_image_equals_diffusers(stable_diffusion):
+    theirs, _, pipeline, params = stable_diffusion
+    other = diffusers.StableDiffusionImg2ImgPipeline(**theirs.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    image = np.random.default_rng(1).random((2, *SIZE, 3)).astype(np.float32)
+    with torch.no_grad():
+        posterior = theirs.vae.encode(torch.from_numpy(image.transpose(0, 3, 1, 2)) * 2 - 1).latent_dist
+        latents = posterior.mode() * theirs.vae.config.scaling_factor
+    expected = other(PROMPTS, image=latents, strength=0.6, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+                     negative_prompt=["rain"] * 2, generator=torch.Generator().manual_seed(3),
+                     output_type="np").images  # fmt: skip
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3)).numpy().transpose(0, 2, 3, 1)
+    ours = draw(pipeline, params, noise, image=image, strength=0.6, negative="rain")
+    assert tiny_systems.psnr(ours, expected) > LEAST_PSNR
+
+
+def test_one_seed_gives_one_image(stable_diffusion):
+    _, _, pipeline, params = stable_diffusion
+    first, again, other = (draw(pipeline, params, None, seed=seed) for seed in (1, 1, 2))
+    assert first.tobytes() == again.tobytes() != other.tobytes()
+
+
+def test_what_cannot_be_drawn_is_one_line(stable_diffusion):
+    _, _, pipeline, params = stable_diffusion
+    with pytest.raises(ValueError, match="an image of 18 x 16 cannot be drawn; use multiples of 4 pixels"):
+        latent_size(pipeline, (18, 16))
+    with pytest.raises(ValueError, match="noise has shape"):
+        draw(pipeline, params, np.zeros((1, 8, 8, 4), np.float32))
+    with pytest.raises(ValueError, match="strength=0 must lie in"):
+        draw(pipeline, params, noise_for(stable_diffusion[0]), image=np.zeros((2, 16, 16, 3)), strength=0)
+    with pytest.raises(ValueError, match="unknown solver"):
+        draw(pipeline, params, noise_for(stable_diffusion[0]), solver="guess")
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: (f / "model_index.json").unlink(), "model_index.json is not there"),
+        (lambda f: edit(f / "model_index.json", "StableDiffusionPipeline", "AudioPipeline"), "'AudioPipeline' is not"),
+        (lambda f: (f / "unet" / "config.json").write_text("{"), "config.json is no JSON object"),
+        (lambda f: edit(f / "unet" / "config.json", '"silu"', '"relu"'), "act_fn='relu' has no equal here"),
+        (lambda f: edit(f / "unet" / "config.json", '"layers_per_block": 1', '"layers_per_block": 2'),
+         "lacks 'down_blocks.0.resnets.1"),
+        (lambda f: edit(f / "vae" / "config.json", '"latent_channels": 4', '"latent_channels": 8'), "has shape"),
+        (lambda f: edit(f / "model_index.json", '"DDIMScheduler"', "null"), "names no scheduler"),
+        (lambda f: (f / "text_encoder" / "model.safetensors").write_bytes(b"x" * 100), "no safetensors file"),
+        (lambda f: (f / "tokenizer" / "tokenizer.json").write_text("?"), "the tokenizer in"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_one_line(stable_diffusion, tmp_path, damage, message):
+    folder = tmp_path / "sd"
+    shutil.copytree(stable_diffusion[1], folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=message) as error:
+        load_pipeline(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_exists_is_not_overwritten_and_a_failure_leaves_nothing(stable_diffusion, tmp_path):
+    _, _, pipeline, params = stable_diffusion
+    with pytest.raises(ValueError, match="is there already"):
+        save_pipeline(tmp_path, pipeline, params)
+    with pytest.raises(KeyError):
+        save_pipeline(tmp_path / "new", pipeline, {k: v for k, v in params.items() if k != "vae"})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,125 @@
+"""Tiny diffusers pipelines with random weights, one of each system, for tests to save, load and sample."""
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+
+TOKENS = 24  # of every text encoder
+SD_BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+
+
+def clip_tokenizer(pad="<|endoftext|>"):
+    """Every byte is a token, alone and at the end of a word."""
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = bytes_ + [f"{b}</w>" for b in bytes_] + ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return transformers.CLIPTokenizer(vocab=vocab, merges=[], pad_token=pad, model_max_length=TOKENS)
+
+
+def t5_tokenizer():
+    letters = [chr(c) for c in range(97, 123)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [(c, -3.0) for c in letters]
+    return transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
+
+
+def clip(projection=None, activation="quick_gelu", width=32):
+    """A text encoder, and with a projection one that has it."""
+    cls = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    config = transformers.CLIPTextConfig(
+        vocab_size=514, hidden_size=width, intermediate_size=37, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=TOKENS, hidden_act=activation, projection_dim=projection or width,
+        bos_token_id=512, eos_token_id=513, pad_token_id=1,
+    )  # fmt: skip
+    return randomized(cls(config), 0.2)
+
+
+def t5(width=32):
+    config = transformers.T5Config(
+        vocab_size=32, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    return randomized(transformers.T5EncoderModel(config), 0.15)
+
+
+def vae(latent_channels=4, quant=True, scale=0.18215, shift=None):
+    return randomized(
+        diffusers.AutoencoderKL(
+            block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=4,
+            latent_channels=latent_channels, scaling_factor=scale, shift_factor=shift, use_quant_conv=quant,
+            use_post_quant_conv=quant,
+        ),
+        0.1,
+    )  # fmt: skip
+
+
+def randomized(model, scale):
+    """Weights large enough that every part shows in the picture, small enough that float32 errors stay small."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * scale + (p if p.ndim == 1 else 0))
+    return model.eval()
+
+
+def stable_diffusion(scheduler=None):
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, cross_attention_dim=32, attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+    )  # fmt: skip
+    scheduler = scheduler or diffusers.DDIMScheduler(
+        **SD_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    return diffusers.StableDiffusionPipeline(
+        unet=randomized(unet, 0.1), scheduler=scheduler, vae=vae(), text_encoder=clip(), tokenizer=clip_tokenizer(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def stable_diffusion_xl():
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, cross_attention_dim=64,
+        attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=72,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(
+        unet=randomized(unet, 0.1), vae=vae(scale=0.13025), text_encoder=clip(), tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(24, "gelu"), tokenizer_2=clip_tokenizer("!"),
+        scheduler=diffusers.EulerDiscreteScheduler(**SD_BETAS, steps_offset=1, timestep_spacing="leading"),
+    )  # fmt: skip
+
+
+def stable_diffusion_3(with_t5=True, **options):
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=48, out_channels=16,
+        pos_embed_max_size=12, **options,
+    )  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=randomized(transformer, 0.1), vae=vae(16, False, 1.5305, 0.0609),
+        text_encoder=clip(24), tokenizer=clip_tokenizer(), text_encoder_2=clip(24, "gelu"),
+        tokenizer_2=clip_tokenizer("!"), text_encoder_3=t5(64) if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+
+
+def flux(guidance=True):
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=guidance, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    dynamic = dict(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15) if guidance else dict(shift=1.0)
+    return diffusers.FluxPipeline(
+        transformer=randomized(transformer, 0.1), vae=vae(16, False, 0.3611, 0.1159), text_encoder=clip(),
+        tokenizer=clip_tokenizer(), text_encoder_2=t5(), tokenizer_2=t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**dynamic),
+    )  # fmt: skip
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal to noise ratio in dB of images in [0, 1]."""
+    return float(-10 * np.log10(np.mean(np.square(np.asarray(a, np.float64) - b)) + 1e-20))
