@@ -1,0 +1,153 @@
+import json
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lgm.data import batches
+from lgm.data.order import grouped, permuted, shuffled
+
+
+def make(count=23, batch_size=5, seed=3, **options):
+    latent = np.arange(count * 4, dtype=np.float32).reshape(count, 2, 2, 1)
+    return batches({"latent": latent, "tokens": np.arange(count)[:, None]}, batch_size=batch_size, seed=seed, **options)
+
+
+def take(iterator, number):
+    return [next(iterator) for _ in range(number)]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True)
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 10**6))
+def test_every_epoch_is_a_permutation(count, seed, epoch):
+    assert sorted(permuted(np.arange(count), count, seed, epoch)) == list(range(count))
+
+
+def test_permutations_are_evenly_spread():
+    # Pearson's chi-squared of which record lands where, over its degrees of freedom: 1, with deviation (2 / df)^0.5
+    orders = np.stack([permuted(np.arange(200), 200, 0, epoch) for epoch in range(400)])
+    counts = np.stack([np.bincount(orders[:, place], minlength=200) for place in range(200)])
+    assert abs(((counts - 2) ** 2 / 2).sum() / 199**2 - 1) < 6 * (2 / 199**2) ** 0.5
+    # epochs, and seeds that follow one another, are uncorrelated: deviation 1 / sqrt(500), and six of it for 780 pairs
+    rows = [permuted(np.arange(500), 500, seed, epoch) for seed in range(4) for epoch in range(10)]
+    correlation = np.corrcoef(rows) - np.eye(40)
+    assert np.abs(correlation).max() < 6 / 500**0.5
+
+
+def test_each_record_once_an_epoch_in_a_fresh_order():
+    order = [shuffled(23 * epoch, 23 * (epoch + 1), 23, seed=3) for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(23)) for epoch in order)
+    assert len({tuple(epoch) for epoch in order}) == 4
+    served = np.concatenate([batch["index"] for batch in take(make(), 23)])  # five epochs; batches span their ends
+    np.testing.assert_array_equal(served, shuffled(0, 115, 23, seed=3))
+
+
+def test_records_stay_together():
+    for batch in take(make(), 6):
+        assert batch["index"].dtype == np.int64 and batch["latent"].dtype == np.float32
+        np.testing.assert_array_equal(batch["tokens"][:, 0], batch["index"])
+        np.testing.assert_array_equal(batch["latent"][:, 0, 0, 0], 4 * batch["index"])
+
+
+def test_the_seed_decides_and_alone():
+    assert same(take(make(), 8), take(make(), 8))
+    assert not same(take(make(), 8), take(make(seed=4), 8))
+
+
+GROUPS = np.arange(23) % 3
+
+
+@pytest.mark.parametrize("options", [{}, {"image": lambda i: np.full((2, 2, 3), i, np.uint8)}, {"groups": GROUPS}])
+def test_a_resumed_iterator_goes_on_exactly_wherever_it_stopped(options):
+    whole = take(make(**options), 14)  # past two epochs' ends
+    first = make(**options)
+    for step in range(12):
+        state = json.loads(json.dumps(first.get_state()))
+        assert len(json.dumps(state)) < 100
+        resumed = make(**options)
+        take(resumed, step % 3)  # a state set on an iterator already in use, its next batches read ahead
+        resumed.set_state(state)
+        assert same(take(resumed, 2), whole[step : step + 2])
+        assert same([next(first)], whole[step : step + 1])
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(24) % 2])
+def test_processes_share_out_one_global_order(groups):
+    options = {"count": 24, "batch_size": 6, "groups": groups}
+    whole = take(make(**options), 9)
+    for count in (2, 3, 6):
+        parts = [take(make(**options, process_index=i, process_count=count), 9) for i in range(count)]
+        joined = [{k: np.concatenate([part[n][k] for part in parts]) for k in whole[0]} for n in range(9)]
+        assert same(joined, whole)
+
+
+def test_a_run_goes_on_with_another_number_of_processes():
+    whole = take(make(batch_size=6), 8)
+    before = make(batch_size=6, process_index=1, process_count=2)
+    take(before, 4)
+    after = [make(batch_size=6, process_index=i, process_count=3) for i in range(3)]
+    for iterator in after:
+        iterator.set_state(before.get_state())
+    for n in range(4, 8):
+        np.testing.assert_array_equal(np.concatenate([next(it)["index"] for it in after]), whole[n]["index"])
+
+
+def test_images_are_read_by_threads_of_their_own():
+    seen = set()
+
+    def image(index):
+        seen.add(threading.current_thread().name)
+        return np.full((2, 2, 3), index, np.uint8)
+
+    for batch in take(make(image=image), 4):
+        assert batch["image"].shape == (5, 2, 2, 3) and batch["image"].dtype == np.uint8
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+    assert threading.current_thread().name not in seen
+
+
+def test_an_image_that_cannot_be_read_ends_in_its_own_line():
+    def image(index):
+        raise ValueError("set/3.png cannot be decoded")
+
+    with pytest.raises(ValueError) as caught:
+        next(make(image=image))
+    assert str(caught.value) == "set/3.png cannot be decoded"
+
+
+def test_grouped_batches_hold_one_group_and_whole_batches_only():
+    groups = np.array([0] * 10 + [1] * 7 + [2] * 2)
+    order, per_epoch = grouped(groups, 3, seed=0)
+    assert per_epoch == 3 + 2 + 0
+    epochs = [[order(n) for n in range(e * per_epoch, (e + 1) * per_epoch)] for e in range(30)]
+    for epoch in epochs:
+        assert all(len({*groups[batch]}) == 1 for batch in epoch)
+        assert len(np.unique(np.concatenate(epoch))) == 15
+    assert len(np.unique(np.concatenate(epochs[0] + epochs[1] + epochs[2] + epochs[3] + epochs[4]))) == 17
+    assert len({tuple(int(groups[batch[0]]) for batch in epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize("options, problem", [
+    ({"batch_size": 24}, "config.batch_size=24 must lie between 1 and the data set's 23 images"),
+    ({"batch_size": 0}, "config.batch_size=0"),
+    ({"process_count": 2}, "config.batch_size=5 is not divisible by 2 processes"),
+    ({"process_count": 2, "process_index": 2}, "process_index=2"),
+    ({"seed": -1}, "config.seed=-1"),
+    ({"groups": np.zeros(3)}, "arrays of one length"),
+    ({"groups": np.arange(23)}, "larger than every bucket"),
+])
+def test_what_cannot_be_is_refused_in_one_line(options, problem):
+    with pytest.raises(ValueError, match=problem) as caught:
+        make(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_of_one_record():
+    assert [batch["index"].tolist() for batch in take(make(count=1, batch_size=1), 3)] == [[0]] * 3
