@@ -27,7 +27,7 @@ def get_config():
         ),
         model=dict(
             family="mmdit", channels=32, patch_size=1, width=128, depth=4, heads=4, text_dim=128, pooled_dim=128,
-            position_size=8, base_size=8, qk_norm="rms", group=4,
+            position_size=8, base_size=8, qk_norm="rms",
         ),
         process=dict(name="rectified_flow"),
         loss=dict(target="flow", density=dict(name="logit_normal", mean=0.0, std=1.0)),

@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
@@ -131,8 +132,10 @@ class Stream(nnx.Module):
     def finish(self, x_BTD: jax.Array, attended_BTND: jax.Array, modulation: list[jax.Array]) -> jax.Array:
         """Add gated attention, then the gated MLP."""
         _, _, gate, shift, scale, mlp_gate = modulation
-        x = x_BTD + gate[:, None] * self.out(attended_BTND.reshape(x_BTD.shape))
-        return x + mlp_gate[:, None] * self.mlp(modulated_norm(x, shift, scale))
+        # the barriers keep XLA:CPU from recomputing the whole residual chain, forward and backward, in every fusion
+        # that reads it: measured in a small train step, they halve its time
+        x = lax.optimization_barrier(x_BTD + gate[:, None] * self.out(attended_BTND.reshape(x_BTD.shape)))
+        return lax.optimization_barrier(x + mlp_gate[:, None] * self.mlp(modulated_norm(x, shift, scale)))
 
 
 class Block(nnx.Module):
