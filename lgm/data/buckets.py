@@ -17,7 +17,7 @@ def bucket_sizes(resolution: int, step: int = 64, max_ratio: float = 4.0) -> tup
     `max_ratio` bounds the longer side over the shorter. Raises ValueError where resolution is no multiple of step.
     """
     if step < 1 or resolution < step or resolution % step:
-        raise ValueError(f"data.resolution={resolution} must be a multiple of the bucket step {step}")
+        raise ValueError(f"config.data.resolution={resolution} must be a multiple of the bucket step {step}")
     if max_ratio < 1:
         raise ValueError(f"max_ratio={max_ratio} must be at least 1: the longer side over the shorter")
     sizes = set()

@@ -99,7 +99,7 @@ class TensorFlowDataset:
             tfds = importlib.import_module("tensorflow_datasets")
         except ImportError:
             raise ValueError(
-                f"data.source='tfds:{name}' needs TensorFlow Datasets; pip install 'lgm[tfds]' or give a folder"
+                f"config.data.source='tfds:{name}' needs TensorFlow Datasets; pip install 'lgm[tfds]' or give a folder"
             ) from None
         try:
             builder = tfds.builder(name)
@@ -108,7 +108,7 @@ class TensorFlowDataset:
             self.source = builder.as_data_source(self.split, decoders={self.image: tfds.decode.SkipDecoding()})
         except Exception as error:  # the library raises many kinds, with pages of text
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(f"data.source='tfds:{name}:{self.split}' cannot be opened ({line})") from None
+            raise ValueError(f"config.data.source='tfds:{name}:{self.split}' cannot be opened ({line})") from None
         self.labels = {k: f for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -20,16 +20,17 @@ class Tokenizer:
     """Captions to fixed-length ids. `source` is "emoji64" or a file that `train_tokenizer` made."""
 
     def __init__(self, source: str = "emoji64", max_length: int = 16, truncate: bool = False):
+        asked = f"config.text.tokenizer={source!r}"
         path = resources.files("lgm.data") / SHIPPED[source] if source in SHIPPED else Path(source)
         if not path.is_file():
-            raise ValueError(f"text.tokenizer={source!r} is not there; give {', '.join(SHIPPED)} or a tokenizer.json")
+            raise ValueError(f"{asked} is not there; give {', '.join(SHIPPED)} or a tokenizer.json")
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
         except Exception as error:  # the library raises its own bare Exception
             line = str(error).splitlines()[0]
-            raise ValueError(f"text.tokenizer={source!r} is no tokenizer.json ({line})") from None
+            raise ValueError(f"{asked} is no tokenizer.json ({line})") from None
         if absent := [token for token in SPECIAL if self.tokenizer.token_to_id(token) is None]:
-            raise ValueError(f"text.tokenizer={source!r} has no {', '.join(absent)}; make it with train_tokenizer")
+            raise ValueError(f"{asked} has no {', '.join(absent)}; make it with tools/train_tokenizer.py")
         if max_length < 3:
             raise ValueError(f"max_length={max_length} leaves no room for words between begin and end; give at least 3")
         self.max_length, self.truncate = max_length, truncate

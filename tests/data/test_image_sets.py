@@ -3,6 +3,7 @@ import json
 import shutil
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,3 +200,36 @@ def test_a_fingerprint_is_of_captions_choice_and_resolution(folder):
     assert whole.fingerprint == open_images(str(folder), resolution=8).fingerprint
     others = [open_images(str(folder)), open_images(str(folder), {"n": 2}, 8), whole.take([1, 0, 2, 3, 4, 5])]
     assert len({whole.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_tensorflow_datasets_are_read_with_their_labels_as_captions(monkeypatch):
+    class ImageFeature:
+        pass
+
+    class ClassLabel:
+        def int2str(self, number):
+            return ["red_square", "blue_square"][number]
+
+    pixels = [np.full((6, 8, 3), value, np.uint8) for value in (10, 200, 90)]
+    records = [{"picture": png(x), "label": np.int64(i % 2), "id": b"n%d" % i, "bbox": np.zeros(4)}
+               for i, x in enumerate(pixels)]
+    asked = []
+
+    def as_data_source(split, decoders):
+        asked.append((split, set(decoders)))
+        return records
+
+    features = {"picture": ImageFeature(), "label": ClassLabel(), "id": object(), "bbox": object()}
+    builder = SimpleNamespace(info=SimpleNamespace(features=features), as_data_source=as_data_source)
+    library = SimpleNamespace(
+        builder=lambda name: builder,
+        features=SimpleNamespace(Image=ImageFeature, ClassLabel=ClassLabel),
+        decode=SimpleNamespace(SkipDecoding=object),
+    )
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", library)
+    images = open_images("tfds:shapes:test", {"label": "red square"}, resolution=4)
+    assert asked == [("test", {"picture"})]
+    assert images.rows[1] == {"file_name": "2", "label": "red square", "id": "n2", "text": "red square"}
+    np.testing.assert_array_equal(images.images()[:, 0, 0, 0], [10, 90])
+    features.pop("picture")
+    assert "tfds:shapes:train' cannot be opened (shapes has no image feature" in refused("tfds:shapes")
