@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.models.attention import attention
 from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
 
 EPSILON = 1e-6  # of every group norm
@@ -61,6 +62,18 @@ class AutoencoderConfig:
         return self.patch_size * 2 ** (len(self.block_channels) - 1)
 
 
+_RELEASED = dict(block_channels=(128, 256, 512, 512), layers_per_block=2, norm_groups=32)
+_QUANT = dict(use_quant_conv=True, use_post_quant_conv=True)
+
+# the released autoencoders, as arguments of AutoencoderConfig
+PRESETS = {
+    "sd15": dict(_RELEASED, **_QUANT, latent_channels=4, scale=0.18215),
+    "sdxl": dict(_RELEASED, **_QUANT, latent_channels=4, scale=0.13025),
+    "sd3": dict(_RELEASED, latent_channels=16, scale=1.5305, shift=0.0609),
+    "flux": dict(_RELEASED, latent_channels=16, scale=0.3611, shift=0.1159),
+}
+
+
 class Attention(nnx.Module):
     """One head of self-attention over all pixels, added to its input."""
 
@@ -72,7 +85,7 @@ class Attention(nnx.Module):
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         b, h, w, c = x_BHWC.shape
         q, k, v = jnp.split(self.qkv(self.norm(x_BHWC)).reshape(b, h * w, 1, 3 * c), 3, -1)
-        y = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+        y = attention(q, k, v).reshape(b, h, w, c)
         return x_BHWC + self.out(y)
 
 
@@ -148,7 +161,7 @@ class Decoder(nnx.Module):
         x = self.middle(self.conv_in(z_BHWC))
         for level in self.levels:
             x = level(x)
-            x = x if level.resample is None else level.resample(upsample(x))
+            x = x if level.resample is None else upsample(x, level.resample)
         return self.conv_out(self.norm_out(x))
 
 
@@ -162,9 +175,8 @@ class Autoencoder(nnx.Module):
         self.quant = Conv(2 * latent, 2 * latent, 1, rngs=rngs) if config.use_quant_conv else None
         self.post_quant = Conv(latent, latent, 1, rngs=rngs) if config.use_post_quant_conv else None
         patch = config.channels * config.factor**2
-        axes = {"kernel_metadata": {"axes": (None, None)}, "bias_metadata": {"axes": (None,)}}
-        self.linear_in = nnx.Linear(patch, latent, rngs=rngs, **axes) if config.linear_skip else None
-        self.linear_out = nnx.Linear(latent, patch, rngs=rngs, **axes) if config.linear_skip else None
+        self.linear_in = Linear(patch, latent, (None, None), rngs=rngs) if config.linear_skip else None
+        self.linear_out = Linear(latent, patch, (None, None), rngs=rngs) if config.linear_skip else None
 
     def encode(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images in [-1, 1] to float32 (mean, log variance), each [B, H / f, W / f, latent_channels].

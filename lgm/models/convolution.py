@@ -30,7 +30,9 @@ class Conv(nnx.Module):
 
 
 def convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
-    """Cross-correlation of x [B, H, W, in] with a kernel [h, w, in, out]."""
+    """Cross-correlation of x [B, H, W, in] with a kernel [h, w, in, out]; a 1 x 1 one as the product that it is."""
+    if kernel.shape[:2] == (1, 1) and stride == 1:
+        return x_BHWC @ kernel[0, 0]
     return jax.lax.conv_general_dilated(
         x_BHWC, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -45,7 +47,13 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out_features), axes=axes[1:]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        kernel = self.kernel[...].astype(x.dtype)
+        if jax.default_backend() == "cpu":
+            # one matrix of all tokens: the weights' gradient then contracts one axis, which XLA:CPU does without the
+            # transposed copies it makes for two (measured in a small MMDiT's train step: a third less time)
+            y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        else:
+            y = x @ kernel
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -106,8 +114,32 @@ class ResBlock(nnx.Module):
         return h + (x_BHWC if self.shortcut is None else self.shortcut(x_BHWC))
 
 
-def upsample(x_BHWC: jax.Array) -> jax.Array:
-    """Every pixel twice in each direction (nearest neighbour)."""
+def upsample(x_BHWC: jax.Array, conv: Conv, size: tuple[int, int] | None = None) -> jax.Array:
+    """`conv` (3 x 3) over x with every pixel doubled in each direction, cut to `size` (one less than double) first."""
     b, h, w, c = x_BHWC.shape
-    doubled = jnp.broadcast_to(x_BHWC[:, :, None, :, None], (b, h, 2, w, 2, c))
-    return doubled.reshape(b, 2 * h, 2 * w, c)
+    if size in (None, (2 * h, 2 * w)):
+        return _upsample_phases(x_BHWC, conv)
+    doubled = jnp.broadcast_to(x_BHWC[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    return conv(doubled[:, : size[0], : size[1]])
+
+
+def _upsample_phases(x_BHWC: jax.Array, conv: Conv) -> jax.Array:
+    """The same from x itself, in 4/9 of the multiplications and, on a CPU, half the time.
+
+    An output pixel of given parity sees 2 x 2 distinct pixels of x, some of them under several weights, which are
+    summed beforehand: four 2 x 2 convolutions, whose outputs interlace.
+    """
+    b, h, w, _ = x_BHWC.shape
+    rows = _parity_weights(conv.kernel[...], 0)
+    weights = [[k.astype(x_BHWC.dtype) for k in _parity_weights(row, 1)] for row in rows]
+    phase = lambda p, q: convolve(x_BHWC, weights[p][q], 1, ((1 - p, p), (1 - q, q)))
+    y = jnp.stack([jnp.stack([phase(p, q) for q in (0, 1)], 3) for p in (0, 1)], 2)
+    return y.reshape(b, 2 * h, 2 * w, -1) + conv.bias[...].astype(x_BHWC.dtype)
+
+
+def _parity_weights(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Two weights along `axis` from three: what an even and an odd output position puts on its two pixels."""
+    first, middle, last = jnp.split(kernel, 3, axis)
+    even = jnp.concatenate([first, middle + last], axis)
+    odd = jnp.concatenate([first + middle, last], axis)
+    return even, odd
