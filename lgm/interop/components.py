@@ -80,16 +80,23 @@ def read_config(folder: str | Path, name: str, **changes) -> Any:
 
 
 def load_component(
-    folder: str | Path, name: str, *, held_in: Any = None, shard: Callable[[Model], Any] | None = None, **changes
+    folder: str | Path,
+    name: str,
+    *,
+    held_in: Any = None,
+    shard: Callable[[Model], Any] | None = None,
+    adapt: Callable[[Weights], Weights] = lambda weights: weights,
+    **changes,
 ) -> tuple[Model, Params]:
     """(model, parameters) of a component's folder; `changes` are fields of our configuration to set.
 
-    Parameters are cast to the dtype `held_in` (float32 by default) and built straight into the shardings that `shard(model)` gives;
-    without it they are numpy arrays. Raises ValueError, one line, for whatever does not fit.
+    Parameters are cast to the dtype `held_in` (float32 by default) and built straight into the shardings that
+    `shard(model)` gives; without it they are numpy arrays. `adapt` changes the checkpoint's tensors before, as by
+    merging a LoRA. Raises ValueError, one line, for whatever does not fit.
     """
     model = build(read_config(folder, name, **changes))
     kind = component(name)
-    weights = kind.prepare(open_weights(folder))
+    weights = adapt(kind.prepare(open_weights(folder)))
     shardings = None if shard is None else shard(model)
     return model, load(kind.rules(model.config), model.abstract(), weights, dtype=held_in, shardings=shardings)
 

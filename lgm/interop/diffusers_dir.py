@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lgm.data.text_tokenizers import TextTokenizer, read_text_tokenizer, save_text_tokenizer
 from lgm.interop.components import COMPONENTS, load_component, read_json, save_component, write_json
+from lgm.interop.lora import LoRA, check_all_used, merge
 from lgm.interop.schedulers import Schedule, read_schedule, write_schedule
+from lgm.interop.weights import Weights
 from lgm.models import Model, Params
 from lgm.parsing import near_miss
 from lgm.process import Process
@@ -72,13 +74,17 @@ class Pipeline:
 
 
 def load_pipeline(
-    folder: str | Path, *, dtype: str = "float32", shard: Callable[[Model], Any] | None = None
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    shard: Callable[[Model], Any] | None = None,
+    loras: Sequence[LoRA] = (),
 ) -> tuple[Pipeline, dict[str, Params]]:
     """(pipeline, parameters by place) of a diffusers folder.
 
     Denoiser and text encoders compute and are held in `dtype`, the autoencoder in float32. `shard(model)` gives the
-    shardings to build parameters straight into. Raises ValueError, one line, naming what is missing, damaged or has no
-    equal here.
+    shardings to build parameters straight into; `loras` are merged into the weights. Raises ValueError, one line,
+    naming what is missing, damaged or has no equal here.
     """
     folder = Path(folder)
     index = read_json(folder / "model_index.json")
@@ -90,7 +96,16 @@ def load_pipeline(
     for place in (layout.denoiser, "vae", "scheduler"):
         if place not in parts:
             raise ValueError(f"{folder / 'model_index.json'} names no {place}, which a {name} needs")
-    models, params, classes, tokenizers = {}, {}, {}, {}
+    models, params, classes, tokenizers, used = {}, {}, {}, {}, set()
+
+    def merging(place: str) -> Callable[[Weights], Weights]:
+        def adapt(weights):
+            weights, found = merge(weights, loras, place)
+            used.update(found)
+            return weights
+
+        return adapt
+
     for place in (layout.denoiser, "vae", *layout.tokenizer_of):
         if place not in parts:
             continue  # SD3 without T5
@@ -100,10 +115,11 @@ def load_pipeline(
             changes |= layout.encoder_options
         held_in = None if place == "vae" else dtype
         models[place], params[place] = load_component(
-            folder / place, classes[place], held_in=held_in, shard=shard, **changes
+            folder / place, classes[place], held_in=held_in, shard=shard, adapt=merging(place), **changes
         )
         if place in layout.tokenizer_of:
             tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
+    check_all_used(loras, used)
     schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}

@@ -131,7 +131,9 @@ def prefixed(rules: Rules, ours: str = "", theirs: str = "") -> list[Rule | Extr
     return moved
 
 
-def to_ours(rules: Rules, abstract: Any, get: Get, names: Iterable[str]) -> Any:
+def to_ours(
+    rules: Rules, abstract: Any, get: Get, names: Iterable[str], shape: Callable[[str], tuple[int, ...]] | None = None
+) -> Any:
     """Our parameters from a checkpoint.
 
     Args:
@@ -140,13 +142,15 @@ def to_ours(rules: Rules, abstract: Any, get: Get, names: Iterable[str]) -> Any:
             with a sharding is built on its devices, each reading only its part; one without becomes a numpy array.
         get: gives a tensor by name; may be lazy (a memory map), no more than what is needed is touched.
         names: every tensor name of the checkpoint.
+        shape: gives a tensor's shape by name, where `get` would be dear.
 
     Raises ValueError, one line, naming a tensor that is missing, left over or of the wrong shape.
     """
     rules, leaves = list(rules), flatten(abstract)
     _check_names(rules, leaves, set(names))
+    shape = shape or (lambda name: get(name).shape)
     for rule in _of_parameters(rules):
-        _check_shapes(rule, leaves[rule.ours], get)
+        _check_shapes(rule, leaves[rule.ours], shape)
     params = {rule.ours: _place(rule, leaves[rule.ours], get) for rule in _of_parameters(rules)}
     return unflatten(abstract, params)
 
@@ -255,13 +259,13 @@ def _several(names: list[str]) -> str:
     return repr(names[0]) + (f" and {rest} more" if rest else "")
 
 
-def _check_shapes(rule: Rule, leaf: Any, get: Get) -> None:
-    shape = tuple(leaf.shape)[1:] if rule.stacked else tuple(leaf.shape)
-    for part, wanted in zip(rule.parts, _part_shapes(rule, shape), strict=True):
+def _check_shapes(rule: Rule, leaf: Any, shape: Callable[[str], tuple[int, ...]]) -> None:
+    ours = tuple(leaf.shape)[1:] if rule.stacked else tuple(leaf.shape)
+    for part, wanted in zip(rule.parts, _part_shapes(rule, ours), strict=True):
         expected = jax.eval_shape(rule.transform.to_theirs, jax.ShapeDtypeStruct(wanted, leaf.dtype)).shape
         for _, layer in _layers(rule, leaf.shape):
             name = _named(part, layer)
-            found = tuple(get(name).shape)
+            found = tuple(shape(name))
             if found != expected:
                 raise ValueError(f"tensor {name!r} has shape {found}; {rule.ours} needs {expected}")
 

@@ -57,10 +57,14 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The tensors of a checkpoint by name; none is read before it is asked for."""
+    """The tensors of a checkpoint by name; none is read before it is asked for.
+
+    `changes` are made to tensors as they are read, as a LoRA that is merged.
+    """
 
     path: Path
     entries: Mapping[str, Entry]
+    changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -68,8 +72,15 @@ class Weights:
         return list(self.entries)
 
     def get(self, name: str) -> np.ndarray:
-        """One tensor as a read-only memory map of its part of the file."""
-        entry = self.entries[name]
+        """One tensor, as a read-only memory map of its part of the file where nothing changes it."""
+        tensor = self._map(self.entries[name])
+        return self.changes[name](tensor) if name in self.changes else tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor, which is not read."""
+        return self.entries[name].shape
+
+    def _map(self, entry: Entry) -> np.ndarray:
         if math.prod(entry.shape) == 0:
             return np.zeros(entry.shape, entry.dtype)
         flat = np.memmap(entry.path, np.uint8, "r", entry.start, (math.prod(entry.shape) * entry.dtype.itemsize,))
@@ -77,8 +88,8 @@ class Weights:
 
     def renamed(self, rename: Callable[[str], str | None]) -> Weights:
         """The same tensors under the names that `rename` gives them, without those it gives None."""
-        entries = {rename(name): entry for name, entry in self.entries.items()}
-        return Weights(self.path, {name: entry for name, entry in entries.items() if name is not None})
+        renamed = lambda table: {rename(name): value for name, value in table.items() if rename(name) is not None}
+        return Weights(self.path, renamed(self.entries), renamed(self.changes))
 
 
 def open_weights(path: str | Path) -> Weights:
@@ -111,7 +122,8 @@ def load(
     leaf = lambda p, s: jax.ShapeDtypeStruct(p.shape, dtype or p.dtype, sharding=s)
     placed = [leaf(*pair) for pair in zip(*map(_leaves, (abstract, shardings)), strict=True)]
     try:
-        return to_ours(rules, jax.tree.unflatten(jax.tree.structure(abstract), placed), weights.get, weights.names)
+        tree = jax.tree.unflatten(jax.tree.structure(abstract), placed)
+        return to_ours(rules, tree, weights.get, weights.names, weights.shape)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
 
@@ -149,6 +161,14 @@ def save(tensors: Iterable[tuple[str, np.ndarray]], folder: str | Path, stem: st
 
 def _leaves(tree: Any) -> list:
     return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries besides its tensors."""
+    read_header(path)  # for its checks
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header.get("__metadata__", {})
 
 
 def read_header(path: Path) -> dict[str, Entry]:

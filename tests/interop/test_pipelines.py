@@ -9,40 +9,16 @@ import pytest
 import safetensors.numpy
 import tiny_systems
 import torch
+from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS, draw, noise_for, their_images
 
 from lgm.interop.diffusers_dir import load_pipeline, save_pipeline
-from lgm.interop.pipelines import latent_size, text_to_image
+from lgm.interop.pipelines import latent_size
 
-PROMPTS = ["a cat!", "Two dogs, in the rain"]
-SIZE, STEPS, GUIDANCE, T5_TOKENS = (16, 16), 4, 3.0, 12
 # 45 dB is what a person could not see; float32 in another order of sums is far below (over 100 dB was measured)
 LEAST_PSNR = 80.0
 
 SLOW = pytest.mark.slow
 SYSTEMS = ["stable_diffusion", pytest.param("stable_diffusion_xl", marks=SLOW)]
-
-
-def noise_for(theirs):
-    channels = theirs.vae.config.latent_channels
-    return np.random.default_rng(0).standard_normal((len(PROMPTS), 8, 8, channels)).astype(np.float32)
-
-
-def their_images(theirs, noise, **options):
-    """diffusers' images [B, H, W, 3] from our noise."""
-    theirs.set_progress_bar_config(disable=True)
-    latents = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
-    if isinstance(theirs, diffusers.FluxPipeline):
-        latents = theirs._pack_latents(latents, len(noise), noise.shape[-1], *noise.shape[1:3])
-    if hasattr(theirs, "text_encoder_3") or isinstance(theirs, diffusers.FluxPipeline):
-        options["max_sequence_length"] = T5_TOKENS
-    out = theirs(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", height=SIZE[0],
-                 width=SIZE[1], latents=latents, **options)  # fmt: skip
-    return out.images
-
-
-def draw(pipeline, params, noise, **options):
-    return text_to_image(pipeline, params, PROMPTS, steps=STEPS, guidance=GUIDANCE, size=SIZE, noise=noise,
-                         t5_tokens=T5_TOKENS, **options)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

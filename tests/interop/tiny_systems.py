@@ -6,7 +6,11 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 
+from lgm.interop.pipelines import text_to_image
+
 TOKENS = 24  # of every text encoder
+PROMPTS = ["a cat!", "Two dogs, in the rain"]
+SIZE, STEPS, GUIDANCE, T5_TOKENS = (16, 16), 4, 3.0, 12
 SD_BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 
 
@@ -118,6 +122,29 @@ def flux(guidance=True):
         tokenizer=clip_tokenizer(), text_encoder_2=t5(), tokenizer_2=t5_tokenizer(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**dynamic),
     )  # fmt: skip
+
+
+def noise_for(theirs):
+    channels = theirs.vae.config.latent_channels
+    return np.random.default_rng(0).standard_normal((len(PROMPTS), 8, 8, channels)).astype(np.float32)
+
+
+def their_images(theirs, noise, **options):
+    """diffusers' images [B, H, W, 3] from our noise."""
+    theirs.set_progress_bar_config(disable=True)
+    latents = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
+    if isinstance(theirs, diffusers.FluxPipeline):
+        latents = theirs._pack_latents(latents, len(noise), noise.shape[-1], *noise.shape[1:3])
+    if hasattr(theirs, "text_encoder_3") or isinstance(theirs, diffusers.FluxPipeline):
+        options["max_sequence_length"] = T5_TOKENS
+    out = theirs(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", height=SIZE[0],
+                 width=SIZE[1], latents=latents, **options)  # fmt: skip
+    return out.images
+
+
+def draw(pipeline, params, noise, **options):
+    return text_to_image(pipeline, params, PROMPTS, steps=STEPS, guidance=GUIDANCE, size=SIZE, noise=noise,
+                         t5_tokens=T5_TOKENS, **options)  # fmt: skip
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,0 +1,122 @@
+"""LoRA files of diffusers and kohya, merged at load: diffusers' picture with the LoRA loaded is ours."""
+
+import diffusers
+import numpy as np
+import pytest
+import safetensors.torch
+import tiny_systems
+import torch
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from tiny_systems import draw, noise_for, their_images
+
+from lgm.interop.components import load_component
+from lgm.interop.diffusers_dir import load_pipeline
+from lgm.interop.keymap import to_theirs
+from lgm.interop.keys_unet import unet_rules
+from lgm.interop.lora import merge, read_lora
+from lgm.interop.weights import open_weights
+
+RANK, ALPHA = 4, 6
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in", "ff.net.0.proj", "time_emb_proj"]
+TEXT_TARGETS = ["q_proj", "out_proj", "fc1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(folder of a plain pipeline, diffusers' pipeline with adapters on U-Net and text encoder)."""
+    folder = tmp_path_factory.mktemp("lora") / "base"
+    theirs = tiny_systems.stable_diffusion()
+    theirs.save_pretrained(folder)
+    torch.manual_seed(0)
+    options = dict(r=RANK, lora_alpha=ALPHA, init_lora_weights=False)
+    theirs.unet.add_adapter(LoraConfig(target_modules=TARGETS, **options))
+    theirs.text_encoder.add_adapter(LoraConfig(target_modules=TEXT_TARGETS, **options))
+    return folder, theirs
+
+
+def written(theirs, folder, style):
+    """The adapters of `theirs` in a file of that style."""
+    layers = [get_peft_model_state_dict(m) for m in (theirs.unet, theirs.text_encoder)]
+    if style == "diffusers":
+        layers = [convert_state_dict_to_diffusers(layer) for layer in layers]
+    metadata = _collate_lora_metadata({"unet": theirs.unet, "text_encoder": theirs.text_encoder})
+    theirs.save_lora_weights(folder, unet_lora_layers=layers[0], text_encoder_lora_layers=layers[1], **metadata)
+    file = folder / "pytorch_lora_weights.safetensors"
+    if style == "kohya":
+        tensors = {}
+        for name, tensor in safetensors.torch.load_file(file).items():
+            module, part = name.removesuffix(".weight").rsplit(".", 1)
+            module = module.replace("text_encoder.encoder", "text_encoder.text_model.encoder").replace(".", "_")
+            module = module.replace("text_encoder_", "lora_te_", 1).replace("unet_", "lora_unet_", 1)
+            tensors[f"{module}.{dict(lora_A='lora_down', lora_B='lora_up')[part]}.weight"] = tensor
+            tensors[f"{module}.alpha"] = torch.tensor(float(ALPHA))
+        safetensors.torch.save_file(tensors, file)
+    return file
+
+
+@pytest.mark.parametrize("style", ["peft", "diffusers", "kohya"])
+def test_merged_weights_equal_those_that_peft_merges(trained, tmp_path, style):
+    folder, theirs = trained
+    lora = read_lora(written(theirs, tmp_path, style))
+    assert all(update.down.shape[0] == RANK and update.scale == ALPHA / RANK for update in lora.updates.values())
+    model, params = load_component(
+        folder / "unet", "UNet2DConditionModel", adapt=lambda weights: merge(weights, [lora], "unet")[0]
+    )
+    ours = to_theirs(unet_rules(model.config), params)
+    base = open_weights(folder / "unet")
+    changed = 0
+    for name, module in theirs.unet.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        expected = module.base_layer.weight + module.get_delta_weight("default")
+        value = ours[f"{name}.weight"]
+        np.testing.assert_allclose(value, expected.detach().numpy(), atol=1e-6)
+        changed += not np.array_equal(value, base.get(f"{name}.weight"))
+    assert changed == len([name for name in lora.updates if "te_" not in name and "text_encoder" not in name])
+
+
+@pytest.mark.slow
+def test_the_picture_with_a_lora_is_that_of_diffusers(trained, tmp_path):
+    folder, theirs = trained
+    file = written(theirs, tmp_path, "peft")
+    plain = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    noise = noise_for(plain)
+    without = their_images(plain, noise)
+    plain.load_lora_weights(tmp_path)
+    expected = their_images(plain, noise)
+    assert tiny_systems.psnr(without, expected) < 30  # the LoRA shows
+    pipeline, params = load_pipeline(folder, loras=[read_lora(file)])
+    assert tiny_systems.psnr(draw(pipeline, params, noise), expected) > 80
+
+
+def test_strengths_add_up(trained, tmp_path):
+    folder, theirs = trained
+    file = written(theirs, tmp_path, "peft")
+    weights = open_weights(folder / "unet")
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    value = lambda *strengths: merge(weights, [read_lora(file, s) for s in strengths], "unet")[0].get(name)
+    np.testing.assert_allclose(value(0.3, 0.7), value(1.0), atol=1e-6)
+    np.testing.assert_array_equal(value(0.0), weights.get(name))
+
+
+def test_what_cannot_be_merged_is_one_line(trained, tmp_path):
+    folder, theirs = trained
+    file = written(theirs, tmp_path, "peft")
+    tensors = safetensors.torch.load_file(file)
+    first = next(name for name in tensors if name.startswith("unet") and "lora_A" in name)
+
+    def refused(changed, message):
+        safetensors.torch.save_file(changed, file)
+        with pytest.raises(ValueError, match=message) as error:
+            load_pipeline(folder, loras=[read_lora(file)])
+        assert "\n" not in str(error.value)
+
+    other = {name.replace("down_blocks.0", "down_blocks.7"): tensor for name, tensor in tensors.items()}
+    refused(other, "changes 'unet.down_blocks.7.*and [0-9]+ more, which this system does not have")
+    refused({k: v for k, v in tensors.items() if k != first.replace("lora_A", "lora_B")}, "without")
+    refused(tensors | {first: torch.zeros(RANK, 3)}, "does not fit a weight of")
+    refused(tensors | {"unet.x.dora_scale": torch.zeros(1)}, "another method than LoRA")
+    refused({"conv.weight": torch.zeros(1)}, "no part of a LoRA")
