@@ -14,7 +14,7 @@ import numpy as np
 from lgm.files import write_atomically
 from lgm.interop import diffusers_configs as configs
 from lgm.interop import keys_text, text_configs
-from lgm.interop.keymap import iterate_theirs
+from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
 from lgm.interop.keys_unet import unet_rules
 from lgm.interop.weights import Weights, load, open_weights, save
@@ -85,20 +85,28 @@ def load_component(
     *,
     held_in: Any = None,
     shard: Callable[[Model], Any] | None = None,
+    weights: Weights | None = None,
     adapt: Callable[[Weights], Weights] = lambda weights: weights,
     **changes,
 ) -> tuple[Model, Params]:
     """(model, parameters) of a component's folder; `changes` are fields of our configuration to set.
 
     Parameters are cast to the dtype `held_in` (float32 by default) and built straight into the shardings that
-    `shard(model)` gives; without it they are numpy arrays. `adapt` changes the checkpoint's tensors before, as by
-    merging a LoRA. Raises ValueError, one line, for whatever does not fit.
+    `shard(model)` gives; without it they are numpy arrays. `weights` take the place of the folder's, `adapt` changes
+    them before, as by merging a LoRA. Raises ValueError, one line, for whatever does not fit.
     """
     model = build(read_config(folder, name, **changes))
     kind = component(name)
-    weights = adapt(kind.prepare(open_weights(folder)))
+    weights = adapt(kind.prepare(open_weights(folder) if weights is None else weights))
     shardings = None if shard is None else shard(model)
     return model, load(kind.rules(model.config), model.abstract(), weights, dtype=held_in, shardings=shardings)
+
+
+def names_in_library(name: str, config: Any) -> list[str]:
+    """Every tensor that the library's checkpoint of a component may have."""
+    rules = component(name).rules(config)
+    extras = [rule.theirs for rule in rules if isinstance(rule, Extra) and rule.make is not None]
+    return names_of(rules, build(config).abstract()) + extras
 
 
 def save_component(folder: str | Path, name: str, config: Any, params: Params, dtype: Any = None) -> None:

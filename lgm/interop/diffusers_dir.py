@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from lgm.data.text_tokenizers import TextTokenizer, read_text_tokenizer, save_text_tokenizer
-from lgm.interop.components import COMPONENTS, load_component, read_json, save_component, write_json
+from lgm.interop.components import (
+    COMPONENTS,
+    load_component,
+    names_in_library,
+    read_config,
+    read_json,
+    save_component,
+    write_json,
+)
 from lgm.interop.lora import LoRA, check_all_used, merge
 from lgm.interop.schedulers import Schedule, read_schedule, write_schedule
-from lgm.interop.weights import Weights
+from lgm.interop.single_file import section
+from lgm.interop.weights import Weights, open_weights
 from lgm.models import Model, Params
 from lgm.parsing import near_miss
 from lgm.process import Process
@@ -78,13 +87,15 @@ def load_pipeline(
     *,
     dtype: str = "float32",
     shard: Callable[[Model], Any] | None = None,
+    single_file: str | Path | None = None,
     loras: Sequence[LoRA] = (),
 ) -> tuple[Pipeline, dict[str, Params]]:
     """(pipeline, parameters by place) of a diffusers folder.
 
     Denoiser and text encoders compute and are held in `dtype`, the autoencoder in float32. `shard(model)` gives the
-    shardings to build parameters straight into; `loras` are merged into the weights. Raises ValueError, one line,
-    naming what is missing, damaged or has no equal here.
+    shardings to build parameters straight into. The networks that a `single_file` in an original layout holds are read
+    from it instead of the folder; `loras` are merged into the weights. Raises ValueError, one line, naming what is
+    missing, damaged or has no equal here.
     """
     folder = Path(folder)
     index = read_json(folder / "model_index.json")
@@ -97,6 +108,7 @@ def load_pipeline(
         if place not in parts:
             raise ValueError(f"{folder / 'model_index.json'} names no {place}, which a {name} needs")
     models, params, classes, tokenizers, used = {}, {}, {}, {}, set()
+    single, found_in_single = None if single_file is None else open_weights(single_file), False
 
     def merging(place: str) -> Callable[[Weights], Weights]:
         def adapt(weights):
@@ -114,12 +126,25 @@ def load_pipeline(
         if classes[place].startswith("CLIP"):
             changes |= layout.encoder_options
         held_in = None if place == "vae" else dtype
+        weights = None
+        if single is not None:
+            config = read_config(folder / place, classes[place], **changes)
+            weights = section(single, place, classes[place], config, names_in_library(classes[place], config))
+            found_in_single |= weights is not None
         models[place], params[place] = load_component(
-            folder / place, classes[place], held_in=held_in, shard=shard, adapt=merging(place), **changes
+            folder / place,
+            classes[place],
+            held_in=held_in,
+            shard=shard,
+            weights=weights,
+            adapt=merging(place),
+            **changes,
         )
         if place in layout.tokenizer_of:
             tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
     check_all_used(loras, used)
+    if single is not None and not found_in_single:
+        raise ValueError(f"{single.path} holds no network of a {name}; is it of another system?")
     schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}

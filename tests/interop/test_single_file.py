@@ -1,0 +1,161 @@
+"""Single-file checkpoints in the original layouts, against diffusers' own conversion of them."""
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import tiny_systems
+import torch
+import transformers
+from diffusers.loaders import single_file_utils
+
+from lgm.interop import original_names
+from lgm.interop.components import component
+from lgm.interop.diffusers_dir import load_pipeline
+from lgm.interop.single_file import section
+from lgm.interop.weights import open_weights
+
+
+def original_layout(state, original, prefix=""):
+    """The tensors of a diffusers state dict as the original file holds them, by the inverse of `original`."""
+    tensors, parts = {}, {}
+    for name, tensor in state.items():
+        source = original(name)
+        if source.change == "swap":
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        if source.change == "transpose":
+            tensor = tensor.T.contiguous()
+        if source.change == "squeeze":
+            tensor = tensor[:, :, None, None]
+        if source.rows is None:
+            tensors[prefix + source.name] = tensor
+        else:
+            parts.setdefault(prefix + source.name, {})[source.rows[0]] = tensor
+    return tensors | {name: torch.cat([rows[i] for i in sorted(rows)]) for name, rows in parts.items()}
+
+
+def check(theirs, converted, weights):
+    """diffusers' conversion gives back the state that the file was made from, and so does ours."""
+    assert converted.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(converted[name], tensor), name
+        np.testing.assert_array_equal(weights.get(name), tensor.numpy())
+        assert weights.shape(name) == tuple(tensor.shape)
+    assert set(weights.names) == set(theirs)
+
+
+def written(tmp_path, tensors):
+    safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "single.safetensors")
+    return open_weights(tmp_path / "single.safetensors")
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl"])
+def test_unets_equal_diffusers_conversion(tmp_path, name):
+    unet = getattr(tiny_systems, name)().unet
+    config = component("UNet2DConditionModel").read(unet.config)
+    state = unet.state_dict()
+    tensors = original_layout(state, original_names.unet(config), "model.diffusion_model.")
+    assert "model.diffusion_model.input_blocks.1.0.in_layers.0.weight" in tensors
+    converted = single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), dict(unet.config))
+    weights = written(tmp_path, tensors | {"model_ema.decay": torch.ones(1), "first_stage_model.x": torch.ones(1)})
+    check(state, converted, section(weights, "unet", "UNet2DConditionModel", config, list(state)))
+
+
+@pytest.mark.parametrize("prefix", ["first_stage_model.", ""], ids=["whole", "alone"])
+def test_autoencoders_equal_diffusers_conversion(tmp_path, prefix):
+    vae = tiny_systems.vae()
+    config = component("AutoencoderKL").read(vae.config)
+    state = vae.state_dict()
+    tensors = original_layout(state, original_names.autoencoder(config), prefix)
+    converted = single_file_utils.convert_ldm_vae_checkpoint(dict(tensors), dict(vae.config))
+    check(state, converted, section(written(tmp_path, tensors), "vae", "AutoencoderKL", config, list(state)))
+
+
+@pytest.mark.parametrize("projection", [None, 24])
+def test_text_encoders_of_open_clip_equal_diffusers_conversion(tmp_path, projection):
+    encoder = tiny_systems.clip(projection, "gelu")
+    name = type(encoder).__name__
+    config = component(name).read(encoder.config.to_dict())
+    known = lambda key: key if key.startswith(("text_model.", "text_projection")) else f"text_model.{key}"
+    state = {known(key): tensor for key, tensor in encoder.state_dict().items()}
+    prefix = "conditioner.embedders.1.model." if projection else "cond_stage_model.model."
+    tensors = original_layout(state, original_names.open_clip_text(config), prefix)
+    place = "text_encoder_2" if projection else "text_encoder"
+    extra = {f"{prefix}logit_scale": torch.ones(1), f"{prefix}transformer.resblocks.3.ln_1.bias": torch.ones(32)}
+    weights = section(written(tmp_path, tensors | extra), place, name, config, list(state))
+    wide = dict(tensors) if projection else dict(tensors, **{f"{prefix}text_projection": torch.zeros(32, 32)})
+    converted = single_file_utils.convert_open_clip_checkpoint(encoder, wide, prefix)
+    converted = {k: v for k, v in converted.items() if projection or k != "text_projection.weight"}
+    check(state, converted, weights)
+
+
+class Sd3:
+    """What `original_names.sd3` reads of a configuration."""
+
+    depth = 3
+
+
+def test_names_of_sd3_equal_diffusers_conversion(tmp_path):
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=16, num_layers=3, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=40, pooled_projection_dim=48, pos_embed_max_size=4,
+        qk_norm="rms_norm", dual_attention_layers=(0, 1),
+    )  # fmt: skip
+    state = tiny_systems.randomized(transformer, 0.1).state_dict()
+    tensors = original_layout(state, original_names.sd3(Sd3), "model.diffusion_model.")
+    converted = single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(dict(tensors))
+    weights = section(written(tmp_path, tensors), "transformer", "SD3Transformer2DModel", Sd3, list(state))
+    check(state, converted, weights)
+
+
+def test_names_of_flux_equal_diffusers_conversion(tmp_path):
+    """Every matrix has one column: diffusers' conversion splits rows, of which it wants Flux's real number."""
+    with torch.device("meta"):
+        state = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True).state_dict()
+    state = {name: torch.randn(v.shape[:1] + (1,) * (v.ndim - 1)) for name, v in state.items()}
+    tensors = original_layout(state, original_names.flux(None))
+    converted = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers(dict(tensors))
+    weights = section(written(tmp_path, tensors), "transformer", "FluxTransformer2DModel", None, list(state))
+    check(state, converted, weights)
+
+
+def test_a_pipeline_reads_its_networks_from_a_single_file(tmp_path):
+    theirs = tiny_systems.stable_diffusion()
+    theirs.save_pretrained(tmp_path / "folder")
+    with torch.no_grad():
+        for network in (theirs.unet, theirs.vae, theirs.text_encoder):
+            for p in network.parameters():
+                p.mul_(-1)
+    config = lambda network, name: component(name).read(
+        network.config.to_dict() if isinstance(network, transformers.PreTrainedModel) else network.config
+    )
+    unet = config(theirs.unet, "UNet2DConditionModel")
+    text = {f"text_model.{name}": tensor for name, tensor in theirs.text_encoder.state_dict().items()}
+    tensors = {
+        **original_layout(theirs.unet.state_dict(), original_names.unet(unet), "model.diffusion_model."),
+        **original_layout(
+            theirs.vae.state_dict(),
+            original_names.autoencoder(config(theirs.vae, "AutoencoderKL")),
+            "first_stage_model.",
+        ),
+        **original_layout(text, original_names.clip_text(None), "cond_stage_model.transformer."),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(24)[None],
+        "betas": torch.zeros(1000),
+    }
+    written(tmp_path, tensors)
+    single = tmp_path / "single.safetensors"
+    _, plain = load_pipeline(tmp_path / "folder")
+    _, params = load_pipeline(tmp_path / "folder", single_file=single)
+    for ours, before in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(ours, -before)
+
+    def refused(changed, message):
+        written(tmp_path, changed)
+        with pytest.raises(ValueError, match=message):
+            load_pipeline(tmp_path / "folder", single_file=single)
+
+    conv = "model.diffusion_model.input_blocks.0.0.weight"
+    refused({k: v for k, v in tensors.items() if k != conv}, "lacks 'conv_in.weight'")
+    refused(tensors | {"model.diffusion_model.other": torch.zeros(1)}, "has 'other', which this model has no place for")
+    refused({"lora": torch.zeros(1)}, "holds no network of a StableDiffusionPipeline")
