@@ -20,8 +20,9 @@ from lgm.interop.components import (
     write_json,
 )
 from lgm.interop.lora import LoRA, check_all_used, merge
+from lgm.interop.original_names import Original
 from lgm.interop.schedulers import Schedule, read_schedule, write_schedule
-from lgm.interop.single_file import section
+from lgm.interop.single_file import original_of, section
 from lgm.interop.weights import Weights, open_weights
 from lgm.models import Model, Params
 from lgm.parsing import near_miss
@@ -98,26 +99,11 @@ def load_pipeline(
     missing, damaged or has no equal here.
     """
     folder = Path(folder)
-    index = read_json(folder / "model_index.json")
-    name = index.get("_class_name", "")
-    if name not in LAYOUTS:
-        raise ValueError(f"{folder / 'model_index.json'}: _class_name={name!r} is not known{near_miss(name, LAYOUTS)}")
+    index, parts = _read_index(folder)
+    name = index["_class_name"]
     layout = LAYOUTS[name]
-    parts = {place: entry for place, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
-    for place in (layout.denoiser, "vae", "scheduler"):
-        if place not in parts:
-            raise ValueError(f"{folder / 'model_index.json'} names no {place}, which a {name} needs")
+    single = None if single_file is None else open_weights(single_file)
     models, params, classes, tokenizers, used = {}, {}, {}, {}, set()
-    single, found_in_single = None if single_file is None else open_weights(single_file), False
-
-    def merging(place: str) -> Callable[[Weights], Weights]:
-        def adapt(weights):
-            weights, found = merge(weights, loras, place)
-            used.update(found)
-            return weights
-
-        return adapt
-
     for place in (layout.denoiser, "vae", *layout.tokenizer_of):
         if place not in parts:
             continue  # SD3 without T5
@@ -125,31 +111,55 @@ def load_pipeline(
         changes = {} if place == "vae" else {"dtype": dtype}
         if classes[place].startswith("CLIP"):
             changes |= layout.encoder_options
-        held_in = None if place == "vae" else dtype
+        config = read_config(folder / place, classes[place], **changes)
         weights = None
         if single is not None:
-            config = read_config(folder / place, classes[place], **changes)
             weights = section(single, place, classes[place], config, names_in_library(classes[place], config))
-            found_in_single |= weights is not None
+            used |= {(single.path, place)} if weights is not None else set()
         models[place], params[place] = load_component(
             folder / place,
             classes[place],
-            held_in=held_in,
+            held_in=None if place == "vae" else dtype,
             shard=shard,
             weights=weights,
-            adapt=merging(place),
+            adapt=_merging(loras, place, original_of(place, classes[place], config), used),
             **changes,
         )
         if place in layout.tokenizer_of:
             tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
     check_all_used(loras, used)
-    if single is not None and not found_in_single:
+    if single is not None and not any(path == single.path for path, _ in used):
         raise ValueError(f"{single.path} holds no network of a {name}; is it of another system?")
     schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
     pipeline = Pipeline(name, models, classes, tokenizers, schedule, schedule.build(), size, options)
     return pipeline, params
+
+
+def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, list]]:
+    """(model_index.json, its parts that are there). Raises ValueError where a necessary one is not."""
+    path = folder / "model_index.json"
+    index = read_json(path)
+    name = index.get("_class_name", "")
+    if name not in LAYOUTS:
+        raise ValueError(f"{path}: _class_name={name!r} is not known{near_miss(name, LAYOUTS)}")
+    parts = {place: entry for place, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
+    for place in (LAYOUTS[name].denoiser, "vae", "scheduler", "text_encoder"):
+        if place not in parts:
+            raise ValueError(f"{path} names no {place}, which a {name} needs")
+    return index, parts
+
+
+def _merging(loras: Sequence[LoRA], place: str, original: Original | None, used: set) -> Callable[[Weights], Weights]:
+    """A change of weights that merges the LoRAs and notes in `used` what of them it took."""
+
+    def adapt(weights: Weights) -> Weights:
+        weights, found = merge(weights, loras, place, original)
+        used.update(found)
+        return weights
+
+    return adapt
 
 
 DEFAULT_SIZE = {"FluxPipeline": 128}  # its transformer's configuration does not say

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lgm.interop.original_names import Original
 from lgm.interop.weights import Weights, open_weights, read_metadata
+
+Rows = tuple[int, int, int] | None
 
 # what A and B are called: peft, diffusers before peft, its text encoders, its attention processors, kohya
 ENDINGS = {
@@ -23,10 +26,10 @@ ENDINGS = {
     "_lora.down.weight": "_lora.up.weight",
     ".lora_down.weight": ".lora_up.weight",
 }
-# place in a diffusers folder -> how modules of it are prefixed by diffusers and by kohya
+# place in a diffusers folder -> how modules of it are prefixed by diffusers, by kohya and in the original layout
 PREFIXES = {
-    "unet": ("unet.", "lora_unet_"),
-    "transformer": ("transformer.", "lora_unet_", "lora_transformer_"),
+    "unet": ("unet.", "lora_unet_", "diffusion_model."),
+    "transformer": ("transformer.", "lora_unet_", "lora_transformer_", "diffusion_model."),
     "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_"),
     "text_encoder_2": ("text_encoder_2.", "lora_te2_"),
     "text_encoder_3": ("text_encoder_3.", "lora_te3_"),
@@ -41,6 +44,14 @@ class Update:
     down: np.ndarray
     up: np.ndarray
     scale: float
+
+    def rows(self, part: tuple[int, int, int] | None) -> Update:
+        """The update of the output rows from first / of to last / of, for `part` (first, last, of)."""
+        if part is None:
+            return self
+        first, last, of = part
+        count = self.up.shape[0]
+        return dataclasses.replace(self, up=self.up[first * count // of : last * count // of])
 
     def added_to(self, weight: np.ndarray, strength: float) -> np.ndarray:
         """weight [out, in, ...] + strength scale up down, in float32. Raises ValueError where the shapes do not fit."""
@@ -89,19 +100,21 @@ def read_lora(path: str | Path, strength: float = 1.0) -> LoRA:
     return LoRA(weights.path, updates, strength)
 
 
-def merge(weights: Weights, loras: Iterable[LoRA], place: str) -> tuple[Weights, set[tuple[Path, str]]]:
-    """(`weights` of the network at `place` with the LoRAs' changes to it, which (file, module) were used)."""
-    plain, flat = set(weights.names), {}
-    for name in weights.names:
-        flat[name.removesuffix(".weight").replace(".", "_")] = name
+def merge(
+    weights: Weights, loras: Iterable[LoRA], place: str, original: Original | None = None
+) -> tuple[Weights, set[tuple[Path, str]]]:
+    """(`weights` of the network at `place` with the LoRAs' changes to it, which (file, module) were used).
+
+    `original` gives the names of its tensors in single-file checkpoints, which kohya's files may use; an update of a
+    fused matrix there is divided among its parts here.
+    """
+    plain, flat = set(weights.names), _flat(weights, original)
     changes, used = dict(weights.changes), set()
     for lora in loras:
         for module, update in lora.updates.items():
-            name = _weight_of(module, place, plain, flat)
-            if name is None:
-                continue
-            changes[name] = _chained(changes.get(name), update, lora, name)
-            used.add((lora.path, module))
+            for name, part in _weights_of(module, place, plain, flat):
+                changes[name] = _chained(changes.get(name), update.rows(part), lora, name)
+                used.add((lora.path, module))
     return dataclasses.replace(weights, changes=changes), used
 
 
@@ -113,19 +126,37 @@ def check_all_used(loras: Iterable[LoRA], used: set[tuple[Path, str]]) -> None:
             raise ValueError(f"{lora.path} changes {left[0]!r}{more}, which this system does not have")
 
 
-def _weight_of(module: str, place: str, plain: set[str], flat: Mapping[str, str]) -> str | None:
-    """The name of the weight that the file's `module` stands for in the network at `place`, if it is there."""
+def _flat(weights: Weights, original: Original | None) -> dict[str, list[tuple[str, Rows]]]:
+    """Module names with underscores for dots, as kohya writes them -> the weights, and which rows each takes."""
+    flat = {}
+    for name in weights.names:
+        if not name.endswith(".weight"):
+            continue
+        flat[_underscored(name)] = [(name, None)]
+        if original is not None:
+            source = original(name)
+            if source.change != "swap" and source.name != name:
+                flat.setdefault(_underscored(source.name), []).append((name, source.rows))
+    return flat
+
+
+def _underscored(name: str) -> str:
+    return name.removesuffix(".weight").replace(".", "_")
+
+
+def _weights_of(module: str, place: str, plain: set[str], flat: Mapping[str, list]) -> list[tuple[str, Rows]]:
+    """The weights (and the rows of the update) that the file's `module` stands for in the network at `place`."""
     prefix = next((p for p in PREFIXES.get(place, ()) if module.startswith(p)), None)
     if prefix is None:
-        return None
+        return []
     inner = module.removeprefix(prefix)
-    if prefix.endswith("_"):
-        return flat.get(inner)
+    if prefix.endswith("_") or prefix == "diffusion_model.":
+        return flat.get(inner.replace(".", "_"), [])
     # attention processors: "attn1.processor.to_out_lora" is attn1.to_out.0
     inner = re.sub(r"\.processor\.(\w+)_lora$", r".\1", inner)
     inner = re.sub(r"\.to_out$", ".to_out.0", inner)
     names = (f"{inner}.weight", f"text_model.{inner}.weight")
-    return next((name for name in names if name in plain), None)
+    return [(name, None) for name in names if name in plain][:1]
 
 
 def _chained(before, update: Update, lora: LoRA, name: str):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lgm.interop import original_names as names
-from lgm.interop.original_names import Source
+from lgm.interop.original_names import Original, Source
 from lgm.interop.weights import Entry, Weights
 
 # place in a diffusers folder -> class there -> (prefix in single files, layout below it), the likeliest first
@@ -43,6 +43,12 @@ _PREFIXES = tuple(
     {p for kinds in SECTIONS.values() for found in kinds.values() for p, _ in found if p} | {"model_ema."}
 )
 _IGNORED = ("logit_scale", "attn_mask", "position_ids")
+
+
+def original_of(place: str, name: str, config: Any) -> Original | None:
+    """The layout of the network at `place` in single files; None where it is not known."""
+    found = next((v for k, v in SECTIONS.get(place, {}).items() if name.startswith(k)), None)
+    return found[0][1](config) if found else None
 
 
 def section(weights: Weights, place: str, name: str, config: Any, wanted: Iterable[str]) -> Weights | None:

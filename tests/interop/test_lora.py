@@ -12,12 +12,14 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tiny_systems import draw, noise_for, their_images
 
+from lgm.interop import original_names
 from lgm.interop.components import load_component
 from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.keymap import to_theirs
 from lgm.interop.keys_unet import unet_rules
 from lgm.interop.lora import merge, read_lora
-from lgm.interop.weights import open_weights
+from lgm.interop.weights import open_weights, save
+from lgm.models.unet import UNetConfig
 
 RANK, ALPHA = 4, 6
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in", "ff.net.0.proj", "time_emb_proj"]
@@ -90,6 +92,32 @@ def test_the_picture_with_a_lora_is_that_of_diffusers(trained, tmp_path):
     assert tiny_systems.psnr(without, expected) < 30  # the LoRA shows
     pipeline, params = load_pipeline(folder, loras=[read_lora(file)])
     assert tiny_systems.psnr(draw(pipeline, params, noise), expected) > 80
+
+
+def test_kohya_files_in_the_original_layout_and_with_fused_matrices_are_divided(tmp_path):
+    """Names of sgm's U-Net and of Flux, whose q, k and v are one matrix."""
+    rng = np.random.default_rng(0)
+    new = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    qkv = {f"transformer_blocks.0.attn.to_{part}.weight": new(6, 5) for part in "qkv"}
+    block = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    save(({block: new(6, 5)} | qkv).items(), tmp_path, "base")
+    base = open_weights(tmp_path / "base.safetensors")
+    up, down = new(18, 2), new(2, 5)
+    unet = {"lora_up.weight": up[:6], "lora_down.weight": down, "alpha": np.float32(4.0).reshape(())}
+    sgm = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    save(((f"{sgm}.{end}", value) for end, value in unet.items()), tmp_path, "sgm")
+    merged, used = merge(base, [read_lora(tmp_path / "sgm.safetensors")], "unet", original_names.unet(UNetConfig()))
+    assert len(used) == 1
+    np.testing.assert_allclose(merged.get(block), base.get(block) + 2.0 * up[:6] @ down, atol=1e-5)
+
+    for style, a, b in (("lora_unet_double_blocks_0_img_attn_qkv", "lora_down", "lora_up"),
+                        ("diffusion_model.double_blocks.0.img_attn.qkv", "lora_A", "lora_B")):  # fmt: skip
+        save([(f"{style}.{a}.weight", down), (f"{style}.{b}.weight", up)], tmp_path, "flux")
+        lora = read_lora(tmp_path / "flux.safetensors")
+        merged, used = merge(base, [lora], "transformer", original_names.flux(None))
+        assert len(used) == 1
+        for i, (name, value) in enumerate(qkv.items()):
+            np.testing.assert_allclose(merged.get(name), value + up[6 * i : 6 * i + 6] @ down, atol=1e-5)
 
 
 def test_strengths_add_up(trained, tmp_path):
