@@ -169,12 +169,20 @@ def iterate_theirs(rules: Rules, params: Any) -> Iterator[tuple[str, np.ndarray]
             if rule.make is not None:
                 yield rule.theirs, rule.make()
             continue
-        ours = np.asarray(leaves[rule.ours])
-        for i, layer in _layers(rule, ours.shape):
-            whole = ours if i is None else ours[i]
-            ends = np.cumsum(_lengths(rule, whole.shape))[:-1]
-            for name, part in zip(rule.parts, np.split(whole, ends, rule.axis), strict=True):
-                yield _named(name, layer), rule.transform.to_theirs(part)
+        for name, _, part in parts_of(rule, np.asarray(leaves[rule.ours])):
+            yield name, rule.transform.to_theirs(part)
+
+
+def parts_of(rule: Rule, ours: np.ndarray) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """(their name, our layer or None, our part) of every tensor that `ours` stands for, before the transform.
+
+    `ours` may be any array with the layers and the joined axis of the rule's parameter.
+    """
+    for i, layer in _layers(rule, ours.shape):
+        whole = ours if i is None else ours[i]
+        ends = np.cumsum(_lengths(rule, whole.shape))[:-1]
+        for name, part in zip(rule.parts, np.split(whole, ends, rule.axis), strict=True):
+            yield _named(name, layer), i, part
 
 
 def names_of(rules: Rules, abstract: Any) -> list[str]:

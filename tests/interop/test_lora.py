@@ -1,6 +1,9 @@
 """LoRA files of diffusers and kohya, merged at load: diffusers' picture with the LoRA loaded is ours."""
 
+import functools
+
 import diffusers
+import jax
 import numpy as np
 import pytest
 import safetensors.torch
@@ -18,7 +21,9 @@ from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.keymap import to_theirs
 from lgm.interop.keys_unet import unet_rules
 from lgm.interop.lora import merge, read_lora
+from lgm.interop.lora_export import save_lora
 from lgm.interop.weights import open_weights, save
+from lgm.models.lora import LoRAConfig, init, merged
 from lgm.models.unet import UNetConfig
 
 RANK, ALPHA = 4, 6
@@ -148,3 +153,43 @@ def test_what_cannot_be_merged_is_one_line(trained, tmp_path):
     refused(tensors | {first: torch.zeros(RANK, 3)}, "does not fit a weight of")
     refused(tensors | {"unet.x.dora_scale": torch.zeros(1)}, "another method than LoRA")
     refused({"conv.weight": torch.zeros(1)}, "no part of a LoRA")
+
+
+@pytest.fixture(scope="module")
+def adapter(trained):
+    """(model, plain parameters, an adapter that changes the picture, its configuration) of the U-Net."""
+    model, params = load_component(trained[0] / "unet", "UNet2DConditionModel")
+    config = LoRAConfig(rank=3, alpha=6.0, targets=(r"/(qkv|q|kv|out|fc1|proj_in)/kernel$",))
+    rng = np.random.default_rng(0)
+    adapter = jax.eval_shape(lambda key: init(model, config, key), jax.random.key(0))
+    adapter = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), adapter)
+    return model, params, adapter, config
+
+
+def test_an_adapter_written_and_merged_at_load_is_the_adapter(trained, adapter, tmp_path):
+    model, params, changes, config = adapter
+    save_lora(tmp_path, {"unet": (unet_rules(model.config), changes)}, config)
+    lora = read_lora(tmp_path)
+    _, loaded = load_component(
+        trained[0] / "unet", "UNet2DConditionModel", adapt=lambda weights: merge(weights, [lora], "unet")[0]
+    )
+    close = functools.partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(close, loaded, merged(params, changes, config))
+    with pytest.raises(ValueError, match="shifts/kernel has no equal|conv1/kernel has no equal"):
+        bad = {"down/0/layers/0/residual/conv1/kernel": changes["middle/transformer/proj_in/kernel"]}
+        save_lora(tmp_path, {"unet": (unet_rules(model.config), bad)}, config)
+
+
+@pytest.mark.slow
+def test_an_adapter_trained_here_changes_diffusers_picture_the_same_way(trained, adapter, tmp_path):
+    model, params, changes, config = adapter
+    save_lora(tmp_path, {"unet": (unet_rules(model.config), changes)}, config)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(trained[0])
+    noise = noise_for(theirs)
+    without = their_images(theirs, noise)
+    theirs.load_lora_weights(tmp_path)
+    expected = their_images(theirs, noise)
+    pipeline, plain = load_pipeline(trained[0])
+    ours = draw(pipeline, plain | {"unet": merged(params, changes, config)}, noise)
+    assert tiny_systems.psnr(without, expected) < 30
+    assert tiny_systems.psnr(ours, expected) > 80
