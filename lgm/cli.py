@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = verb("train", _train, "Train from a config file; run the same command again to resume.")
-    train.add_argument("--config", required=True, help="a config file, or file.py:arg; override with --config.KEY=VALUE")
+    train.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     train.add_argument("--workdir", required=True, help="the run's folder")
 
     sample = verb("sample", _sample, "Draw images from a trained run.")

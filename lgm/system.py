@@ -6,13 +6,14 @@ Training, sampling, evaluation and export all speak to this one object; only `de
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import losses, process
+from lgm import losses, process, sampling
 from lgm.config import Config
 from lgm.models import Conditioning, Model, Params, build
 from lgm.models.autoencoder import standardize, unstandardize
@@ -91,14 +92,25 @@ def build_system(config: Config) -> tuple[System, Params]:
     if text and text.config.vocab_size < tokenizer.vocab_size:
         raise ConfigError(f"config.text.encoder.vocab_size={text.config.vocab_size} is too small for the "
                           f"{tokenizer.vocab_size} entries of config.text.tokenizer={config.text.tokenizer!r}")
-    options = dict(config.process)
-    system = System(config, build(config.model), text, autoencoder, process.build(options.pop("name"), **options),
-                    tokenizer)
-    return system, frozen
+    gaussian = named(process.build, config.process, "config.process")
+    sampling.solver(config.sampling.solver)  # a name that is not there is refused before anything is trained
+    sampling.times(gaussian, config.sampling.steps, **config.sampling.schedule)
+    return System(config, build(config.model), text, autoencoder, gaussian, tokenizer), frozen
+
+
+def named(make, section: Mapping[str, Any], key: str):
+    """`make(name, **options)` of a config section {"name": ..., **options}; errors name the section's key."""
+    options = dict(section)
+    if "name" not in options:
+        raise ConfigError(f"{key}.name is missing; a section says what it is by name and gives that its options")
+    try:
+        return make(options.pop("name"), **options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def build_loss(config: Config, gaussian: process.Process):
     """The denoising loss of a config: `loss(predict, x, cond, key) -> (scalar, metrics)`."""
-    named = lambda make, section: make(section["name"], **{k: v for k, v in section.items() if k != "name"})
-    return losses.denoising(gaussian, config.loss.target, named(losses.density, config.loss.density),
-                            named(losses.weighting, config.loss.weighting))
+    density = named(losses.density, config.loss.density, "config.loss.density")
+    weighting = named(losses.weighting, config.loss.weighting, "config.loss.weighting")
+    return losses.denoising(gaussian, config.loss.target, density, weighting)

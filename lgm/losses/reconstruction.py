@@ -21,7 +21,7 @@ def kl_to_unit_gaussian(mean: jax.Array, logvar: jax.Array) -> jax.Array:
 
 
 def psnr(x_BHWC: jax.Array, y_BHWC: jax.Array) -> jax.Array:
-    """[B] peak signal-to-noise ratio in dB of images in [-1, 1], after clipping the reconstruction `y` to that range."""
+    """[B] peak signal-to-noise ratio in dB of images in [-1, 1]; `y` is clipped to that range first."""
     error = jnp.square(x_BHWC.astype(jnp.float32) - jnp.clip(y_BHWC.astype(jnp.float32), -1.0, 1.0))
     return 10.0 * jnp.log10(4.0 / jnp.maximum(error.mean((1, 2, 3)), 1e-10))
 

@@ -1,4 +1,4 @@
-"""How errors at different t count: each weighting is `w(process, target, t_B) -> [B]`, a factor of the target's error."""
+"""How errors at different t count: a weighting is `w(process, target, t_B) -> [B]`, a factor of the target's error."""
 
 from __future__ import annotations
 

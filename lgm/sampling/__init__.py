@@ -1,7 +1,7 @@
 """Pure-function solvers, time grids and guidance."""
 
-from lgm.sampling.guidance import classifier_free
 from lgm.sampling.grids import times
+from lgm.sampling.guidance import classifier_free
 from lgm.sampling.solvers import SOLVERS, Solver, loop, sample, solver
 
 __all__ = ["SOLVERS", "Solver", "classifier_free", "loop", "sample", "solver", "times"]

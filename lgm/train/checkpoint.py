@@ -40,7 +40,8 @@ class Checkpoints:
             restored = self.manager.restore(step, args=args)
         except Exception as error:
             line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise ConfigError(f"{self.path / str(step)} cannot be read ({line}); delete it to use an older one") from error
+            place = self.path / str(step)
+            raise ConfigError(f"{place} cannot be read ({line}); delete it to use an older one") from error
         return restored["state"], restored["data"]
 
     def wait(self) -> None:

@@ -22,7 +22,7 @@ def report_non_finite(workdir: Path, task, config, state, step: int, metrics: di
     parameters whose gradients are not finite.
     """
     values = {k: float(v) for k, v in metrics.items()}
-    bad = [k for k, v in values.items() if not np.isfinite(v)]
+    bad = sorted((k for k, v in values.items() if not np.isfinite(v)), key=lambda k: k != "loss")
     key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
     gradients = jax.jit(jax.grad(lambda p: task.loss(p, task.frozen, batch, key)[0]))(state.params)
     leaves = jax.tree_util.tree_leaves_with_path(gradients)

@@ -34,8 +34,8 @@ def train(spec: str, workdir: str, overrides: list[tuple[str, str]]) -> int:
     except loop.Preempted as error:
         print(f"lgm train: {error}", flush=True)
         return loop.PREEMPTED
-    print(f"{config.name}: {config.steps * config.batch_size:,} images in {time.monotonic() - start:.0f} s; see {workdir}",
-          flush=True)
+    seconds = time.monotonic() - start
+    print(f"{config.name}: {config.steps * config.batch_size:,} images in {seconds:.0f} s; see {workdir}", flush=True)
     return 0
 
 
@@ -136,9 +136,9 @@ def export(workdir: str, out: str, weights: str) -> int:
         raise ConfigError(f"--workdir={workdir} holds a {config.family}'s run; only autoencoders are exported so far")
     if Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out={out} is a file; give a folder")
-    params = restored(config, workdir, lambda key: {"autoencoder": build(config.model).init(key)}, weights)[0]["autoencoder"]
+    params, _ = restored(config, workdir, lambda key: {"autoencoder": build(config.model).init(key)}, weights)
     images = open_images(config.data.source, where=config.data.where, resolution=config.data.resolution)
-    _, latents = reconstruct_all(config, build(config.model), {"autoencoder": params}, images)
-    save_autoencoder(out, standardized(config.model, latents), params)
+    _, latents = reconstruct_all(config, build(config.model), params, images)
+    save_autoencoder(out, standardized(config.model, latents), params["autoencoder"])
     print(f"wrote {out}")
     return 0

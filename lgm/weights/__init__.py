@@ -76,7 +76,8 @@ def _named(tree: Params) -> list[tuple[str, object]]:
 def _locate(source: str) -> Path:
     folder = Path(str(resources.files("lgm.weights") / source)) if source in SHIPPED else Path(source)
     if not (folder / CONFIG).is_file():
-        raise ConfigError(f"config.autoencoder={source!r} is not there; give {', '.join(SHIPPED)} or an exported folder")
+        known = ", ".join(SHIPPED)
+        raise ConfigError(f"config.autoencoder={source!r} is not there; give {known} or an exported folder")
     return folder
 
 

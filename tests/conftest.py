@@ -1,0 +1,48 @@
+"""Shared by all tests: a compilation cache for the session, and one tiny run that trains in seconds."""
+
+import os
+import tempfile
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "lgm-test-xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest  # noqa: E402
+
+TINY = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(dict(
+        name="tiny", batch_size=8, total_images=96,
+        data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses")),
+        text=dict(encoder=dict(family="clip_text", vocab_size=4096, width=32, depth=1, heads=2, max_length=16)),
+        model=dict(family="mmdit", channels=32, patch_size=1, width=32, depth=2, heads=2, text_dim=32, pooled_dim=32,
+                   position_size=8, base_size=8),
+        loss=dict(target="flow", density=dict(name="logit_normal")),
+        optimizer=dict(lr=3e-3, warmup_images=16),
+        ema=dict(half_life_images=32),
+        sampling=dict(steps=2, count=2),
+        evaluation=dict(every_images=48, times=2, batch_size=8, max_images=8),
+        log=dict(every_images=16, checkpoint_every_images=24),
+    ))
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory):
+    """Path of a config file: a dozen faces, a denoiser of width 32, 12 steps."""
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config, tmp_path_factory):
+    """The folder of a finished tiny run."""
+    from lgm.cli import main
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", f"--config={tiny_config}", f"--workdir={workdir}"]) == 0
+    return workdir
