@@ -4,7 +4,8 @@
 
 Writes a T5 encoder of about that size with random bfloat16 weights, reads it in a fresh process straight onto the
 device, and prints the peak of resident memory less what was resident before and less the parameters, where the device
-is the host. What is expected: at most 1.3 times the largest shard; parameters are read one stacked tensor at a time.
+is the host. What is expected: at most 1.3 times the largest shard, and far less than a large one, because parameters go
+over in pieces of a quarter of a gigabyte.
 """
 
 import argparse

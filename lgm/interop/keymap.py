@@ -12,15 +12,19 @@ is a function of its configuration that returns such a list; `linear`, `conv` an
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import einops
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Get = Callable[[str], np.ndarray]
-_TILE = 128
+_TILE = 128  # rows and columns of a matrix that are transposed at a time
+_STAGED = 1 << 28  # bytes of one parameter that wait in host memory for their device, at most (but for one layer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,10 +292,36 @@ def _place(rule: Rule, leaf: Any, get: Get) -> Any:
         devices_of.setdefault(tuple(s.indices(n) for s, n in zip(index, shape, strict=True)), []).append(device)
     shards = []
     for key, devices in devices_of.items():  # a slice that several devices hold is read once
-        piece = _read(rule, shape, dtype, get, tuple(slice(*k) for k in key))
-        shards += [jax.device_put(piece, device) for device in devices]
-        jax.block_until_ready(shards)  # the next piece may only come into host memory once this one has left it
+        shards += _onto(devices, rule, shape, dtype, get, tuple(slice(*k) for k in key))
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def _onto(devices: list, rule: Rule, shape, dtype, get: Get, index: tuple[slice, ...]) -> list[jax.Array]:
+    """The slice `index` of one parameter on each of `devices`.
+
+    A large stack of layers goes over in groups of layers, each of which leaves host memory before the next is read.
+    """
+    bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+    size = math.prod(stop - start for start, stop in bounds) * np.dtype(dtype).itemsize
+    if not rule.stacked or size <= _STAGED:
+        piece = _read(rule, shape, dtype, get, index)
+        return jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+    first, last = bounds[0]
+    group = max(1, (last - first) * _STAGED // size)
+    part_shape = tuple(stop - start for start, stop in bounds)
+    wholes = [jax.device_put(jnp.zeros(part_shape, dtype, device=device)) for device in devices]
+    for start in range(first, last, group):
+        piece = _read(rule, shape, dtype, get, (slice(start, min(start + group, last)), *index[1:]))
+        pieces = [jax.device_put(piece, device) for device in devices]
+        wholes = [_insert(whole, part, start - first) for whole, part in zip(wholes, pieces, strict=True)]
+        jax.block_until_ready(wholes)
+        del piece, pieces  # before the next ones are made
+    return wholes
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _insert(whole: jax.Array, part: jax.Array, start: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
 
 
 def _read(rule: Rule, shape: tuple[int, ...], dtype: Any, get: Get, index: tuple[slice, ...]) -> np.ndarray:

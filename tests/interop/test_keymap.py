@@ -126,6 +126,13 @@ def test_a_sharding_reads_the_same_parameters(split):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
 
 
+def test_a_large_stack_goes_to_its_device_in_groups_of_layers(monkeypatch):
+    monkeypatch.setattr("lgm.interop.keymap._STAGED", 3 * 4 * 3 * WIDTH * 4)  # three of the four layers of qkv
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract())
+    jax.tree.map(np.testing.assert_array_equal, read(theirs(), tree), read(theirs()))
+
+
 def without(name):
     return {k: v for k, v in theirs().items() if k != name}
 
