@@ -43,10 +43,10 @@ class BERTConfig:
             raise ValueError("pooling='cls' needs pooler=True")
 
 
-PRESETS: dict[str, BERTConfig] = {
-    "minilm_l6": BERTConfig(),
-    "minilm_l12": BERTConfig(depth=12),
-    "bert_base": BERTConfig(width=768, depth=12, pooling="cls", normalize=False),
+PRESETS = {
+    "minilm_l6": dict(),
+    "minilm_l12": dict(depth=12),
+    "bert_base": dict(width=768, depth=12, pooling="cls", normalize=False),
 }
 
 

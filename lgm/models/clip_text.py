@@ -52,15 +52,14 @@ class CLIPTextConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
-_L = CLIPTextConfig(pool=49407)
-_BIG_G = CLIPTextConfig(width=1280, depth=32, heads=20, activation="gelu", pool=49407, projection_dim=1280)
+_BIG_G = dict(width=1280, depth=32, heads=20, activation="gelu", pool=49407, projection_dim=1280)
 
-PRESETS: dict[str, CLIPTextConfig] = {
-    "clip_l": _L,  # SD 1.x; Flux takes its pooled vector
-    "clip_l_sdxl": dataclasses.replace(_L, hidden="penultimate"),
-    "clip_l_sd3": dataclasses.replace(_L, hidden="penultimate", projection_dim=768),
-    "open_clip_h": CLIPTextConfig(width=1024, depth=23, heads=16, activation="gelu", pool=49407),  # SD 2.x
-    "open_clip_bigg": dataclasses.replace(_BIG_G, hidden="penultimate"),  # SDXL and SD3
+PRESETS = {
+    "clip_l": dict(pool=49407),  # SD 1.x; Flux takes its pooled vector
+    "clip_l_sdxl": dict(pool=49407, hidden="penultimate"),
+    "clip_l_sd3": dict(pool=49407, hidden="penultimate", projection_dim=768),
+    "open_clip_h": dict(width=1024, depth=23, heads=16, activation="gelu", pool=49407),  # SD 2.x
+    "open_clip_bigg": dict(_BIG_G, hidden="penultimate"),  # SDXL and SD3
 }
 
 

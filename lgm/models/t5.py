@@ -45,12 +45,12 @@ class T5Config:
                              "than a quarter of it")  # fmt: skip
 
 
-PRESETS: dict[str, T5Config] = {
-    "t5_v1_1_small": T5Config(width=512, depth=8, heads=6, mlp_width=1024),
-    "t5_v1_1_base": T5Config(width=768, depth=12, heads=12, mlp_width=2048),
-    "t5_v1_1_large": T5Config(width=1024, heads=16, mlp_width=2816),
-    "t5_v1_1_xl": T5Config(width=2048, heads=32, mlp_width=5120),
-    "t5_v1_1_xxl": T5Config(),  # SD3, SD3.5 and Flux
+PRESETS = {
+    "t5_v1_1_small": dict(width=512, depth=8, heads=6, mlp_width=1024),
+    "t5_v1_1_base": dict(width=768, depth=12, heads=12, mlp_width=2048),
+    "t5_v1_1_large": dict(width=1024, heads=16, mlp_width=2816),
+    "t5_v1_1_xl": dict(width=2048, heads=32, mlp_width=5120),
+    "t5_v1_1_xxl": dict(),  # SD3, SD3.5 and Flux
 }
 
 

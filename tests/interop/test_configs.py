@@ -73,7 +73,7 @@ def test_a_configuration_written_back_makes_the_same_network_in_transformers(nam
 
 def test_an_old_clip_configuration_pools_at_the_largest_id():
     assert text_configs.read_clip({"eos_token_id": 2}).pool == "largest"
-    assert text_configs.read_clip(text_configs.write_clip(CLIP["clip_l"])).pool == 49407
+    assert text_configs.read_clip(text_configs.write_clip(CLIPTextConfig(**CLIP["clip_l"]))).pool == 49407
     assert text_configs.write_clip(CLIPTextConfig(pool="largest"))["eos_token_id"] == 2
 
 

@@ -81,5 +81,5 @@ def test_weights_go_out_as_they_came_in(pair):
 @pytest.mark.parametrize("name, count", [("minilm_l6", 22_713_216), ("bert_base", 109_482_240)])
 def test_presets_have_as_many_parameters_as_transformers(name, count):
     with torch.device("meta"):
-        theirs = transformers.BertModel(reference(PRESETS[name]))
-    assert build(PRESETS[name]).count() == sum(p.numel() for p in theirs.parameters()) == count
+        theirs = transformers.BertModel(reference(BERTConfig(**PRESETS[name])))
+    assert build(BERTConfig(**PRESETS[name])).count() == sum(p.numel() for p in theirs.parameters()) == count

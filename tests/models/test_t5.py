@@ -92,8 +92,8 @@ COUNTS = {"t5_v1_1_small": 35_332_800, "t5_v1_1_base": 109_628_544, "t5_v1_1_lar
 @pytest.mark.parametrize("name", COUNTS)
 def test_presets_have_as_many_parameters_as_transformers(name):
     with torch.device("meta"):
-        theirs = transformers.T5EncoderModel(reference(PRESETS[name]))
-    assert build(PRESETS[name]).count() == sum(p.numel() for p in theirs.parameters()) == COUNTS[name]
+        theirs = transformers.T5EncoderModel(reference(T5Config(**PRESETS[name])))
+    assert build(T5Config(**PRESETS[name])).count() == sum(p.numel() for p in theirs.parameters()) == COUNTS[name]
 
 
 def test_bfloat16_follows_float32():
@@ -109,7 +109,7 @@ def test_bfloat16_follows_float32():
 
 def test_every_large_parameter_of_xxl_can_be_split():
     """No matrix of T5-XXL is without a logical axis to shard it by."""
-    model = build(PRESETS["t5_v1_1_xxl"])
+    model = build(T5Config(**PRESETS["t5_v1_1_xxl"]))
     axes = jax.tree.leaves(model.logical_axes(), is_leaf=lambda a: isinstance(a, tuple))
     for leaf, names in zip(jax.tree.leaves(model.abstract()), axes, strict=True):
         assert leaf.size < 1e6 or {"embed"} < set(names)
