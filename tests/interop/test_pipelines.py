@@ -9,10 +9,12 @@ import pytest
 import safetensors.numpy
 import tiny_systems
 import torch
+from PIL import Image
 from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS, draw, noise_for, their_images
 
 from lgm.interop.diffusers_dir import load_pipeline, save_pipeline
-from lgm.interop.pipelines import latent_size
+from lgm.interop.drawing import draw_from_folder, read_image
+from lgm.interop.pipelines import latent_size, text_to_image
 
 # 45 dB is what a person could not see; float32 in another order of sums is far below (over 100 dB was measured)
 LEAST_PSNR = 80.0
@@ -81,6 +83,36 @@ def test_one_seed_gives_one_image(stable_diffusion):
     _, _, pipeline, params = stable_diffusion
     first, again, other = (draw(pipeline, params, None, seed=seed) for seed in (1, 1, 2))
     assert first.tobytes() == again.tobytes() != other.tobytes()
+
+
+@SLOW
+def test_a_folder_is_drawn_to_a_png(stable_diffusion, tmp_path):
+    _, folder, pipeline, params = stable_diffusion
+    options = dict(steps=1, guidance=1.0, size=SIZE)
+    images = draw_from_folder(folder, PROMPTS[:1], tmp_path / "x.png", seed=5, **options)
+    expected = text_to_image(pipeline, params, PROMPTS[:1], seed=5, **options)
+    np.testing.assert_array_equal(images, np.round(expected * 255).astype(np.uint8))
+    np.testing.assert_array_equal(np.round(read_image(tmp_path / "x.png") * 255), images[0])
+    draw_from_folder(folder, PROMPTS[:1], tmp_path / "grid.png", count=2, image=tmp_path / "x.png", **options)
+    assert Image.open(tmp_path / "grid.png").width > 2 * SIZE[1]
+
+
+def test_words_that_cannot_be_drawn_are_refused_in_one_line(stable_diffusion, tmp_path):
+    folder = stable_diffusion[1]
+    (tmp_path / "x.png").write_bytes(b"")
+    for change, message in [
+        (dict(prompts=[" "]), "the prompt is empty"),
+        (dict(count=0), "count=0 must be at least 1"),
+        (dict(solver="guess"), "unknown solver 'guess'"),
+        (dict(size=(17, 16)), "use multiples of 4 pixels"),
+        (dict(image=folder / "model_index.json"), "cannot be read as an image"),
+        (dict(loras=["no.safetensors"]), "no.safetensors is not there"),
+        (dict(loras=["x.png:high"]), "the strength 'high' is no number"),
+    ]:
+        arguments = dict(prompts=PROMPTS, out=tmp_path / "no.png", size=SIZE) | change
+        with pytest.raises(ValueError, match=message) as error:
+            draw_from_folder(folder, **arguments)
+        assert "\n" not in str(error.value) and not (tmp_path / "no.png").exists()
 
 
 def test_what_cannot_be_drawn_is_one_line(stable_diffusion):
