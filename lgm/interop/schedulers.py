@@ -39,10 +39,11 @@ class Schedule:
     """How a released model is sampled.
 
     process: options of `lgm.process.build`. target: what the network predicts. spacing: where in the table (or in
-    [0, 1] of a flow) the steps lie, moved up by `offset` entries; `sigmas` respaces them by noise level. last: the
-    sampler ends at the data, or at the table's first entry. scaled_start: x_T is b(T) noise rather than noise. A flow's
-    times are moved by `shift` or, with `dynamic`, by the number of image tokens: (tokens, shift) at either end of a
-    straight line.
+    [0, 1] of a flow) the steps lie, moved up by `offset` entries; `sigmas` respaces them by noise level. between: steps
+    may lie between two entries. open_end: entries are spaced for one more step, which would be at the first entry
+    (multistep solvers). last: the sampler ends at the data, or at the table's first entry. scaled_start: x_T is b(T)
+    noise rather than noise. A flow's times are moved by `shift` or, with `dynamic`, by the number of image tokens:
+    (tokens, shift) at either end of a straight line. config: the scheduler_config.json that all this was read from.
     """
 
     process: dict[str, Any]
@@ -51,12 +52,15 @@ class Schedule:
     spacing: Literal["leading", "trailing", "linspace", "flow"]
     offset: int = 0
     sigmas: Literal["table", "karras", "exponential"] = "table"
+    between: bool = False
+    open_end: bool = False
     last: Literal["data", "first"] = "data"
     scaled_start: bool = False
     shift: float = 1.0
     dynamic: tuple[tuple[int, float], tuple[int, float]] | None = None
     dynamic_kind: Literal["exponential", "linear"] = "exponential"
     terminal: float | None = None
+    config: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
 
     def build(self) -> Process:
         """The process."""
@@ -79,18 +83,19 @@ class Schedule:
         return np.append(k / entries, last).astype(np.float32)
 
     def _table_entries(self, steps: int, entries: int) -> np.ndarray:
+        count = steps + self.open_end
         if self.spacing == "linspace":
-            k = np.linspace(0, entries - 1, steps)[::-1]
-            k = k if self.solver == "euler" else k.round()
+            k = np.linspace(0, entries - 1, count)[::-1][:steps]
+            k = k if self.between else k.round()
         elif self.spacing == "trailing":
             k = np.arange(entries, 0, -entries / steps).round() - 1
         else:
-            k = (np.arange(steps) * (entries // steps))[::-1] + self.offset
+            k = (np.arange(count) * (entries // count))[::-1][:steps] + self.offset
         if self.sigmas == "table":
             return np.minimum(k, entries - 1)
         process = self.build()
         table = np.asarray(-0.5 * process.log_snr(np.arange(entries) / entries), np.float64)  # log sigma
-        low, high = np.interp(k[[-1, 0]], np.arange(entries), table)
+        low, high = table[[0, -1]] if self.open_end else np.interp(k[[-1, 0]], np.arange(entries), table)
         ramp = np.linspace(0, 1, steps)
         if self.sigmas == "karras":  # Karras et al. 2022, 2206.00364, eq. 5
             levels = 7 * np.log(np.exp(high / 7) + ramp * (np.exp(low / 7) - np.exp(high / 7)))
@@ -143,6 +148,7 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
             dynamic=ends if config.get("use_dynamic_shifting") else None,
             dynamic_kind=config.get("time_shift_type", "exponential"),
             terminal=config.get("shift_terminal"),
+            config=dict(config),
         )
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         raise ValueError("scheduler_config.json: use_flow_sigmas needs a FlowMatchEulerDiscreteScheduler instead")
@@ -164,13 +170,18 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
         spacing=spacing,
         offset=config.get("steps_offset", 0),
         sigmas=next((s for s in ("karras", "exponential") if config.get(f"use_{s}_sigmas")), "table"),
+        between=by_sigma,
+        open_end="Multistep" in name,
         last="first" if to_first else "data",
         scaled_start=by_sigma and spacing in ("linspace", "trailing"),
+        config=dict(config),
     )
 
 
 def write_schedule(schedule: Schedule) -> dict[str, Any]:
-    """The scheduler_config.json of a schedule that starts from lgm: DDIM for diffusion, Euler for a flow."""
+    """The scheduler_config.json of a schedule: what it was read from, else DDIM for diffusion and Euler for a flow."""
+    if schedule.config is not None:
+        return dict(schedule.config)
     if schedule.process["name"] == "rectified_flow":
         name = "FlowMatchEulerDiscreteScheduler"
         config = {"_class_name": name, "num_train_timesteps": 1000, "shift": schedule.shift}

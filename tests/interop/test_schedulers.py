@@ -1,5 +1,6 @@
 """Scheduler configurations against the schedulers that diffusers builds from them."""
 
+import dataclasses
 import warnings
 
 import diffusers
@@ -19,6 +20,10 @@ CASES = {
     "euler linspace": (diffusers.EulerDiscreteScheduler, SD),
     "euler karras": (diffusers.EulerDiscreteScheduler, dict(SD, use_karras_sigmas=True, timestep_spacing="trailing")),
     "euler exponential": (diffusers.EulerDiscreteScheduler, dict(SD, use_exponential_sigmas=True)),
+    "dpm++": (diffusers.DPMSolverMultistepScheduler, dict(SD)),
+    "dpm++ leading": (diffusers.DPMSolverMultistepScheduler, dict(SD, steps_offset=1, timestep_spacing="leading")),
+    "unipc": (diffusers.UniPCMultistepScheduler, dict(SD, timestep_spacing="trailing")),
+    "euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, SD),
     "dit": (diffusers.DDIMScheduler, dict(beta_schedule="linear", clip_sample=False)),
     "cosine": (diffusers.DDIMScheduler, dict(beta_schedule="squaredcos_cap_v2", clip_sample=False)),
 }  # fmt: skip
@@ -44,9 +49,12 @@ def test_steps_and_noise_levels_of_diffusion_equal_diffusers(case, steps):
             np.testing.assert_allclose([a[-1] ** 2, b[-1] ** 2], [final, 1 - final], atol=1e-6)
         else:
             assert times[-1] == 0
+    elif "Multistep" in cls.__name__:
+        sigmas = theirs.sigmas.numpy()
+        np.testing.assert_allclose((b / a)[:-1], sigmas[:-1], rtol=1e-3)
     else:
         # between the table's entries diffusers interpolates sigma, we log sigma
-        tolerance = 3e-3 if case == "euler linspace" else 1e-3
+        tolerance = 3e-3 if schedule.spacing == "linspace" else 1e-3
         np.testing.assert_allclose((b / a)[:-1], theirs.sigmas.numpy()[:-1], rtol=tolerance)
         # the sample is theirs divided by sqrt(sigma^2 + 1)
         start = float(theirs.init_noise_sigma) / np.sqrt(float(theirs.sigmas[0]) ** 2 + 1)
@@ -85,7 +93,8 @@ def test_times_of_flows_equal_diffusers(case, steps):
 def test_what_is_written_is_read_back_and_accepted_by_diffusers(case):
     cls, options = CASES.get(case) or (diffusers.FlowMatchEulerDiscreteScheduler, FLOWS[case][0])
     schedule = read_schedule(dict(cls(**options).config, _class_name=cls.__name__))
-    written = write_schedule(schedule)
+    assert write_schedule(schedule) == schedule.config
+    written = write_schedule(dataclasses.replace(schedule, config=None))
     theirs = getattr(diffusers, written["_class_name"]).from_config(written)
     again = read_schedule(dict(theirs.config, _class_name=written["_class_name"]))
     assert again.process == schedule.process and again.target == schedule.target
