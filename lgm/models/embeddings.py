@@ -28,7 +28,7 @@ def sincos_2d(width: int, rows: int, columns: int, table: int, base: int) -> np.
     The first half of the width encodes the column, the second the row; each has sines, then cosines.
     """
     if max(rows, columns) > table:
-        raise ValueError(f"{rows} x {columns} tokens exceed the table of {table} x {table} positions; raise position_size")
+        raise ValueError(f"{rows} x {columns} exceed the table of {table} x {table} positions; raise position_size")
     frequencies = 1.0 / 10_000.0 ** (np.arange(width // 4) / (width / 4))
 
     def encode(count):

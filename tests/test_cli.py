@@ -1,0 +1,134 @@
+"""Bad input: one clear line on stderr, a non-zero exit, nothing half-written."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from PIL import Image
+
+from lgm.cli import EXAMPLES, main
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def image_folder(path, images=("a.png", "b.png"), listed=("a.png", "b.png"), content=None):
+    path.mkdir()
+    for name in images:
+        (path / name).write_bytes(png() if content is None else content)
+    rows = [json.dumps({"file_name": name, "text": "a red square"}) for name in listed]
+    (path / "metadata.jsonl").write_text("\n".join(rows))
+    return path
+
+
+def refused(capsys, arguments) -> str:
+    """The one line with which a command is refused."""
+    assert main(arguments) != 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"lgm {arguments[0]}: "), lines
+    return lines[0]
+
+
+@pytest.fixture
+def refuse_training(tiny_config, tmp_path, capsys):
+    """Refused training: the error's line, after a check that no folder was made."""
+
+    def check(*overrides, config=tiny_config):
+        workdir = tmp_path / "workdir"
+        line = refused(capsys, ["train", f"--config={config}", f"--workdir={workdir}", *overrides])
+        assert not workdir.exists()
+        return line
+
+    return check
+
+
+@pytest.mark.parametrize(("override", "parts"), [
+    ("--config.optimizer.lrr=1", ["config.optimizer.lrr", "did you mean 'lr'"]),
+    ("--config.model.widht=64", ["config.model.widht", "did you mean 'width'"]),
+    ("--config.batch_size=many", ["config.batch_size='many'", "int"]),
+    ("--config.optimizer.schedule=cosin", ["config.optimizer.schedule='cosin'", "'cosine'"]),
+    ("--config.model.heads=5", ["config.model", "heads=5", "width=32"]),
+    ("--config.model.family=mmditt", ["config.model.family='mmditt'", "mmdit"]),
+    ("--config.model.text_dim=48", ["config.model.text_dim=48", "config.text.encoder.width=32"]),
+    ("--config.process.name=rectified", ["config.process", "'rectified'", "rectified_flow"]),
+    ("--config.loss.density.men=0", ["config.loss.density", "'men'", "mean"]),
+    ("--config.loss.target=flw", ["config.loss.target='flw'", "'flow'"]),
+    ("--config.sampling.solver=eulr", ["'eulr'", "did you mean 'euler'"]),
+    ("--config.total_images=4", ["config.total_images=4", "config.batch_size=8"]),
+    ("--config.batch_size=100000", ["config.batch_size=100000", "images"]),
+    ("--config.text.encoder.max_length=5", ["tokens", "config.text.encoder.max_length"]),
+    ("--config.text.encoder.vocab_size=10", ["config.text.encoder.vocab_size=10", "4096"]),
+    ("--config.data.source=/nowhere", ["config.data.source='/nowhere'", "emoji64"]),
+    ("--config.autoencoder=/nowhere", ["config.autoencoder='/nowhere'", "emoji64"]),
+    ("--config.mesh.fsdp=3", ["config.mesh", "fsdp=3", "1 devices"]),
+    ("--workdirr=x", ["--workdirr=x", "--help"]),
+])
+def test_a_bad_value_is_one_line_that_names_it(refuse_training, override, parts):
+    line = refuse_training(override)
+    for part in parts:
+        assert part in line
+
+
+def test_images_that_cannot_be_read_are_named(refuse_training, tmp_path):
+    everything = ["--config.data.where={}", "--config.data.heldout_where={}"]
+    source = lambda path: [f"--config.data.source={path}", *everything]
+    missing = image_folder(tmp_path / "missing", listed=("a.png", "b.png", "c.png"))
+    assert "c.png" in refuse_training(*source(missing))
+    truncated = image_folder(tmp_path / "truncated", content=png()[:60])
+    assert "a.png" in refuse_training(*source(truncated), "--config.batch_size=2")
+    broken = tmp_path / "broken.zip"
+    with zipfile.ZipFile(broken, "w") as archive:
+        archive.writestr("metadata.jsonl", "{}")
+    broken.write_bytes(broken.read_bytes()[:-30])
+    assert "broken.zip" in refuse_training(*source(broken))
+
+
+def test_a_batch_that_does_not_divide_over_devices_is_refused(tiny_config, tmp_path):
+    command = [sys.executable, "-m", "lgm.cli", "train", f"--config={tiny_config}", f"--workdir={tmp_path / 'w'}",
+               "--config.batch_size=9"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0 and not (tmp_path / "w").exists()
+    assert len(result.stderr.splitlines()) == 1 and "config.batch_size=9" in result.stderr
+
+
+def test_the_folder_of_another_config_is_refused_and_left_alone(tiny_config, tiny_run, capsys):
+    before = (tiny_run / "config.json").read_bytes()
+    line = refused(capsys, ["train", f"--config={tiny_config}", f"--workdir={tiny_run}", "--config.optimizer.lr=0.5"])
+    assert "config.optimizer.lr=0.003" in line and "0.5" in line
+    assert (tiny_run / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("arguments", "part"), [
+    (["--prompt= "], "--prompt is empty"),
+    (["--prompt=face", "--solver=eulr"], "did you mean 'euler'"),
+    (["--prompt=face", "--steps=0"], "--steps=0"),
+    (["--prompt=face " * 3 + "one two three four five six seven eight nine ten eleven twelve fourteen"], "tokens"),
+])
+def test_bad_sampling_arguments_write_nothing(tiny_run, tmp_path, capsys, arguments, part):
+    out = tmp_path / "x.png"
+    assert part in refused(capsys, ["sample", f"--workdir={tiny_run}", f"--out={out}", *arguments])
+    assert not out.exists()
+
+
+def test_an_absent_run_or_checkpoint_is_named(tiny_run, tmp_path, capsys):
+    for verb, rest in (("sample", ["--prompt=face", "--out=x.png"]), ("evaluate", ["--out=x.json"])):
+        assert "config.json" in refused(capsys, [verb, f"--workdir={tmp_path}", *rest])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_bytes((tiny_run / "config.json").read_bytes())
+    assert "checkpoints" in refused(capsys, ["sample", f"--workdir={empty}", "--prompt=face", "--out=x.png"])
+
+
+@pytest.mark.parametrize("verb", EXAMPLES)
+def test_help_shows_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0 and f"lgm {verb} --" in capsys.readouterr().out
