@@ -2,6 +2,6 @@
 
 from lgm.sampling.grids import times
 from lgm.sampling.guidance import classifier_free
-from lgm.sampling.solvers import SOLVERS, Solver, loop, sample, solver
+from lgm.sampling.solvers import SOLVERS, Solver, loop, sample, solver, trace
 
-__all__ = ["SOLVERS", "Solver", "classifier_free", "loop", "sample", "solver", "times"]
+__all__ = ["SOLVERS", "Solver", "classifier_free", "loop", "sample", "solver", "times", "trace"]

@@ -8,57 +8,61 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lgm import process as gaussian
-from lgm.parsing import near_miss
-from lgm.process import Endpoints, Process
+from lgm import registry
+from lgm.process import Process
+from lgm.sampling import multistep, singlestep
+from lgm.sampling.steps import Denoise, Solver
 
-Denoise = Callable[[jax.Array, jax.Array], Endpoints]  # (x_t, t []) -> (x_hat, eps_hat)
-
-
-class Solver(NamedTuple):
-    """step(process, denoise, x, memory, t, s, key) -> (x at s, memory); `memory` is what start(x_T) gives at first."""
-
-    step: Callable
-    start: Callable[[jax.Array], Any] = lambda x: ()
-
-
-def _euler(process: Process, denoise: Denoise, x, memory, t, s, key):
-    """First order on d(x / a) / d(b / a) = eps, exact for a network that predicts straight lines.
-
-    On a rectified flow this is x + (s - t) velocity; on DDPM it is DDIM with eta = 0 (2010.02502).
-    """
-    x_hat, eps_hat = denoise(x, t)
-    return process.a(s) * x_hat + jnp.where(s > 0, process.b(s), 0.0) * eps_hat, memory
-
-
-SOLVERS: dict[str, Solver] = {"euler": Solver(_euler), "ddim": Solver(_euler)}
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "euler": singlestep.euler,
+    "ddim": singlestep.ddim,
+    "ddpm": lambda: singlestep.ancestral(),
+    "euler_ancestral": singlestep.ancestral,
+    "heun": singlestep.heun,
+    "dpmpp_2s": singlestep.dpmpp_2s,
+    "dpmpp_2m": lambda: multistep.dpmpp(2),
+    "dpmpp_3m": lambda curvature=1.0: multistep.dpmpp(3, curvature=curvature),
+    "dpmpp_sde": lambda: multistep.dpmpp(1, noise=True),
+    "dpmpp_2m_sde": lambda: multistep.dpmpp(2, noise=True),
+    "dpmpp_3m_sde": lambda curvature=1.0: multistep.dpmpp(3, noise=True, curvature=curvature),
+    "unipc": multistep.unipc,
+    "lms": multistep.adams_bashforth,
+    "plms": multistep.plms,
+}
 
 
-def solver(name: str) -> Solver:
-    """The solver of that name; ValueError, one line, for one there is not."""
-    if name not in SOLVERS:
-        raise ValueError(f"unknown solver {name!r}{near_miss(name, SOLVERS)}")
-    return SOLVERS[name]
+@functools.cache  # one object a name and options, so that a compiled step is found again
+def solver(name: str, **options) -> Solver:
+    """The solver of that name; ValueError, one line, for a name or option there is not."""
+    return registry.make("solver", SOLVERS, name, options)
 
 
 def sample(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, times,
            key: jax.Array | None = None) -> jax.Array:
     """x_0 from x_T [B, ...], one `lax.scan` over the falling `times` [steps + 1]; deterministic in its key."""
+    return trace(method, process, target, predict, x_T, times, key)[0]
+
+
+def trace(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, times,
+          key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """`sample`'s x_0, and the states [steps, B, ...] after each step."""
     denoise = _denoiser(process, target, predict)
     key = jax.random.key(0) if key is None else key
-    times = jnp.asarray(times, jnp.float32)
+    times, x_T = jnp.asarray(times, jnp.float32), jnp.asarray(x_T, jnp.float32)
 
     def body(carry, inputs):
         number, t, s = inputs
-        return method.step(process, denoise, *carry, t, s, jax.random.fold_in(key, number)), None
+        carry = method.step(process, denoise, *carry, t, s, jax.random.fold_in(key, number))
+        return carry, carry[0]
 
     inputs = (jnp.arange(len(times) - 1), times[:-1], times[1:])
-    return jax.lax.scan(body, (x_T, method.start(x_T)), inputs)[0][0]
+    (x, _), states = jax.lax.scan(body, (x_T, method.start(x_T)), inputs)
+    return x, states
 
 
 def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, times, arguments,
@@ -69,6 +73,7 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
     object from call to call, or each call compiles anew.
     """
     key = jax.random.key(0) if key is None else key
+    x_T = jnp.asarray(x_T, jnp.float32)
     carry = (x_T, method.start(x_T))
     for number, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
         carry = _step(method, process, target, predict, carry, arguments, jnp.float32(t), jnp.float32(s),

@@ -1,0 +1,120 @@
+"""Solvers that remember nothing, or only one half of a pair of steps."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lgm.process import Endpoints, Process
+from lgm.sampling.steps import Denoise, Solver, decay, level
+
+
+def euler() -> Solver:
+    """First order on d(x / a) / d(b / a) = eps, exact for a network that predicts straight lines.
+
+    On a rectified flow this is x + (s - t) velocity; on DDPM it is DDIM with eta = 0 (2010.02502, eq. 12).
+    """
+
+    def step(process: Process, denoise: Denoise, x, memory, t, s, key):
+        x_hat, eps_hat = denoise(x, t)
+        to = level(process, s)
+        return to.a * x_hat + to.b * eps_hat, memory
+
+    return Solver(step)
+
+
+def ancestral(eta: float = 1.0) -> Solver:
+    """A share eta of the posterior's noise is drawn anew (DDIM, 2010.02502, eq. 16): 0 is `euler`, 1 draws from
+    q(x_s | x_t, x_hat), which is DDPM's ancestral step (2006.11239, eq. 7) and, on x / a, Euler ancestral's.
+
+    Holds for any process: the posterior's deviation is b_s sqrt(1 - exp(-2 h)).
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"solver option eta={eta} must lie between 0 and 1")
+
+    def step(process: Process, denoise: Denoise, x, memory, t, s, key):
+        x_hat, eps_hat = denoise(x, t)
+        at, to = level(process, t), level(process, s)
+        fresh = eta * to.b * jnp.sqrt(jnp.maximum(1.0 - jnp.square(decay(at, to)), 0.0))
+        kept = jnp.sqrt(jnp.maximum(jnp.square(to.b) - jnp.square(fresh), 0.0))
+        return to.a * x_hat + kept * eps_hat + fresh * jax.random.normal(key, x.shape, jnp.float32), memory
+
+    return Solver(step)
+
+
+def ddim(eta: float = 0.0) -> Solver:
+    """DDIM (Song et al. 2021, 2010.02502); deterministic at eta = 0."""
+    return euler() if eta == 0.0 else ancestral(eta)
+
+
+def ends_in_noise(process: Process) -> bool:
+    """Whether x_1 holds no data at all, so that b / a is infinite there."""
+    with jax.ensure_compile_time_eval():
+        return bool(process.a(jnp.float32(1.0)) < 1e-6)
+
+
+def ode(process: Process):
+    """The probability-flow ODE as  d(x / scale) / du = slope:  scale(t), u(t) and slope(Endpoints).
+
+    Where a > 0, on x / a with u = b / a, as Karras et al. 2022 (2206.00364) write it: the slope is eps. A process that
+    ends in pure noise is taken on x / (a + b) with u = b / (a + b), which is finite there and is a rectified flow's own
+    t: the slope is eps - x.
+    """
+    straight = ends_in_noise(process)
+
+    def scale(t):
+        at = level(process, t)
+        return at.a + at.b if straight else at.a
+
+    def place(t):
+        at = level(process, t)
+        return at.b / scale(t)
+
+    def slope(ends: Endpoints):
+        return ends.eps - ends.x if straight else ends.eps
+
+    return scale, place, slope
+
+
+def heun() -> Solver:
+    """Heun's second-order step (Karras et al. 2022, 2206.00364, algorithm 1); Euler's where s = 0, where eps is not
+    defined. Two evaluations a step."""
+
+    def step(process: Process, denoise: Denoise, x, memory, t, s, key):
+        scale, place, slope = ode(process)
+        width = scale(s) * (place(s) - place(t))
+        base = x * (scale(s) / scale(t))
+        first = slope(denoise(x, t))
+        euler_x = base + width * first
+        refined = lambda: base + width * 0.5 * (first + slope(denoise(euler_x, s)))
+        return jax.lax.cond(s > 0, refined, lambda: euler_x), memory
+
+    return Solver(step)
+
+
+def dpmpp_2s() -> Solver:
+    """DPM-Solver++ 2S (Lu et al. 2022, 2211.01095, algorithm 1): steps go in pairs, the first one of first order, the
+    second from the pair's beginning again with the slope that both outputs give. One evaluation a step; the last step,
+    to the data, is of first order."""
+
+    def start(x):
+        return x.astype(jnp.float32), jnp.zeros(x.shape, jnp.float32), jnp.ones(()), jnp.zeros((), jnp.int32)
+
+    def step(process: Process, denoise: Denoise, x, memory, t, s, key):
+        x_hat, eps_hat = denoise(x, t)
+        begin_x, begin_hat, begin_t, number = memory
+        at, to, begin = level(process, t), level(process, s), level(process, begin_t)
+        simple = to.a * x_hat + to.b * eps_hat
+        whole = jnp.maximum(to.log_ratio - begin.log_ratio, 1e-6)
+        ratio = jnp.maximum(at.log_ratio - begin.log_ratio, 1e-6) / whole
+        mean = begin_hat + 0.5 / ratio * (x_hat - begin_hat)
+        paired = to.b / begin.b * begin_x + (to.a - to.b * begin.a / begin.b) * mean
+        second = (number % 2 == 1) & (to.b > 0)
+        memory = jax.lax.cond(
+            number % 2 == 1,
+            lambda: (begin_x, begin_hat, begin_t, number + 1),
+            lambda: (x.astype(jnp.float32), x_hat, jnp.asarray(t, jnp.float32), number + 1),
+        )
+        return jnp.where(second, paired, simple), memory
+
+    return Solver(step, start)

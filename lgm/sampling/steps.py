@@ -1,0 +1,67 @@
+"""What every solver is made of: its signature, the noise levels at the two ends of a step, and a short memory.
+
+With lambda = log(a / b) and h = lambda_s - lambda_t, every formula is written with `decay` = exp(-h) taken from a and b
+themselves, so that it holds where a = 0 (a rectified flow's start) and where b = 0 (the data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lgm.process import Endpoints, Process
+
+Denoise = Callable[[jax.Array, jax.Array], Endpoints]  # (x_t, t []) -> (x_hat, eps_hat)
+LIMIT = 30.0  # of |lambda|: stands for infinity, so that ratios of steps stay finite
+
+
+class Solver(NamedTuple):
+    """step(process, denoise, x, memory, t, s, key) -> (x at s, memory); `memory` is what start(x_T) gives at first."""
+
+    step: Callable
+    start: Callable[[jax.Array], Any] = lambda x: ()
+
+
+class Level(NamedTuple):
+    """Signal a, noise b and lambda = log(a / b), kept within +-LIMIT, at one time."""
+
+    a: jax.Array
+    b: jax.Array
+    log_ratio: jax.Array
+
+
+def level(process: Process, t: jax.Array) -> Level:
+    """The level at time t; t = 0 is data without noise, also for a table whose first entry has some."""
+    a, b = process.a(t), jnp.where(t > 0, process.b(t), 0.0)
+    tiny = jnp.finfo(jnp.float32).tiny
+    log_ratio = jnp.log(jnp.maximum(a, tiny)) - jnp.log(jnp.maximum(b, tiny))
+    return Level(a, b, jnp.clip(log_ratio, -LIMIT, LIMIT))
+
+
+def decay(at: Level, to: Level) -> jax.Array:
+    """exp(lambda_t - lambda_s) = (b_s / a_s) / (b_t / a_t); 0 from pure noise and to pure data."""
+    return to.b * at.a / (at.b * to.a)
+
+
+class History(NamedTuple):
+    """The last K network outputs [K, B, ...], newest first, where they were taken [K], and how many there are."""
+
+    values: jax.Array
+    places: jax.Array
+    count: jax.Array
+
+
+def empty(x: jax.Array, length: int) -> History:
+    """A history without entries; its places differ, so that no unused formula divides by 0."""
+    places = -1e3 * jnp.arange(1.0, length + 1.0)
+    return History(jnp.zeros((length, *x.shape), jnp.float32), places, jnp.zeros((), jnp.int32))
+
+
+def push(history: History, value: jax.Array, place: jax.Array) -> History:
+    """The history with one newer entry, the oldest one dropped."""
+    values = jnp.concatenate([value[None].astype(jnp.float32), history.values[:-1]])
+    places = jnp.concatenate([jnp.reshape(place, (1,)), history.places[:-1]])
+    return History(values, places, jnp.minimum(history.count + 1, len(values)))
