@@ -63,6 +63,26 @@ def test_the_image_of_a_folder_is_diffusers_image_both_ways(systems, tmp_path, n
     assert tiny_systems.psnr(their_images(again, noise), expected) > LEAST_PSNR
 
 
+SCHEDULERS = {
+    "sd15": (diffusers.PNDMScheduler, dict(skip_prk_steps=True, steps_offset=1)),  # what its folder names
+    "dpm++": (diffusers.DPMSolverMultistepScheduler, {}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
+}
+
+
+@SLOW
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_image_of_other_schedulers_is_diffusers_image(stable_diffusion, tmp_path, name):
+    cls, options = SCHEDULERS[name]
+    parts = stable_diffusion[0].components | {"scheduler": cls(**tiny_systems.SD_BETAS, **options)}
+    theirs = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    theirs.save_pretrained(tmp_path / "theirs")
+    pipeline, params = load_pipeline(tmp_path / "theirs")
+    noise = noise_for(theirs)
+    assert tiny_systems.psnr(draw(pipeline, params, noise), their_images(theirs, noise)) > LEAST_PSNR
+
+
 def test_image_to_image_equals_diffusers(stable_diffusion):
     theirs, _, pipeline, params = stable_diffusion
     other = diffusers.StableDiffusionImg2ImgPipeline(**theirs.components, requires_safety_checker=False)
