@@ -67,7 +67,8 @@ SCHEDULERS = {
     "sd15": (diffusers.PNDMScheduler, dict(skip_prk_steps=True, steps_offset=1)),  # what its folder names
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
-    "heun": (diffusers.HeunDiscreteScheduler, {}),
+    # at whole entries of the table; between them diffusers interpolates sigma and we its logarithm
+    "heun": (diffusers.HeunDiscreteScheduler, dict(timestep_spacing="leading", steps_offset=1)),
 }
 
 
