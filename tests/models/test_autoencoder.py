@@ -135,15 +135,20 @@ def test_standardized_latents_have_the_statistics_they_are_given():
     np.testing.assert_allclose(standardize(flux, jnp.array(1.1159)), 0.3611, rtol=1e-6)
 
 
-def test_a_linear_skip_starts_as_a_linear_autoencoder():
+def test_with_a_linear_skip_a_new_autoencoder_is_linear():
     config = AutoencoderConfig(
         block_channels=(8,), layers_per_block=1, patch_size=2, linear_skip=True, norm_groups=4, mid_attention=False
     )
     model = build(config)
-    x = jax.random.normal(jax.random.key(1), (2, 2, 4, 4, 3))
-    batches = jnp.stack([2.0 * x[0] - x[1], x[0], x[1]])
-    reconstruct = lambda key, x: model.apply(model.init(key), x, method="reconstruct")[0]
-    together, *parts = jax.jit(jax.vmap(reconstruct, (None, 0)))(jax.random.key(0), batches)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), model.abstract())
+    for name in ("linear_in", "linear_out"):
+        params[name]["bias"] = np.zeros_like(params[name]["bias"])
+    starts = jax.jit(lambda key: [model.init(key)[side]["conv_out"] for side in ("encoder", "decoder")])
+    params["encoder"]["conv_out"], params["decoder"]["conv_out"] = starts(jax.random.key(0))
+    x, y = rng.normal(size=(2, 1, 4, 4, 3)).astype(np.float32)
+    reconstruct = lambda x: model.apply(params, x, method="reconstruct")[0]
+    together, *parts = jax.jit(jax.vmap(reconstruct))(np.stack([2.0 * x - y, x, y]))
     apart = 2.0 * parts[0] - parts[1]
     np.testing.assert_allclose(together, apart, atol=1e-5)  # a few float32 roundings of values below 10
 
