@@ -18,9 +18,7 @@ from lgm.models.unet import PRESETS, UNetConfig
 TOLERANCE = 1e-5
 ONE_PARAMETER = 1e-3
 
-SD = UNetConfig(
-    block_channels=(8, 16), layers_per_block=1, transformer_depth=(1, 0), heads=(2, 2), text_dim=12, norm_groups=4
-)
+SD = UNetConfig(block_channels=(8,), layers_per_block=1, transformer_depth=(1,), heads=(2,), text_dim=12, norm_groups=4)
 SDXL = UNetConfig(
     block_channels=(8, 16), layers_per_block=2, transformer_depth=(0, 2), mid_depth=2, heads=(1, 4),
     text_dim=12, pooled_dim=10, micro_ids=6, micro_dim=8, norm_groups=4, linear_projection=True, remat="dots",
