@@ -1,36 +1,151 @@
-"""Where in t a network is trained: each density is `draw(key, shape) -> t` in [0, 1]."""
+"""Where in t a network is trained: each density is `draw(key, shape) -> t` in [0, 1].
+
+`importance` gives the ratio of two densities, so that a weighting may be traded for a density: the expectation of
+w(t) e(t) under p is that of w(t) p(t) / q(t) e(t) under q.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import norm
 
 from lgm import registry
 from lgm.process import shift_time
 
 Density = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+Uniforms = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
-def uniform() -> Density:
+def _independent(key, shape):
+    return jax.random.uniform(key, shape)
+
+
+def _stratified(key, shape):
+    """One draw in each of n equal intervals, in random order: each is U(0, 1), together they are even."""
+    n = math.prod(shape)
+    order_key, place_key = jax.random.split(key)
+    return ((jax.random.permutation(order_key, n) + jax.random.uniform(place_key, (n,))) / n).reshape(shape)
+
+
+def _antithetic(key, shape):
+    """Draws in pairs u, 1 - u."""
+    n = math.prod(shape)
+    u = jax.random.uniform(key, ((n + 1) // 2,))
+    return jnp.concatenate([u, 1.0 - u])[:n].reshape(shape)
+
+
+UNIFORMS: dict[str, Uniforms] = {"independent": _independent, "stratified": _stratified, "antithetic": _antithetic}
+
+
+def _by_quantile(quantile: Callable[[jax.Array], jax.Array], draws: str) -> Density:
+    if draws not in UNIFORMS:
+        raise ValueError(f"density option draws={draws!r} must be one of {', '.join(UNIFORMS)}")
+    return lambda key, shape: jnp.clip(quantile(UNIFORMS[draws](key, shape)), 0.0, 1.0)
+
+
+def _normal_quantile(u: jax.Array) -> jax.Array:
+    return norm.ppf(jnp.clip(u, 1e-7, 1.0 - 1e-7))
+
+
+def uniform(draws: str = "independent") -> Density:
     """t ~ U(0, 1)."""
-    return lambda key, shape: jax.random.uniform(key, shape)
+    return _by_quantile(lambda u: u, draws)
 
 
-def discrete(steps: int = 1000) -> Density:
+def discrete(steps: int = 1000, draws: str = "independent") -> Density:
     """t = k / steps with k uniform in 0 .. steps - 1: the times of a table."""
-    return lambda key, shape: jax.random.randint(key, shape, 0, steps).astype(jnp.float32) / steps
+    return _by_quantile(lambda u: jnp.minimum(jnp.floor(u * steps), steps - 1) / steps, draws)
 
 
-def logit_normal(mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Density:
+def logit_normal(mean: float = 0.0, std: float = 1.0, shift: float = 1.0, draws: str = "independent") -> Density:
     """t = sigmoid(mean + std n), n ~ N(0, 1) (SD3, 2403.03206, eq. 19), then moved by `shift_time`."""
-    return lambda key, shape: shift_time(jax.nn.sigmoid(mean + std * jax.random.normal(key, shape)), shift)
+    return _by_quantile(lambda u: shift_time(jax.nn.sigmoid(mean + std * _normal_quantile(u)), shift), draws)
 
 
-DENSITIES = {"uniform": uniform, "discrete": discrete, "logit_normal": logit_normal}
+def mode(scale: float = 1.29, draws: str = "independent") -> Density:
+    """t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), u ~ U(0, 1) (2403.03206, eq. 20): heavy in the middle for scale > 0.
+
+    ValueError where the map would not be monotone: outside -1 <= scale <= 2 / (pi - 2).
+    """
+    if not -1.0 <= scale <= 2.0 / (math.pi - 2.0):
+        raise ValueError(f"density option scale={scale} of 'mode' must lie between -1 and 2 / (pi - 2) = 1.7519")
+    return _by_quantile(lambda u: 1.0 - u - scale * (jnp.square(jnp.cos(0.5 * math.pi * u)) - 1.0 + u), draws)
+
+
+def cosmap(draws: str = "independent") -> Density:
+    """t = 1 - 1 / (tan(pi u / 2) + 1), u ~ U(0, 1) (2403.03206, eq. 21): the cosine schedule's log-SNR."""
+    # sin / (sin + cos) is the same and finite at u = 1
+    halves = lambda u: (jnp.sin(0.5 * math.pi * u), jnp.cos(0.5 * math.pi * u))
+    return _by_quantile(lambda u: halves(u)[0] / sum(halves(u)), draws)
+
+
+def edm_log_normal(mean: float = -1.2, std: float = 1.2, sigma_min: float = 0.002, sigma_max: float = 80.0,
+                   draws: str = "independent") -> Density:
+    """log sigma ~ N(mean, std^2) (Karras et al. 2022, 2206.00364, table 1) as times of the EDM process with these ends,
+    beyond which it is cut off."""
+    low, high = math.log(sigma_min), math.log(sigma_max)
+    return _by_quantile(lambda u: (mean + std * _normal_quantile(u) - low) / (high - low), draws)
+
+
+DENSITIES = {
+    "uniform": uniform,
+    "discrete": discrete,
+    "logit_normal": logit_normal,
+    "mode": mode,
+    "cosmap": cosmap,
+    "edm_log_normal": edm_log_normal,
+}
 
 
 def density(name: str, **options) -> Density:
     """The density of that name; ValueError, one line, for a name or option there is not."""
     return registry.make("density of t", DENSITIES, name, options)
+
+
+def _logit_normal_pdf(mean: float = 0.0, std: float = 1.0, shift: float = 1.0):
+    def pdf(t):
+        z = (jnp.log(t) - jnp.log1p(-t) - math.log(shift) - mean) / std  # a shift adds log(shift) to the logit
+        return jnp.exp(-0.5 * jnp.square(z)) / (std * math.sqrt(2.0 * math.pi) * t * (1.0 - t))
+
+    return pdf
+
+
+def _edm_pdf(mean: float = -1.2, std: float = 1.2, sigma_min: float = 0.002, sigma_max: float = 80.0):
+    low, high = math.log(sigma_min), math.log(sigma_max)
+    return lambda t: norm.pdf(low + (high - low) * t, mean, std) * (high - low)
+
+
+def _mode_pdf(scale: float = 1.29):
+    """1 / |dt/du| at the u that gives t, found by bisection."""
+
+    def pdf(t):
+        value = lambda u: 1.0 - u - scale * (jnp.square(jnp.cos(0.5 * math.pi * u)) - 1.0 + u)
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = 0.5 * (low + high)
+            later = value(middle) > t
+            return jnp.where(later, middle, low), jnp.where(later, high, middle)
+
+        u, _ = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(t), jnp.ones_like(t)))
+        return 1.0 / (1.0 + scale * (1.0 - 0.5 * math.pi * jnp.sin(math.pi * u)))
+
+    return pdf
+
+
+PDFS = {
+    "uniform": lambda: jnp.ones_like,
+    "logit_normal": _logit_normal_pdf,
+    "mode": _mode_pdf,
+    "cosmap": lambda: lambda t: 2.0 / (math.pi * (1.0 - 2.0 * t + 2.0 * jnp.square(t))),
+    "edm_log_normal": _edm_pdf,
+}
+
+
+def pdf(name: str, **options) -> Callable[[jax.Array], jax.Array]:
+    """p(t) of the density of that name and options, on 0 < t < 1. ValueError for one that has no pdf ("discrete")."""
+    return registry.make("density with a pdf", PDFS, name, options)

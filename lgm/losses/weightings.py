@@ -1,16 +1,42 @@
-"""How errors at different t count: a weighting is `w(process, target, t_B) -> [B]`, a factor of the target's error."""
+"""How errors at different t count: each weighting is `w(process, target, t_B) -> [B]`, a factor of the target's error.
+
+The squared errors of all targets at one x_t are multiples of each other, since x_t ties x to eps: with D the 2 x 2
+determinant a q - b p, error(target) = (D / b)^2 error(x) = (D / a)^2 error(eps). So a weighting that a paper states on
+the x-error or the eps-error holds here for every process and target.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from lgm import process as gaussian
 from lgm import registry
+from lgm.losses.densities import pdf
 from lgm.process import Process
 
 Weighting = Callable[[Process, str, jax.Array], jax.Array]
+SNR_LIMIT = 1e6  # of the signal-to-noise ratio and its inverse: keeps weights finite at both ends of t
+
+
+def per_x_error(process: Process, target: str, t: jax.Array) -> jax.Array:
+    """(error of the target) / (error of x) = ((a q - b p) / b)^2, limited where b or a is 0."""
+    p, q = gaussian.coefficients(process, target, t)
+    b = jnp.maximum(process.b(t), SNR_LIMIT**-0.5)
+    return jnp.maximum(jnp.square((process.a(t) * q - b * p) / b), 1.0 / SNR_LIMIT)
+
+
+def snr_of(process: Process, t: jax.Array) -> jax.Array:
+    """a^2 / b^2, within [1 / SNR_LIMIT, SNR_LIMIT]."""
+    return jnp.exp(jnp.clip(process.log_snr(t), -math.log(SNR_LIMIT), math.log(SNR_LIMIT)))
+
+
+def _on_x(weight: Callable[[Process, jax.Array], jax.Array]) -> Weighting:
+    """A weighting stated on the x-error."""
+    return lambda process, target, t: weight(process, t) / per_x_error(process, target, t)
 
 
 def constant() -> Weighting:
@@ -18,20 +44,80 @@ def constant() -> Weighting:
     return lambda process, target, t: jnp.ones_like(t)
 
 
+def snr() -> Weighting:
+    """SNR on the x-error: DDPM's simple loss, constant on eps, for any target (2006.11239, eq. 14)."""
+    return _on_x(snr_of)
+
+
 def min_snr(gamma: float = 5.0) -> Weighting:
-    """min(SNR, gamma) on the x-error (Hang et al. 2023, 2303.09556), divided as the network's target needs."""
-
-    def weight(process, target, t):
-        snr = jnp.exp(process.log_snr(t))
-        per_x_error = {"x": 1.0, "eps": snr, "v": snr + 1.0}  # (target error) / (x error), for a VP process
-        if target not in per_x_error:
-            raise ValueError(f"weighting 'min_snr' is for targets eps, x and v, not {target!r}")
-        return jnp.minimum(snr, gamma) / per_x_error[target]
-
-    return weight
+    """min(SNR, gamma) on the x-error (Hang et al. 2023, 2303.09556)."""
+    return _on_x(lambda process, t: jnp.minimum(snr_of(process, t), gamma))
 
 
-WEIGHTINGS = {"constant": constant, "min_snr": min_snr}
+def truncated_snr() -> Weighting:
+    """max(SNR, 1) on the x-error (Salimans & Ho 2022, 2202.00512, eq. 9)."""
+    return _on_x(lambda process, t: jnp.maximum(snr_of(process, t), 1.0))
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
+    """1 / (k + SNR)^gamma on the eps-error (Choi et al. 2022, 2204.00227, eq. 8)."""
+    return _on_x(lambda process, t: snr_of(process, t) / (k + snr_of(process, t)) ** gamma)
+
+
+def edm(sigma_data: float = 0.5) -> Weighting:
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on the x-error (Karras et al. 2022, 2206.00364, table 1): the
+    error of an untrained network counts 1 at every t."""
+    return _on_x(lambda process, t: snr_of(process, t) + sigma_data**-2)
+
+
+def sigmoid(bias: float = 2.0) -> Weighting:
+    """sigmoid(bias - log SNR) on the eps-error (VDM++, Kingma & Gao 2023, 2303.00848; bias -1 to 3 in later work)."""
+    return _on_x(lambda process, t: snr_of(process, t) * jax.nn.sigmoid(bias - jnp.log(snr_of(process, t))))
+
+
+def _log_snr_rate(process: Process, t: jax.Array) -> jax.Array:
+    """-d log SNR / dt = 2 (b' / b - a' / a), finite at the ends."""
+    a, b = (jnp.maximum(c(t), SNR_LIMIT**-0.5) for c in (process.a, process.b))
+    return 2.0 * (process.db(t) / b - process.da(t) / a)
+
+
+def vlb() -> Weighting:
+    """-1/2 d log SNR / dt on the eps-error: the expectation over uniform t is the diffusion part of the variational
+    bound in nats (Kingma et al. 2021, 2107.00630, eq. 14), on one scale for all processes. See `losses.bound`."""
+    return _on_x(lambda process, t: 0.5 * _log_snr_rate(process, t) * snr_of(process, t))
+
+
+def flow() -> Weighting:
+    """Flow matching's own: constant on the flow target, for a network of any target (2403.03206, section 2)."""
+    return _on_x(lambda process, t: per_x_error(process, "flow", t))
+
+
+def sd3(density: str = "logit_normal", mean: float = 0.0, std: float = 1.0, scale: float = 1.29) -> Weighting:
+    """SD3's density of t as a weighting under uniform t: pi(t) on the flow target (2403.03206, section 3.1)."""
+    options = {"logit_normal": {"mean": mean, "std": std}, "mode": {"scale": scale}}.get(density, {})
+    p = pdf(density, **options)
+    inside = lambda t: jnp.clip(t, 1e-6, 1.0 - 1e-6)
+    return _on_x(lambda process, t: p(inside(t)) * per_x_error(process, "flow", t))
+
+
+def importance(target: Callable[[jax.Array], jax.Array], drawn: Callable[[jax.Array], jax.Array]) -> Weighting:
+    """target(t) / drawn(t): makes an expectation under t ~ drawn that under t ~ target (both from `densities.pdf`)."""
+    inside = lambda t: jnp.clip(t, 1e-6, 1.0 - 1e-6)
+    return lambda process, kind, t: target(inside(t)) / drawn(inside(t))
+
+
+WEIGHTINGS = {
+    "constant": constant,
+    "snr": snr,
+    "min_snr": min_snr,
+    "truncated_snr": truncated_snr,
+    "p2": p2,
+    "edm": edm,
+    "sigmoid": sigmoid,
+    "vlb": vlb,
+    "flow": flow,
+    "sd3": sd3,
+}
 
 
 def weighting(name: str, **options) -> Weighting:

@@ -10,7 +10,8 @@ import pytest
 from lgm import process as gaussian
 from lgm import sampling
 
-MEAN, DEVIATION = 0.7, 0.4
+# four dimensions of different spread, so that an error that happens to change its sign in one hides nothing
+MEAN, DEVIATION = 0.7, np.array([0.2, 0.4, 0.7, 1.1], np.float32)
 PROCESSES = {
     "rectified_flow": gaussian.rectified_flow(),
     "continuous_vp": gaussian.continuous_vp(),
@@ -47,7 +48,7 @@ def run(name, process_name, x, times, seed=0, **options):
 
 # from one middle noise level to another, so that the last step to the data, of first order by design, is left out
 SPAN = {"rectified_flow": (0.9, 0.2), "continuous_vp": (0.7, 0.15), "edm": (0.75, 0.5)}
-STEPS = (8, 16, 32)
+STEPS = (8, 32)
 ORDERS = {
     "euler": (1, {}),
     "ddim": (1, {}),
@@ -56,7 +57,7 @@ ORDERS = {
     "dpmpp_2m": (2, {}),
     "dpmpp_2s": (2, {}),
     "dpmpp_3m": (3, {}),
-    "unipc": (3, {}),
+    "unipc": (2, {}),
     "lms": (2, {"order": 2}),
 }
 
@@ -67,10 +68,64 @@ def test_the_error_falls_with_the_order_of_the_solver(name, process_name):
     process = PROCESSES[process_name]
     t, s = SPAN[process_name]
     order, options = ORDERS[name]
-    x = 1.3 * process.b(t) + process.a(t) * MEAN * jnp.ones((1, 1))
+    x = process.a(t) * MEAN + 1.3 * np.sqrt(process.a(t) ** 2 * DEVIATION**2 + process.b(t) ** 2)[None]
     errors = []
     for n in STEPS:
-        got = run(name, process_name, x, np.linspace(t, s, n + 1), **options)
-        errors.append(abs(float(got[0, 0]) - float(flow_of_data(process, x, t, s)[0, 0])))
-    measured = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
-    print(name, process_name, errors, measured)
+        # a third-order solver's first step is of first order: shorter steps at the start keep its error below the rest
+        grid = t + (s - t) * np.linspace(0.0, 1.0, n + 1) ** (1.5 if order == 3 else 1.0)
+        error = run(name, process_name, x, grid, **options) - flow_of_data(process, x, t, s)
+        errors.append(float(jnp.abs(error).max()))
+    measured = np.log2(errors[0] / errors[-1]) / np.log2(STEPS[-1] / STEPS[0])
+    assert measured > order - 0.2, (errors, measured)
+    if order == 1:
+        assert measured < 1.2, (errors, measured)
+
+
+def test_half_the_curvature_is_of_second_order_only():
+    # why `dpmpp_3m` departs from the released code unless told otherwise
+    t, s = SPAN["continuous_vp"]
+    process = PROCESSES["continuous_vp"]
+    x = process.a(t) * MEAN + 1.3 * np.sqrt(process.a(t) ** 2 * DEVIATION**2 + process.b(t) ** 2)[None]
+    grid = t + (s - t) * np.linspace(0.0, 1.0, 33) ** 1.5
+    exactly = flow_of_data(process, x, t, s)
+    error = lambda c: float(jnp.abs(run("dpmpp_3m", "continuous_vp", x, grid, curvature=c) - exactly).max())
+    assert error(1.0) < 0.3 * error(0.5)
+
+
+STOCHASTIC = ("ddpm", "euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
+
+
+@pytest.mark.parametrize("process_name", PROCESSES)
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2s", "unipc", "lms", *STOCHASTIC])
+def test_samples_from_noise_have_the_mean_and_covariance_of_the_data(name, process_name):
+    process = PROCESSES[process_name]
+    samples = 4096
+    noise = jax.random.normal(jax.random.key(1), (samples, 4))
+    # even steps of the noise level would waste themselves on edm's smallest levels; even steps of t do not
+    times = np.linspace(1.0, 0.0, 121) if process_name != "edm" else np.append(np.linspace(1.0, 0.05, 120), 0.0)
+    got = np.asarray(run(name, process_name, process.b(jnp.float32(1.0)) * noise, times, seed=2))
+    assert np.isfinite(got).all()
+    # 4 standard errors of 4096 draws, and 3% for the steps' bias of the first-order solvers
+    np.testing.assert_allclose(got.mean(0), MEAN, atol=4 * DEVIATION.max() / samples**0.5 + 0.02)
+    covariance = np.cov(got.T)
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance)) / DEVIATION, 1.0, atol=4 / (2 * samples) ** 0.5 + 0.03)
+    correlation = np.corrcoef(got.T) - np.eye(4)
+    assert np.abs(correlation).max() < 4.5 / samples**0.5
+
+
+@pytest.mark.parametrize("name", sampling.SOLVERS)
+def test_a_rectified_flow_is_sampled_from_pure_noise_without_a_break(name):
+    # b / a is infinite at t = 1; few steps make the infinite ones weigh most
+    x = jax.random.normal(jax.random.key(0), (64, 4))
+    got = run(name, "rectified_flow", x, np.linspace(1.0, 0.0, 9), seed=1)
+    assert bool(jnp.isfinite(got).all())
+    assert float(jnp.abs(got.mean(0) - MEAN).max()) < 0.6
+
+
+def test_a_solver_or_option_there_is_not_is_one_line():
+    with pytest.raises(ValueError, match="unknown solver 'eular'; did you mean 'euler'"):
+        sampling.solver("eular")
+    with pytest.raises(ValueError, match="eta=2.0 must lie between 0 and 1"):
+        sampling.solver("ddim", eta=2.0)
+    with pytest.raises(ValueError, match="order=5 must be 1, 2, 3 or 4"):
+        sampling.solver("lms", order=5)
