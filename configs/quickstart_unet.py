@@ -32,7 +32,7 @@ def get_config():
         loss=dict(target="eps", density=dict(name="discrete", steps=1000), weighting=dict(name="constant")),
         optimizer=dict(lr=2e-3, warmup_images=2_000, schedule="cosine", b2=0.99),
         ema=dict(half_life_images=4_000),
-        sampling=dict(solver="ddim", steps=30, guidance=2.0, count=16, every_images=10_000),
+        sampling=dict(solver="ddim", steps=30, guidance=2.0, clip=4.0, count=16, every_images=10_000),
         evaluation=dict(every_images=5_000),
         log=dict(every_images=800, checkpoint_every_images=8_000),
     ))

@@ -95,11 +95,15 @@ class EMA:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn. `prompts` empty: captions of the held-out set, then of the training set."""
+    """How pictures are drawn. `prompts` empty: captions of the held-out set, then of the training set.
+
+    `clip` bounds the data that a prediction implies, in standardised latents; eps predictions need it.
+    """
 
     solver: str = "euler"
     steps: int = 30
     guidance: float = 2.0
+    clip: float | None = None
     schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
     prompts: tuple[str, ...] = ()
     count: int = 16

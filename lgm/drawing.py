@@ -12,6 +12,7 @@ import numpy as np
 from lgm import sampling
 from lgm.config import Sampling
 from lgm.sampling import classifier_free
+from lgm.sampling.clipping import clipped
 from lgm.system import System
 
 CHUNK = 16  # images drawn by one compiled call: bounds memory, and a shorter list compiles nothing new
@@ -38,7 +39,7 @@ def _draw_chunk(system: System, solver, options: Sampling, params, tokens, mask,
     shape = system.latent_shape()
     noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
     times = sampling.times(system.process, options.steps, **options.schedule)
-    predict = _guided(system, float(options.guidance))
+    predict = _guided(system, float(options.guidance), options.clip)
     context = _contexts(system, params, tokens, mask)
     return sampling.loop(solver, system.process, system.config.loss.target, predict, noise, times, (params, context))
 
@@ -50,12 +51,15 @@ def _contexts(system: System, params, tokens, mask):
 
 
 @functools.cache
-def _guided(system: System, scale: float):
+def _guided(system: System, scale: float, clip: float | None):
     """One predict function a system and scale, so that its compiled step is found again."""
 
     def predict(x, t, arguments):
         params, (cond, uncond) = arguments
-        return classifier_free(functools.partial(system.denoise, params), cond, uncond, scale)(x, t)
+        guided = classifier_free(functools.partial(system.denoise, params), cond, uncond, scale)
+        if clip is not None:
+            guided = clipped(guided, system.process, system.config.loss.target, clip)
+        return guided(x, t)
 
     return predict
 
