@@ -144,9 +144,11 @@ def plms() -> Solver:
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         at, to = level(process, t), level(process, s)
-        eps_hat = denoise(x, t).eps
+        x_hat, eps_hat = denoise(x, t)
         memory = steps.push(memory, eps_hat, t)
-        move = lambda eps: to.a / at.a * (x - at.b * eps) + to.b * eps
+        # where a = 0, eps says nothing of the data: the prediction's own are taken
+        data = lambda eps: jnp.where(at.a > 0, (x - at.b * eps) / jnp.where(at.a > 0, at.a, 1.0), x_hat)
+        move = lambda eps: to.a * data(eps) + to.b * eps
         improved = lambda: 0.5 * (eps_hat + denoise(move(eps_hat), s).eps)
         row = jnp.asarray(PLMS, jnp.float32)[memory.count - 1]
         combined = lambda: jnp.tensordot(row, memory.values, 1)
