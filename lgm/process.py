@@ -7,7 +7,10 @@ gives x, eps, velocity and score by one 2 x 2 solve. Losses, samplers and conver
     DDPM (VP)          sqrt(alpha_bar)   sqrt(1 - alpha_bar)     eps      0       1
     rectified flow     1 - t             t                       x        1       0
     EDM (VE)           1                 sigma(t)                v        -b      a
-                                                                 flow     a'(t)   b'(t)
+    trigonometric      cos(pi t / 2)     sin(pi t / 2)           flow     a'(t)   b'(t)
+
+and "edm", the output F of Karras et al. 2022 (2206.00364, eq. 7): with sigma = b / a, data of standard deviation s and
+r = sqrt(sigma^2 + s^2), p = sigma / (s r) and q = -s / r; for s = 1 it is -v of a variance-preserving process.
 
 A table of N steps (DDPM) puts its index k at t = k / N, as the released networks count (t x 1000 is their timestep);
 between the table's points the log signal-to-noise ratio is linear in t, beyond its last it goes on in a straight line.
@@ -16,6 +19,7 @@ between the table's points the log signal-to-noise ratio is linear in t, beyond 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,21 +29,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import registry
+from lgm.parsing import near_miss
 
-TARGETS = ("eps", "x", "v", "flow")
+TARGETS = ("eps", "x", "v", "flow", "edm")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Process:
     """A path from data to noise; `a` and `b` map an array of t in [0, 1] to arrays of its shape.
 
-    `steps` is N for a process defined by a table of N steps. Compared by identity, so it may be a static argument.
+    `steps` is N for a process defined by a table of N steps. `data_std` is the data's standard deviation as the target
+    "edm" and its input scaling assume it. Hashed by identity, so it may be a static argument; the constructors return
+    one object for the same call.
     """
 
     name: str
     a: Callable[[jax.Array], jax.Array]
     b: Callable[[jax.Array], jax.Array]
     steps: int | None = None
+    data_std: float = 1.0
 
     def da(self, t: jax.Array) -> jax.Array:
         """da/dt, elementwise."""
@@ -57,6 +65,7 @@ class Process:
         """log(a^2 / b^2), falling in t; infinite where a or b is 0."""
         return 2.0 * (jnp.log(self.a(t)) - jnp.log(self.b(t)))
 
+    @functools.partial(jax.jit, static_argnums=0)
     def time_at_log_snr(self, log_snr: jax.Array) -> jax.Array:
         """The t whose log_snr is given, to float32 accuracy by bisection; 0 or 1 beyond the process's range."""
         log_snr = jnp.asarray(log_snr, jnp.float32)
@@ -76,6 +85,7 @@ def _derivative(function, t):
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
+@functools.cache
 def ddpm(schedule: str = "scaled_linear", beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000,
          zero_terminal_snr: bool = False) -> Process:
     """Discrete variance-preserving diffusion (Ho et al. 2020, 2006.11239).
@@ -101,9 +111,10 @@ def ddpm(schedule: str = "scaled_linear", beta_start: float = 0.00085, beta_end:
 def _vp_of_table(log_sigma: np.ndarray):
     steps = len(log_sigma)
     # one more point, so that t = 1 is on the line through the last two
-    table = jnp.asarray(np.append(log_sigma, 2 * log_sigma[-1] - log_sigma[-2]), jnp.float32)
+    entries = np.append(log_sigma, 2 * log_sigma[-1] - log_sigma[-2]).astype(np.float32)
 
     def at(t):
+        table = jnp.asarray(entries)
         place = jnp.clip(jnp.asarray(t, jnp.float32), 0.0, 1.0) * steps
         low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, steps - 1)
         share = place - low
@@ -120,26 +131,50 @@ def _cosine_betas(steps: int) -> np.ndarray:
     return np.minimum(1.0 - alpha_bar(u + 1.0 / steps) / alpha_bar(u), 0.999)
 
 
+@functools.cache
 def continuous_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
     """The VP SDE with linear beta(t) (Song et al. 2021, 2011.13456): a = exp(-(beta_min t + (beta_max - beta_min) t^2
     / 2) / 2), b^2 = 1 - a^2."""
+    if not 0 < beta_min <= beta_max:
+        raise ValueError(f"process 'continuous_vp': beta_min={beta_min} must lie above 0 and at most {beta_max=}")
     integral = lambda t: beta_min * t + 0.5 * (beta_max - beta_min) * jnp.square(t)
     a = lambda t: jnp.exp(-0.5 * integral(jnp.asarray(t, jnp.float32)))
     b = lambda t: jnp.sqrt(-jnp.expm1(-integral(jnp.maximum(jnp.asarray(t, jnp.float32), 1e-8))))
     return Process("continuous_vp", a, b)
 
 
-def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
-    """Variance exploding in the parametrisation of Karras et al. 2022 (2206.00364); log sigma is linear in t."""
+@functools.cache
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> Process:
+    """Variance exploding in the parametrisation of Karras et al. 2022 (2206.00364); log sigma is linear in t.
+
+    t = 0 is sigma_min. Solvers that land at t = 0 land at sigma = 0.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"process 'edm': sigma_min={sigma_min} must lie above 0 and below {sigma_max=}")
     low, high = math.log(sigma_min), math.log(sigma_max)
     a = lambda t: jnp.ones_like(jnp.asarray(t, jnp.float32))
     b = lambda t: jnp.exp(low + (high - low) * jnp.asarray(t, jnp.float32))
-    return Process("edm", a, b)
+    return Process("edm", a, b, data_std=sigma_data)
 
 
+@functools.cache
+def trigonometric() -> Process:
+    """a = cos(pi t / 2), b = sin(pi t / 2): the cosine schedule in continuous time (Salimans & Ho 2022, 2202.00512) and
+    TrigFlow on unit data (Lu & Song 2024, 2410.11081), whose angle is pi t / 2 and whose F is the target "v"."""
+    # the cosine as a sine of the rest, which is 0 and not -4e-8 at t = 1
+    a = lambda t: jnp.sin(0.5 * math.pi * (1.0 - jnp.asarray(t, jnp.float32)))
+    b = lambda t: jnp.sin(0.5 * math.pi * jnp.asarray(t, jnp.float32))
+    return Process("trigonometric", a, b)
+
+
+@functools.cache
 def rectified_flow(shift: float = 1.0) -> Process:
-    """Straight lines from data to noise (Liu et al. 2023, 2209.03003). `shift` moves times towards noise as SD3 does
-    for larger images (2403.03206, eq. 23): it belongs to densities and time grids; see `shift_time`."""
+    """Straight lines from data to noise (Liu et al. 2023, 2209.03003).
+
+    `shift` reparametrises the process's own clock, so that a network and its target "flow" live in shifted time. SD3
+    and Flux do not do that: they keep the clock and move the times at which they train and sample, the `shift` of
+    `losses.density` and `sampling.times`.
+    """
     if shift <= 0:
         raise ValueError(f"process 'rectified_flow': shift={shift} must be above 0")
     time = lambda t: shift_time(jnp.asarray(t, jnp.float32), shift) if shift != 1.0 else jnp.asarray(t, jnp.float32)
@@ -147,16 +182,39 @@ def rectified_flow(shift: float = 1.0) -> Process:
 
 
 def shift_time(t: jax.Array, shift: float) -> jax.Array:
-    """shift t / (1 + (shift - 1) t): the same noise level seen by an image of shift^2 times as many pixels."""
+    """shift t / (1 + (shift - 1) t) (SD3, 2403.03206, eq. 23): the noise level that an image of shift^2 times as many
+    pixels needs to look as noisy."""
     return shift * t / (1.0 + (shift - 1.0) * t)
 
 
-PROCESSES = {"ddpm": ddpm, "continuous_vp": continuous_vp, "edm": edm, "rectified_flow": rectified_flow}
+def resolution_shift(pixels: float, base_pixels: float) -> float:
+    """SD3's shift sqrt(m / n) from images of n pixels to images of m (2403.03206, section 5.3.2)."""
+    return math.sqrt(pixels / base_pixels)
+
+
+def token_shift(tokens: float, base: tuple[float, float] = (256, 0.5), most: tuple[float, float] = (4096, 1.15)):
+    """Flux's shift exp(mu), a float; mu is on the straight line through two points (image tokens, mu)."""
+    mu = base[1] + (most[1] - base[1]) * (tokens - base[0]) / (most[0] - base[0])
+    return math.exp(mu)
+
+
+PROCESSES = {
+    "ddpm": ddpm,
+    "continuous_vp": continuous_vp,
+    "edm": edm,
+    "trigonometric": trigonometric,
+    "rectified_flow": rectified_flow,
+}
 
 
 def build(name: str, **options) -> Process:
     """The process of that name; ValueError, one line, for a name or option there is not."""
     return registry.make("process", PROCESSES, name, options)
+
+
+def input_scale(process: Process, t: jax.Array) -> jax.Array:
+    """1 / sqrt(a^2 s^2 + b^2): brings x_t of data with standard deviation s to unit variance (EDM's c_in, eq. 7)."""
+    return jax.lax.rsqrt(jnp.square(process.a(t) * process.data_std) + jnp.square(process.b(t)))
 
 
 def add_noise(process: Process, x: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:
@@ -175,7 +233,11 @@ def coefficients(process: Process, kind: str, t: jax.Array) -> tuple[jax.Array, 
         return -process.b(t), process.a(t)
     if kind == "flow":
         return process.da(t), process.db(t)
-    raise ValueError(f"unknown prediction target {kind!r}; there are {', '.join(TARGETS)}")
+    if kind == "edm":
+        a, b, std = process.a(t), process.b(t), process.data_std
+        scale = jax.lax.rsqrt(jnp.square(b) + jnp.square(a * std))
+        return b * scale / std, -a * std * scale
+    raise ValueError(f"unknown prediction target {kind!r}{near_miss(kind, TARGETS)}")
 
 
 def target(process: Process, kind: str, x: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:
@@ -205,7 +267,7 @@ def endpoints(process: Process, kind: str, prediction: jax.Array, x_t: jax.Array
 
 
 def convert(process: Process, kind: str, to: str, prediction: jax.Array, x_t: jax.Array, t_B: jax.Array) -> jax.Array:
-    """A prediction of one kind as another: eps, x, v, flow, or "score", the gradient of log p_t at x_t."""
+    """A prediction of one kind as another of TARGETS, or as "score", the gradient of log p_t at x_t."""
     x, eps = endpoints(process, kind, prediction, x_t, t_B)
     if to == "score":
         return -eps / _wide(process.b(t_B), x)
