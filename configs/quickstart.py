@@ -2,8 +2,8 @@
 
     lgm train --config=configs/quickstart.py --workdir=runs/quickstart
 
-About 4 minutes on 2 free CPU cores (105 images/s). Expect faces of the right shape, colour and style with features still
-rough, and a held-out loss near 0.49, in runs/quickstart.
+About 4 minutes on 2 free CPU cores (105 images/s). Expect faces of the right shape, colour and style with features
+still rough, and a held-out loss near 0.49.
 """
 
 from ml_collections import ConfigDict

@@ -55,15 +55,12 @@ class DenoisingLoss:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderLoss:
-    """Weights of the autoencoder's terms; images lie in [-1, 1]. `adversarial` is a patch discriminator's weight."""
+    """Weights of the autoencoder's terms; images lie in [-1, 1]."""
 
     l1: float = 1.0
     l2: float = 0.0
     gradient: float = 0.5
     kl: float = 1e-6
-    adversarial: float = 0.0
-    adversarial_after: int = 0
-    discriminator_width: int = 32
 
 
 @dataclasses.dataclass(frozen=True)

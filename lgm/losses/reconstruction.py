@@ -1,4 +1,4 @@
-"""The autoencoder's objective: reconstruction, a gradient term, KL to the unit Gaussian, optionally adversarial."""
+"""The autoencoder's objective: reconstruction, a gradient term and KL to the unit Gaussian."""
 
 from __future__ import annotations
 
@@ -24,8 +24,3 @@ def psnr(x_BHWC: jax.Array, y_BHWC: jax.Array) -> jax.Array:
     """[B] peak signal-to-noise ratio in dB of images in [-1, 1]; `y` is clipped to that range first."""
     error = jnp.square(x_BHWC.astype(jnp.float32) - jnp.clip(y_BHWC.astype(jnp.float32), -1.0, 1.0))
     return 10.0 * jnp.log10(4.0 / jnp.maximum(error.mean((1, 2, 3)), 1e-10))
-
-
-def hinge_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
-    """The patch discriminator's hinge loss (Lim & Ye 2017, 1705.02894)."""
-    return 0.5 * (jax.nn.relu(1.0 - real_logits).mean() + jax.nn.relu(1.0 + fake_logits).mean())
