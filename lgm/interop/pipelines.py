@@ -94,8 +94,6 @@ def text_to_image(
     arguments = (params[pipeline.layout.denoiser], cond, uncond)
     x = sampling.loop(method, process, pipeline.schedule.target, _predictor(pipeline, scale), x, times, arguments,
                       jax.random.key(seed))  # fmt: skip
-    if times[-1] == 0.0:
-        x = x / process.a(jnp.float32(0.0))  # a table's first entry is not quite data
     return np.asarray(_decode(pipeline, params["vae"], x))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from lgm.process import Process
 from lgm.sampling import steps
 from lgm.sampling.singlestep import ode
-from lgm.sampling.steps import Denoise, Solver, decay, level
+from lgm.sampling.steps import Denoise, Solver, arrival, decay, level
 
 
 def dpmpp(order: int = 2, noise: bool = False, curvature: float = 1.0) -> Solver:
@@ -29,7 +29,7 @@ def dpmpp(order: int = 2, noise: bool = False, curvature: float = 1.0) -> Solver
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         x_hat, _ = denoise(x, t)
-        at, to = level(process, t), level(process, s)
+        at, to = level(process, t), arrival(process, s)
         memory = steps.push(memory, x_hat, at.log_ratio)
         shrink, h = decay(at, to), to.log_ratio - at.log_ratio
         # the SDE's exponent is twice the ODE's, as if the network's data were approached twice as fast
@@ -62,75 +62,20 @@ def _continuation(memory, h, gain, width, order: int, curvature: float, inside):
     return jnp.where((count >= 3) & inside, third, second)
 
 
-def unipc() -> Solver:
-    """UniPC of order 2 with B(h) = exp(h) - 1 on the data prediction (Zhao et al. 2023, 2302.04867, "bh2").
-
-    Each output first corrects the step that led to it (UniC), then predicts the next (UniP): no evaluation is spent on
-    the correction. The last step, to the data, is of first order.
-    """
-
-    def start(x):
-        before = (jnp.zeros(x.shape, jnp.float32), jnp.ones(()), jnp.zeros((), jnp.int32))
-        return steps.empty(x, 2), before
-
-    def step(process: Process, denoise: Denoise, x, memory, t, s, key):
-        history, (before_x, before_t, before_order) = memory
-        x_hat, _ = denoise(x, t)
-        at, to, before = level(process, t), level(process, s), level(process, before_t)
-        corrected = _corrected(history, x_hat, before_x, before, at, before_order)
-        x = jnp.where(before_order > 0, corrected, x)
-        history = steps.push(history, x_hat, at.log_ratio)
-        shrink, h = decay(at, to), to.log_ratio - at.log_ratio
-        order = jnp.where(to.b > 0, history.count, 1)
-        mean = (1.0 - shrink) * (x_hat + _half_slope(history, h, order))
-        return to.b / at.b * x + to.a * mean, (history, (x, jnp.asarray(t, jnp.float32), order))
-
-    return Solver(step, start)
-
-
-def _half_slope(history, h, order):
-    values, places, _ = history
-    return jnp.where(order > 1, 0.5 * (values[0] - values[1]) * (h / (places[0] - places[1])), 0.0)
-
-
-def _corrected(history, x_hat, x, at, to, order):
-    """The step that led from `x` to here, taken again now that the output at its end is known."""
-    values, places, _ = history
-    shrink, h = decay(at, to), jnp.maximum(to.log_ratio - at.log_ratio, 1e-6)
-    gain = -jnp.expm1(-h)
-    first = 1.0 / gain - 1.0 / h  # 1 / B(h) times the integral of exp(-h (1 - u)) h u, then that of its square
-    second = 1.0 / gain - 2.0 * first / h
-    ratio = (places[1] - places[0]) / h  # below 0: where the older output lies
-    old_share = (first - second) / (1.0 - ratio)
-    two = old_share * (values[1] - values[0]) / ratio + (first - old_share) * (x_hat - values[0])
-    change = jnp.where(order > 1, two, 0.5 * (x_hat - values[0]))
-    return to.b / at.b * x + to.a * (1.0 - shrink) * (values[0] + change)
-
-
 def adams_bashforth(order: int = 4) -> Solver:
     """Adams-Bashforth of order 1 to 4 with any step sizes, on the ODE's own coordinate (see `singlestep.ode`): LMS of
     k-diffusion where that is sigma; velocity in t on a rectified flow."""
     if order not in (1, 2, 3, 4):
         raise ValueError(f"solver option order={order} must be 1, 2, 3 or 4")
-    nodes, weights = np.polynomial.legendre.leggauss(2)  # exact for the cubic polynomials there are
-    nodes, weights = 0.5 + 0.5 * nodes, 0.5 * weights
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         scale, place, slope = ode(process)
-        memory = steps.push(memory, slope(denoise(x, t)), place(t))
-        values, places, count = memory
-        width = place(s) - place(t)
-        change = jnp.zeros_like(values[0])
-        for i in range(order):
-            share = 0.0
-            for node, weight in zip(nodes, weights, strict=True):
-                u, basis = place(t) + node * width, 1.0
-                for j in range(order):
-                    if j != i:
-                        basis *= jnp.where(j < count, (u - places[j]) / (places[i] - places[j]), 1.0)
-                share += weight * basis
-            change += jnp.where(i < count, share, 0.0) * values[i]
-        return scale(s) * (x / scale(t) + width * change), memory
+        at, to = level(process, t), arrival(process, s)
+        memory = steps.push(memory, slope(denoise(x, t)), place(at))
+        width = place(to) - place(at)
+        places = (memory.places - place(at)) / width
+        weights = steps.polynomial_weights(places, jnp.arange(order) < memory.count, jnp.ones_like)
+        return scale(to) * (x / scale(at) + width * jnp.tensordot(weights, memory.values, 1)), memory
 
     return Solver(step, lambda x: steps.empty(x, order))
 
@@ -143,7 +88,7 @@ def plms() -> Solver:
     DDIM's step. The first step is an improved Euler step, of two evaluations."""
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
-        at, to = level(process, t), level(process, s)
+        at, to = level(process, t), arrival(process, s)
         x_hat, eps_hat = denoise(x, t)
         memory = steps.push(memory, eps_hat, t)
         # where a = 0, eps says nothing of the data: the prediction's own are taken

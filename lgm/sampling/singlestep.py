@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lgm.process import Endpoints, Process
-from lgm.sampling.steps import Denoise, Solver, decay, level
+from lgm.sampling.steps import Denoise, Level, Solver, arrival, decay, level
 
 
 def euler() -> Solver:
@@ -17,7 +17,7 @@ def euler() -> Solver:
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         x_hat, eps_hat = denoise(x, t)
-        to = level(process, s)
+        to = arrival(process, s)
         return to.a * x_hat + to.b * eps_hat, memory
 
     return Solver(step)
@@ -34,7 +34,7 @@ def ancestral(eta: float = 1.0) -> Solver:
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         x_hat, eps_hat = denoise(x, t)
-        at, to = level(process, t), level(process, s)
+        at, to = level(process, t), arrival(process, s)
         fresh = eta * to.b * jnp.sqrt(jnp.maximum(1.0 - jnp.square(decay(at, to)), 0.0))
         kept = jnp.sqrt(jnp.maximum(jnp.square(to.b) - jnp.square(fresh), 0.0))
         return to.a * x_hat + kept * eps_hat + fresh * jax.random.normal(key, x.shape, jnp.float32), memory
@@ -54,7 +54,7 @@ def ends_in_noise(process: Process) -> bool:
 
 
 def ode(process: Process):
-    """The probability-flow ODE as  d(x / scale) / du = slope:  scale(t), u(t) and slope(Endpoints).
+    """The probability-flow ODE as  d(x / scale) / du = slope:  scale and u of a Level, slope of Endpoints.
 
     Where a > 0, on x / a with u = b / a, as Karras et al. 2022 (2206.00364) write it: the slope is eps. A process that
     ends in pure noise is taken on x / (a + b) with u = b / (a + b), which is finite there and is a rectified flow's own
@@ -62,15 +62,13 @@ def ode(process: Process):
     """
     straight = ends_in_noise(process)
 
-    def scale(t):
-        at = level(process, t)
+    def scale(at: Level) -> jax.Array:
         return at.a + at.b if straight else at.a
 
-    def place(t):
-        at = level(process, t)
-        return at.b / scale(t)
+    def place(at: Level) -> jax.Array:
+        return at.b / scale(at)
 
-    def slope(ends: Endpoints):
+    def slope(ends: Endpoints) -> jax.Array:
         return ends.eps - ends.x if straight else ends.eps
 
     return scale, place, slope
@@ -82,8 +80,9 @@ def heun() -> Solver:
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         scale, place, slope = ode(process)
-        width = scale(s) * (place(s) - place(t))
-        base = x * (scale(s) / scale(t))
+        at, to = level(process, t), arrival(process, s)
+        width = scale(to) * (place(to) - place(at))
+        base = x * (scale(to) / scale(at))
         first = slope(denoise(x, t))
         euler_x = base + width * first
         refined = lambda: base + width * 0.5 * (first + slope(denoise(euler_x, s)))
@@ -92,29 +91,52 @@ def heun() -> Solver:
     return Solver(step)
 
 
-def dpmpp_2s() -> Solver:
-    """DPM-Solver++ 2S (Lu et al. 2022, 2211.01095, algorithm 1): steps go in pairs, the first one of first order, the
-    second from the pair's beginning again with the slope that both outputs give. One evaluation a step; the last step,
-    to the data, is of first order."""
+def consistency() -> Solver:
+    """Multistep consistency sampling (Song et al. 2023, 2303.01469, algorithm 1): to the data at once, then all noise
+    anew to time s. For networks that map x_t to the end of its path; one step is their one-step sample."""
+
+    def step(process: Process, denoise: Denoise, x, memory, t, s, key):
+        x_hat, _ = denoise(x, t)
+        to = arrival(process, s)
+        return to.a * x_hat + to.b * jax.random.normal(key, x.shape, jnp.float32), memory
+
+    return Solver(step)
+
+
+def dpmpp_2s(noise: bool = False) -> Solver:
+    """DPM-Solver++ 2S (Lu et al. 2022, 2211.01095, algorithm 1), or its SDE: steps go in pairs, the first one of first
+    order, the second from the pair's beginning again with the slope that both outputs give. One evaluation a step; the
+    last step, to the data, is of first order."""
 
     def start(x):
         return x.astype(jnp.float32), jnp.zeros(x.shape, jnp.float32), jnp.ones(()), jnp.zeros((), jnp.int32)
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
-        x_hat, eps_hat = denoise(x, t)
+        x_hat, _ = denoise(x, t)
         begin_x, begin_hat, begin_t, number = memory
-        at, to, begin = level(process, t), level(process, s), level(process, begin_t)
-        simple = to.a * x_hat + to.b * eps_hat
+        at, to, begin = level(process, t), arrival(process, s), level(process, begin_t)
+        draw = jax.random.normal(key, x.shape, jnp.float32) if noise else 0.0
         whole = jnp.maximum(to.log_ratio - begin.log_ratio, 1e-6)
         ratio = jnp.maximum(at.log_ratio - begin.log_ratio, 1e-6) / whole
         mean = begin_hat + 0.5 / ratio * (x_hat - begin_hat)
-        paired = to.b / begin.b * begin_x + (to.a - to.b * begin.a / begin.b) * mean
-        second = (number % 2 == 1) & (to.b > 0)
+        second = number % 2 == 1
+        moved = jnp.where(
+            second & (to.b > 0), exponential(begin_x, mean, begin, to, draw), exponential(x, x_hat, at, to, draw)
+        )
         memory = jax.lax.cond(
-            number % 2 == 1,
+            second,
             lambda: (begin_x, begin_hat, begin_t, number + 1),
             lambda: (x.astype(jnp.float32), x_hat, jnp.asarray(t, jnp.float32), number + 1),
         )
-        return jnp.where(second, paired, simple), memory
+        return moved, memory
 
     return Solver(step, start)
+
+
+def exponential(x: jax.Array, mean: jax.Array, at: Level, to: Level, draw: jax.Array | float) -> jax.Array:
+    """The exact step of the ODE where the network's data are `mean` throughout, or of the SDE for noise `draw`."""
+    shrink = decay(at, to)
+    if isinstance(draw, float):
+        return to.b / at.b * x + to.a * (1.0 - shrink) * mean
+    gain = jnp.maximum(1.0 - jnp.square(shrink), 0.0)
+    return to.b / at.b * shrink * x + to.a * gain * mean + to.b * jnp.sqrt(gain) * draw

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lgm import process as gaussian
 from lgm import registry
 from lgm.process import Process
-from lgm.sampling import multistep, singlestep
+from lgm.sampling import multistep, singlestep, unipc
 from lgm.sampling.steps import Denoise, Solver
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
@@ -24,13 +24,15 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "ddpm": lambda: singlestep.ancestral(),
     "euler_ancestral": singlestep.ancestral,
     "heun": singlestep.heun,
-    "dpmpp_2s": singlestep.dpmpp_2s,
+    "consistency": singlestep.consistency,
+    "dpmpp_2s": lambda: singlestep.dpmpp_2s(),
+    "dpmpp_2s_sde": lambda: singlestep.dpmpp_2s(noise=True),
     "dpmpp_2m": lambda: multistep.dpmpp(2),
     "dpmpp_3m": lambda curvature=1.0: multistep.dpmpp(3, curvature=curvature),
     "dpmpp_sde": lambda: multistep.dpmpp(1, noise=True),
     "dpmpp_2m_sde": lambda: multistep.dpmpp(2, noise=True),
     "dpmpp_3m_sde": lambda curvature=1.0: multistep.dpmpp(3, noise=True, curvature=curvature),
-    "unipc": multistep.unipc,
+    "unipc": unipc.unipc,
     "lms": multistep.adams_bashforth,
     "plms": multistep.plms,
 }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lgm.process import Endpoints, Process
 
@@ -34,8 +35,17 @@ class Level(NamedTuple):
 
 
 def level(process: Process, t: jax.Array) -> Level:
-    """The level at time t; t = 0 is data without noise, also for a table whose first entry has some."""
-    a, b = process.a(t), jnp.where(t > 0, process.b(t), 0.0)
+    """The level at the time t that a step starts from."""
+    return _level(process.a(t), process.b(t))
+
+
+def arrival(process: Process, s: jax.Array) -> Level:
+    """The level at the time s that a step ends at: s = 0 is the data, a = 1 and b = 0, also for a table, whose
+    first entry has some noise, and for EDM, whose t = 0 is sigma_min."""
+    return _level(jnp.where(s > 0, process.a(s), 1.0), jnp.where(s > 0, process.b(s), 0.0))
+
+
+def _level(a: jax.Array, b: jax.Array) -> Level:
     tiny = jnp.finfo(jnp.float32).tiny
     log_ratio = jnp.log(jnp.maximum(a, tiny)) - jnp.log(jnp.maximum(b, tiny))
     return Level(a, b, jnp.clip(log_ratio, -LIMIT, LIMIT))
@@ -65,3 +75,21 @@ def push(history: History, value: jax.Array, place: jax.Array) -> History:
     values = jnp.concatenate([value[None].astype(jnp.float32), history.values[:-1]])
     places = jnp.concatenate([jnp.reshape(place, (1,)), history.places[:-1]])
     return History(values, places, jnp.minimum(history.count + 1, len(values)))
+
+
+_GAUSS = np.polynomial.legendre.leggauss(12)
+NODES, NODE_WEIGHTS = 0.5 + 0.5 * _GAUSS[0], 0.5 * _GAUSS[1]  # of [0, 1]
+
+
+def polynomial_weights(places: jax.Array, active: jax.Array, kernel: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """[K] weights w with sum_i w_i f(places_i) = integral over [0, 1] of kernel(u) times the polynomial through the
+    `active` of the K points; 0 for the others.
+
+    By Gauss-Legendre: exact for kernel 1, to float32's rounding for exp(c u) with |c| < 10.
+    """
+    u = jnp.asarray(NODES, jnp.float32)[:, None, None]
+    others = active[None, :] & ~jnp.eye(len(places), dtype=bool)
+    distance = jnp.where(others, places[:, None] - places[None, :], 1.0)
+    basis = jnp.where(others, (u - places[None, :]) / distance, 1.0).prod(-1)
+    weights = jnp.asarray(NODE_WEIGHTS, jnp.float32) * kernel(u[:, 0, 0])
+    return jnp.where(active, weights @ basis, 0.0)
