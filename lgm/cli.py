@@ -10,7 +10,8 @@ from lgm.parsing import ConfigError
 
 EXAMPLES = {
     "train": "lgm train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.lr=2e-3",
-    "sample": 'lgm sample --workdir=runs/quickstart --prompt="grinning face emoji, noto style" --out=x.png --seed=1',
+    "sample": 'lgm sample --workdir=runs/quickstart --prompt="grinning face emoji, noto style" --out=x.png --seed=1\n'
+              '         lgm sample --from=models/sd15 --prompt="a red fox in the snow" --size=512 --out=fox.png',
     "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json",
     "export": "lgm export --workdir=runs/autoencoder --out=runs/autoencoder/export",
 }
@@ -23,13 +24,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         overrides = _overrides(rest, allowed=arguments.verb == "train")
         return arguments.run(arguments, overrides) or 0
-    except (ConfigError, ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ConfigError, ValueError, OSError, RuntimeError) as error:
         line = " ".join(str(error).split())
         print(f"lgm {arguments.verb}: {line}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
         return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, like all the others."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _overrides(words: list[str], allowed: bool) -> list[tuple[str, str]]:
@@ -45,7 +53,7 @@ def _overrides(words: list[str], allowed: bool) -> list[tuple[str, str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lgm", allow_abbrev=False,
         description="Train, scale, compare and evaluate latent image generators in JAX.",
     )
@@ -62,16 +70,27 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     train.add_argument("--workdir", required=True, help="the run's folder")
 
-    sample = verb("sample", _sample, "Draw images from a trained run.")
-    sample.add_argument("--workdir", required=True, help="the run's folder")
+    sample = verb("sample", _sample, "Draw images from a trained run or with a diffusers folder.")
+    source = sample.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="the run's folder")
+    source.add_argument("--from", dest="folder", help="a folder of diffusers, with its model_index.json")
     sample.add_argument("--prompt", required=True, action="append", help="a caption; may be given several times")
     sample.add_argument("--out", required=True, help="the PNG to write")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--count", type=int, default=1, help="images a prompt")
-    sample.add_argument("--steps", type=int, help="solver steps (default: the run's)")
-    sample.add_argument("--guidance", type=float, help="guidance scale (default: the run's)")
-    sample.add_argument("--solver", help="solver's name (default: the run's)")
-    sample.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    sample.add_argument("--steps", type=int, help="solver steps (default: the run's or the system's)")
+    sample.add_argument("--guidance", type=float, help="guidance scale (default: the run's or the system's)")
+    sample.add_argument("--solver", help="solver's name (default: the run's or the scheduler's)")
+    sample.add_argument("--weights", choices=("ema", "raw"), help="which weights of a run (default: ema)")
+    released = sample.add_argument_group("with --from")
+    released.add_argument("--negative", help="what the images should not show")
+    released.add_argument("--size", help="SIDE or HEIGHTxWIDTH in pixels (default: what the model was trained at)")
+    released.add_argument("--image", help="a picture to start from instead of noise")
+    released.add_argument("--strength", type=float, help="how much of --image is replaced, in (0, 1] (default: 0.8)")
+    released.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
+    released.add_argument("--single-file", help="a checkpoint in an original layout, read instead of the folder's")
+    released.add_argument("--dtype", choices=("float32", "bfloat16"), help="of networks but the VAE (default: float32)")
+    released.add_argument("--noise", help="a .npy of x_T [N, h, w, C] in latent pixels instead of --seed's")
 
     evaluate = verb("evaluate", _evaluate, "Held-out loss at fixed t and fixed noise.")
     evaluate.add_argument("--workdir", required=True, help="the run's folder")
@@ -92,11 +111,22 @@ def _train(arguments, overrides) -> int:
 
 
 def _sample(arguments, overrides) -> int:
-    from lgm.train import main
+    common = {name: getattr(arguments, name) for name in ("seed", "count", "steps", "guidance", "solver")}
+    given = lambda *names: {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    released = given("negative", "size", "image", "strength", "lora", "single_file", "dtype", "noise")
+    if arguments.folder is None:
+        if released:
+            raise ConfigError(f"--{min(released).replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
+        from lgm.train import main
 
-    return main.sample(arguments.workdir, arguments.prompt, arguments.out, seed=arguments.seed, count=arguments.count,
-                       steps=arguments.steps, guidance=arguments.guidance, solver=arguments.solver,
-                       weights=arguments.weights)
+        return main.sample(arguments.workdir, arguments.prompt, arguments.out, **common,
+                           weights=arguments.weights or "ema")
+    if arguments.weights:
+        raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
+    from lgm.interop import drawing
+
+    drawing.draw_from_folder(arguments.folder, arguments.prompt, arguments.out, **common, **released)
+    return 0
 
 
 def _evaluate(arguments, overrides) -> int:

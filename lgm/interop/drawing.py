@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lgm import sampling
 from lgm.data.grid import save_grid
@@ -28,18 +28,20 @@ def draw_from_folder(
     steps: int | None = None,
     guidance: float | None = None,
     solver: str | None = None,
-    size: tuple[int, int] | None = None,
+    size: str | tuple[int, int] | None = None,
     image: str | Path | None = None,
     strength: float = 0.8,
-    loras: Sequence[str] = (),
+    lora: Sequence[str] = (),
     single_file: str | Path | None = None,
     dtype: str = "float32",
+    noise: str | Path | None = None,
 ) -> np.ndarray:
     """Draw `count` images of each prompt with a diffusers folder, write them to one PNG and return them [N, H, W, 3].
 
-    One image is written as it is, several as a grid with their prompts. `image` is a picture to start from; `loras` are
-    files to merge, "path" or "path:strength". The arguments that decide nothing about the weights are checked before
-    they are loaded. Raises ValueError, one line, for what cannot be.
+    One image is written as it is, several as a grid with their prompts. `size` is (height, width) in pixels, "512" or
+    "512x768". `image` is a picture to start from; `lora` are files to merge, "path" or "path:strength"; `noise` is a
+    .npy file of x_T [N, h, w, C] instead of what `seed` gives. The arguments that decide nothing about the weights are
+    checked before they are loaded. Raises ValueError, one line, for what cannot be.
     """
     for prompt in prompts:
         if not prompt.strip():
@@ -49,8 +51,14 @@ def draw_from_folder(
             raise ValueError(f"{name}={value} must be at least 1")
     if solver is not None:
         sampling.solver(solver)
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength={strength} must lie in (0, 1]")
+    size = read_size(size) if isinstance(size, str) else size
     start = None if image is None else read_image(image)
-    merged = [_lora(text) for text in loras]
+    if image is not None and size is not None:
+        start = resized(start, size)
+    start_noise = None if noise is None else read_noise(noise)
+    merged = [_lora(text) for text in lora]
     pipeline, params = load_pipeline(folder, dtype=dtype, single_file=single_file, loras=merged)
     if size is not None:
         latent_size(pipeline, size)
@@ -65,6 +73,7 @@ def draw_from_folder(
         solver=solver,
         size=size,
         seed=seed,
+        noise=start_noise,
         image=None if start is None else np.repeat(start[None], len(captions), 0),
         strength=strength,
     )
@@ -85,6 +94,32 @@ def read_image(path: str | Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"), np.float32) / 255
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); give a PNG or JPEG") from error
+
+
+def resized(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture in [0, 1] scaled to cover `size` = (height, width) and cut in the middle."""
+    picture = Image.fromarray(np.round(image_HWC * 255).astype(np.uint8))
+    fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.asarray(fitted, np.float32) / 255
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """(height, width) of "512" or "512x768". Raises ValueError, one line, for anything else."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"size={text!r} is no size in pixels; write 512 or 512x768 (height x width)")
+    return int(sides[0]), int(sides[-1])
+
+
+def read_noise(path: str | Path) -> np.ndarray:
+    """The float32 array of a .npy file. Raises ValueError, one line, where there is none."""
+    try:
+        noise = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a .npy array ({type(error).__name__})") from error
+    if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f":
+        raise ValueError(f"{path} holds no array of floats; save x_T with numpy.save")
+    return noise.astype(np.float32)
 
 
 def _lora(text: str) -> LoRA:
