@@ -16,6 +16,7 @@ from lgm.interop import diffusers_configs as configs
 from lgm.interop import keys_text, text_configs
 from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
+from lgm.interop.keys_dit import dit_rules, read_dit, write_dit
 from lgm.interop.keys_unet import unet_rules
 from lgm.interop.weights import Weights, load, open_weights, save
 from lgm.models import Model, Params, build
@@ -53,6 +54,7 @@ COMPONENTS: dict[str, Component] = {
     "BertModel": Component("transformers", text_configs.read_bert, text_configs.write_bert, keys_text.bert),
     "CLIPTextModel": _clip(projected=False),
     "CLIPTextModelWithProjection": _clip(projected=True),
+    "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules),
     "T5EncoderModel": Component(
         "transformers", text_configs.read_t5, text_configs.write_t5, keys_text.t5, keys_text.t5_weights
     ),

@@ -51,6 +51,7 @@ LAYOUTS: dict[str, Layout] = {
         PENULTIMATE,
     ),
     "FluxPipeline": Layout("transformer", {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}, {}),
+    "DiTPipeline": Layout("transformer", {}, {}),
 }
 
 
@@ -107,7 +108,7 @@ def load_pipeline(
     for place in (layout.denoiser, "vae", *layout.tokenizer_of):
         if place not in parts:
             continue  # SD3 without T5
-        classes[place] = parts[place][1]
+        classes[place] = OLD_NAMES.get((name, parts[place][1]), parts[place][1])
         changes = {} if place == "vae" else {"dtype": dtype}
         if classes[place].startswith("CLIP"):
             changes |= layout.encoder_options
@@ -145,7 +146,7 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, list]]:
     if name not in LAYOUTS:
         raise ValueError(f"{path}: _class_name={name!r} is not known{near_miss(name, LAYOUTS)}")
     parts = {place: entry for place, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
-    for place in (LAYOUTS[name].denoiser, "vae", "scheduler", "text_encoder"):
+    for place in (LAYOUTS[name].denoiser, "vae", "scheduler", *list(LAYOUTS[name].tokenizer_of)[:1]):
         if place not in parts:
             raise ValueError(f"{path} names no {place}, which a {name} needs")
     return index, parts
@@ -162,6 +163,7 @@ def _merging(loras: Sequence[LoRA], place: str, original: Original | None, used:
     return adapt
 
 
+OLD_NAMES = {("DiTPipeline", "Transformer2DModel"): "DiTTransformer2DModel"}  # as the released folders have it
 DEFAULT_SIZE = {"FluxPipeline": 128}  # its transformer's configuration does not say
 
 

@@ -31,6 +31,7 @@ DEFAULTS = {
     "StableDiffusionXLPipeline": Defaults(50, 5.0),
     "StableDiffusion3Pipeline": Defaults(28, 7.0),
     "FluxPipeline": Defaults(28, 3.5),
+    "DiTPipeline": Defaults(50, 4.0),
 }
 
 
@@ -50,7 +51,7 @@ def text_to_image(
     strength: float = 0.8,
     t5_tokens: int | None = None,
 ) -> np.ndarray:
-    """Images [B, H, W, 3], float32 in [0, 1], of B prompts.
+    """Images [B, H, W, 3], float32 in [0, 1], of B prompts (DiT's are classes: "class 207" or a name the folder has).
 
     Args:
         negative: what the image should not show; the default is the system's own unconditional text.
@@ -101,8 +102,8 @@ def latent_size(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int]:
     """(h, w) in latent pixels of an image of `size`. Raises ValueError where the network cannot take it."""
     factor = pipeline.models["vae"].config.factor
     config = pipeline.denoiser.config
-    levels = len(getattr(config, "block_channels", (1, 1)))  # a transformer's patches are of 2 x 2
-    unit = factor * 2 ** (levels - 1)
+    levels = len(getattr(config, "block_channels", ()))
+    unit = factor * (2 ** (levels - 1) if levels else getattr(config, "patch_size", 2))
     if min(size) < 1 or size[0] % unit or size[1] % unit:
         raise ValueError(f"an image of {size[0]} x {size[1]} cannot be drawn; use multiples of {unit} pixels")
     return size[0] // factor, size[1] // factor

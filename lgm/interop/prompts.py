@@ -11,6 +11,7 @@ import numpy as np
 
 from lgm.interop.diffusers_dir import Pipeline
 from lgm.models import Conditioning, Model, Params
+from lgm.parsing import near_miss
 
 T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512}
 
@@ -30,6 +31,8 @@ def condition(
     the length that texts are padded to for T5 (256 in SD3, 512 in Flux).
     """
     count = len(prompts)
+    if pipeline.name == "DiTPipeline":
+        return Conditioning(label=jnp.asarray([class_of(pipeline, prompt) for prompt in prompts], jnp.int32))
     encode = lambda place, length=None: _encode(pipeline, params, place, prompts, length)
     t5_tokens = t5_tokens or T5_TOKENS.get(pipeline.name)
     if pipeline.name == "StableDiffusionPipeline":
@@ -66,10 +69,36 @@ def unconditional(
 
     SDXL's folder may ask that no prompt be zeros instead of the encoding of an empty text.
     """
+    if pipeline.name == "DiTPipeline" and negative is None:
+        return Conditioning(label=jnp.full(count, pipeline.denoiser.config.classes))
     cond = condition(pipeline, params, [negative or ""] * count, size, t5_tokens=t5_tokens)
     if negative is None and pipeline.options.get("force_zeros_for_empty_prompt"):
         return Conditioning(text=jnp.zeros_like(cond.text), pooled=jnp.zeros_like(cond.pooled), micro=cond.micro)
     return cond
+
+
+def class_of(pipeline: Pipeline, prompt: str) -> int:
+    """The class that a prompt names: "class 207", "207", or a name of the folder's id2label.
+
+    Raises ValueError, one line, for one that is not there.
+    """
+    classes = pipeline.denoiser.config.classes
+    number = prompt.strip().lower().removeprefix("class").strip()
+    if number.isdecimal():
+        if int(number) >= classes:
+            raise ValueError(f"{prompt!r}: there are {classes} classes, from 0 to {classes - 1}")
+        return int(number)
+    labels = pipeline.options.get("id2label") or {}
+    names = {name.strip().lower(): int(key) for key, value in labels.items() for name in value.split(",")}
+    if prompt.strip().lower() not in names:
+        hint = near_miss(prompt.strip().lower(), names) if names else ""
+        raise ValueError(f"{prompt!r} names no class; write \"class 207\" or a name of id2label{_short(hint)}")
+    return names[prompt.strip().lower()]
+
+
+def _short(hint: str) -> str:
+    """A hint that does not list a thousand classes."""
+    return hint if "did you mean" in hint else ""
 
 
 def _encode(pipeline: Pipeline, params, place: str, prompts: Sequence[str], length: int | None):

@@ -14,6 +14,7 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "bert": ("lgm.models.bert", "BERTConfig", "BERT"),
     "unet": ("lgm.models.unet", "UNetConfig", "UNet"),
     "mmdit": ("lgm.models.mmdit", "MMDiTConfig", "MMDiT"),
+    "dit": ("lgm.models.dit", "DiTConfig", "DiT"),
 }
 
 

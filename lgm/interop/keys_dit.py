@@ -1,0 +1,98 @@
+"""Key map and configuration of DiT, in the layout of diffusers' DiTTransformer2DModel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lgm.interop.fields import expect
+from lgm.interop.keymap import Extra, Rule, linear, prefixed, rearrange
+from lgm.models import Params
+from lgm.models.dit import DiTConfig
+
+CLASS_NAMES = ("DiTTransformer2DModel", "Transformer2DModel")  # the released folders name the second
+_FIXED = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-5,
+    "norm_type": "ada_norm_zero",
+    "upcast_attention": False,
+}
+
+
+def dit_rules(config: DiTConfig) -> list[Rule | Extra]:
+    """DiTTransformer2DModel, every block of which has embedders of its own."""
+    if config.embedders == "shared":
+        raise ValueError("diffusers keeps DiT's embedders a block; take `per_block` of the configuration and weights")
+    block = "transformer_blocks.{layer}."
+    patches = rearrange("o c p q -> (p q c) o", c=config.channels, p=config.patch_size, q=config.patch_size)
+    return [
+        Extra("pos_embed.pos_embed"),  # a buffer that older versions saved
+        *linear("patches", "pos_embed.proj", transform=patches),
+        *prefixed(embedders(), "blocks/embedders/", f"{block}norm1.emb."),
+        *linear("blocks/modulation", f"{block}norm1.linear"),
+        *linear("blocks/qkv", tuple(f"{block}attn1.to_{part}" for part in "qkv")),
+        *linear("blocks/out", f"{block}attn1.to_out.0"),
+        *linear("blocks/mlp/fc1", f"{block}ff.net.0.proj"),
+        *linear("blocks/mlp/fc2", f"{block}ff.net.2"),
+        *linear("modulation", "proj_out_1"),
+        *linear("out", "proj_out_2"),
+    ]
+
+
+def embedders() -> list[Rule]:
+    """CombinedTimestepLabelEmbeddings."""
+    return [
+        *linear("time/fc1", "timestep_embedder.linear_1"),
+        *linear("time/fc2", "timestep_embedder.linear_2"),
+        Rule("label/table", "class_embedder.embedding_table.weight"),
+    ]
+
+
+def per_block(config: DiTConfig, params: Params) -> tuple[DiTConfig, Params]:
+    """The same network with a copy of the shared embedders in every block, as diffusers keeps them."""
+    if config.embedders == "per_block":
+        return config, params
+    copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (config.depth, *p.shape)), params["embedders"])
+    rest = {name: value for name, value in params.items() if name != "embedders"}
+    rest["blocks"] = {**params["blocks"], "embedders": copies}
+    return dataclasses.replace(config, embedders="per_block"), rest
+
+
+def read_dit(config: Mapping[str, Any]) -> DiTConfig:
+    """DiTConfig of a DiTTransformer2DModel."""
+    for key, value in _FIXED.items():
+        expect(config, key, value)
+    channels, patch = config.get("in_channels", 4), config.get("patch_size", 2)
+    out = expect(config, "out_channels", channels, 2 * channels, None)
+    return DiTConfig(
+        channels=channels,
+        patch_size=patch,
+        width=config.get("num_attention_heads", 16) * config.get("attention_head_dim", 72),
+        depth=config.get("num_layers", 28),
+        heads=config.get("num_attention_heads", 16),
+        classes=config.get("num_embeds_ada_norm", 1000),
+        learned_sigma=out == 2 * channels,
+        base_size=config.get("sample_size", 32) // patch,
+        embedders="per_block",
+    )
+
+
+def write_dit(config: DiTConfig) -> dict[str, Any]:
+    """config.json of a DiTTransformer2DModel."""
+    return _FIXED | {
+        "_class_name": "DiTTransformer2DModel",
+        "in_channels": config.channels,
+        "out_channels": config.out_channels,
+        "patch_size": config.patch_size,
+        "num_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "num_embeds_ada_norm": config.classes,
+        "sample_size": config.base_size * config.patch_size,
+    }
