@@ -45,8 +45,13 @@ class Linear(nnx.Module):
         init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features)), axes=axes)
         self.bias = nnx.Param(jnp.zeros(out_features), axes=axes[1:]) if bias else None
+        self.adapter = None  # a low-rank change, where `lgm.models.lora` adds one
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        y = self._product(x)
+        return y if self.adapter is None else y + self.adapter(x)
+
+    def _product(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype)
         if jax.default_backend() == "cpu":
             # one matrix of all tokens: the weights' gradient then contracts one axis, which XLA:CPU does without the

@@ -1,7 +1,8 @@
 """Low-rank adaptation (Hu et al. 2021, 2106.09685) of any model here: W + (alpha / rank) down up, on matrices by name.
 
-The adapter is a small tree of its own. `merged` adds it to the frozen parameters inside the differentiated function, so
-the models know nothing of it and its gradient is all that a train step needs.
+An adapter is a small tree of its own. `adapted` is the model that computes x W + scale (x down) up beside the frozen
+W, which is never changed: no gradient of its size is made, and in bfloat16 a small change is not lost in its rounding.
+`merged` adds the product to W instead, for use elsewhere.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import re
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from lgm.models.base import Model, Params
+from lgm.models.convolution import Linear
 
 Adapter = dict[str, dict[str, jax.Array]]  # path of a matrix -> {"down": [..., in, rank], "up": [..., rank, out]}
 
@@ -34,6 +37,49 @@ class LoRAConfig:
     def scale(self) -> float:
         """What the product of down and up is multiplied by."""
         return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+
+class LowRank(nnx.Module):
+    """scale (x down) up; `layers` is the leading axis of a stack of blocks, if there is one."""
+
+    def __init__(self, layers: tuple[int, ...], inputs: int, outputs: int, axes: tuple, config: LoRAConfig):
+        self.scale = config.scale
+        self.down = nnx.Param(jnp.zeros((*layers, inputs, config.rank)), axes=(axes[0], None))
+        self.up = nnx.Param(jnp.zeros((*layers, config.rank, outputs)), axes=(None, axes[1]))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.scale * ((x @ self.down[...].astype(x.dtype)) @ self.up[...].astype(x.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedModule:
+    """Builds `module` with low-rank changes beside its targeted matrices; stands where a Model's class stands."""
+
+    module: type[nnx.Module]
+    lora: LoRAConfig
+
+    def __call__(self, config, *, rngs: nnx.Rngs) -> nnx.Module:
+        base = Model(config, self.module)
+        network = self.module(config, rngs=rngs)
+        axes = _flat(base.logical_axes(), lambda leaf: isinstance(leaf, tuple))
+        for path, (*layers, inputs, outputs) in targeted(base, self.lora).items():
+            linear = _module_at(network, path.split("/")[:-1])
+            if not isinstance(linear, Linear):
+                raise ValueError(f"targets: {path!r} is no matrix of a linear layer; leave it out")
+            linear.adapter = nnx.data(LowRank(tuple(layers), inputs, outputs, axes[path][-2:], self.lora))
+        return network
+
+
+def adapted(model: Model, config: LoRAConfig) -> Model:
+    """The model with an adapter beside it; its parameters are `combined(params, adapter)`."""
+    return Model(model.config, AdaptedModule(model.module, config))
+
+
+def combined(params: Params, adapter: Adapter) -> Params:
+    """The parameters of `adapted`: those of the plain model with the adapter's in their places."""
+    for path, pair in adapter.items():
+        params = _with(params, path.split("/")[:-1], pair)
+    return params
 
 
 def targeted(model: Model, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
@@ -61,6 +107,16 @@ def init(model: Model, config: LoRAConfig, key: jax.Array) -> Adapter:
     return adapter
 
 
+def logical_axes(model: Model, config: LoRAConfig) -> dict[str, dict[str, tuple]]:
+    """The logical axes of every leaf of an adapter: those of its matrix, the rank is never split."""
+    axes = _flat(model.logical_axes(), lambda leaf: isinstance(leaf, tuple))
+    found = {}
+    for path in targeted(model, config):
+        *layers, inputs, outputs = axes[path]
+        found[path] = {"down": (*layers, inputs, None), "up": (*layers, None, outputs)}
+    return found
+
+
 def merged(params: Params, adapter: Adapter, config: LoRAConfig) -> Params:
     """`params` with the adapter added, in the dtype of the parameters. Differentiable in both."""
 
@@ -72,6 +128,20 @@ def merged(params: Params, adapter: Adapter, config: LoRAConfig) -> Params:
         return leaf + change.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(add, params)
+
+
+def _module_at(module, parts: list[str]):
+    for part in parts:
+        module = module[int(part)] if part.isdecimal() else getattr(module, part)
+    return module
+
+
+def _with(node: Params, parts: list[str], pair: dict) -> Params:
+    """`node` with {"adapter": pair} in the module at `parts`; nothing is changed in place."""
+    if not parts:
+        return {**node, "adapter": pair}
+    key = int(parts[0]) if parts[0].isdecimal() else parts[0]  # lists are dicts by number
+    return {**node, key: _with(node[key], parts[1:], pair)}
 
 
 def _flat(tree, is_leaf=None) -> dict:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgm.models import build
+from lgm.models import Conditioning, build
 from lgm.models.clip_text import CLIPTextConfig
-from lgm.models.lora import LoRAConfig, init, merged, targeted
+from lgm.models.lora import LoRAConfig, adapted, combined, init, logical_axes, merged, targeted
+from lgm.models.unet import UNetConfig
 
 MODEL = build(CLIPTextConfig(vocab_size=20, width=16, depth=2, heads=2, max_length=5))
 PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
@@ -47,3 +48,38 @@ def test_a_target_that_matches_nothing_is_named():
         targeted(MODEL, LoRAConfig(targets=("conv/kernel",)))
     with pytest.raises(ValueError, match="rank=0 must be at least 1"):
         LoRAConfig(rank=0)
+
+
+@pytest.mark.parametrize("family", ["stack", "list"])
+def test_the_adapted_model_is_the_merged_one(family):
+    """On a stack of blocks and on the U-Net's lists of levels, to float32's rounding."""
+    rng = np.random.default_rng(0)
+    if family == "stack":
+        model, config, arguments = MODEL, CONFIG, (TOKENS,)
+    else:
+        model = build(UNetConfig(block_channels=(8, 8), layers_per_block=1, transformer_depth=(1, 0), heads=(2, 2),
+                                 text_dim=6, norm_groups=4))  # fmt: skip
+        config = LoRAConfig(rank=2, targets=("cross/kv/kernel", "shifts/kernel"))
+        cond = Conditioning(text=jnp.ones((1, 3, 6)))
+        arguments = (jnp.ones((1, 4, 4, 4)), jnp.array([0.5]), cond)
+    random = lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32) * 0.3
+    params = jax.tree.map(random, model.abstract())
+    adapter = jax.tree.map(random, jax.eval_shape(lambda key: init(model, config, key), jax.random.key(0)))
+    beside = adapted(model, config)
+    whole = combined(params, adapter)
+    assert jax.tree.map(jnp.shape, whole) == jax.tree.map(jnp.shape, beside.abstract())
+    ours = jax.tree.leaves(beside.apply(whole, *arguments))
+    expected = jax.tree.leaves(model.apply(merged(params, adapter, config), *arguments))
+    plain = jax.tree.leaves(model.apply(params, *arguments))
+    for a, b, c in zip(ours, expected, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        assert np.abs(b - c).max() > 1e-2  # it shows
+    is_axes = lambda leaf: isinstance(leaf, tuple)
+    fits = jax.tree.map(lambda axes, leaf: len(axes) == leaf.ndim, logical_axes(model, config), adapter,
+                        is_leaf=is_axes)  # fmt: skip
+    assert all(jax.tree.leaves(fits))
+
+
+def test_a_matrix_of_no_linear_layer_cannot_be_adapted():
+    with pytest.raises(ValueError, match="'tokens/table' is no matrix of a linear layer"):
+        adapted(MODEL, LoRAConfig(targets=("tokens/table",))).abstract()
