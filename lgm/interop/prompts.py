@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,7 @@ from lgm.interop.diffusers_dir import Pipeline
 from lgm.models import Conditioning, Model, Params
 from lgm.parsing import near_miss
 
+Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]
 T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512}
 
 
@@ -30,31 +32,7 @@ def condition(
     `guidance` goes to a denoiser that was distilled with it (Flux.1-dev) and is ignored by the others; `t5_tokens` is
     the length that texts are padded to for T5 (256 in SD3, 512 in Flux).
     """
-    count = len(prompts)
-    if pipeline.name == "DiTPipeline":
-        return Conditioning(label=jnp.asarray([class_of(pipeline, prompt) for prompt in prompts], jnp.int32))
-    encode = lambda place, length=None: _encode(pipeline, params, place, prompts, length)
-    t5_tokens = t5_tokens or T5_TOKENS.get(pipeline.name)
-    if pipeline.name == "StableDiffusionPipeline":
-        return Conditioning(text=encode("text_encoder")[0])
-    if pipeline.name == "StableDiffusionXLPipeline":
-        (first, _), (second, pooled) = encode("text_encoder"), encode("text_encoder_2")
-        ids = jnp.asarray([*size, 0, 0, *size], jnp.float32)  # original size, crop's corner, target size
-        return Conditioning(text=jnp.concatenate([first, second], -1), pooled=pooled, micro=jnp.tile(ids, (count, 1)))
-    if pipeline.name == "StableDiffusion3Pipeline":
-        (first, pooled), (second, pooled_2) = encode("text_encoder"), encode("text_encoder_2")
-        clip = jnp.concatenate([first, second], -1)
-        width = pipeline.denoiser.config.text_dim
-        clip = jnp.pad(clip, ((0, 0), (0, 0), (0, width - clip.shape[-1])))
-        if "text_encoder_3" in pipeline.models:
-            t5 = encode("text_encoder_3", t5_tokens)
-        else:
-            t5 = jnp.zeros((count, t5_tokens, width), clip.dtype)
-        pooled = jnp.concatenate([pooled, pooled_2], -1)
-        return Conditioning(text=jnp.concatenate([clip, t5.astype(clip.dtype)], 1), pooled=pooled)
-    _, pooled = encode("text_encoder")
-    scale = jnp.full(count, guidance, jnp.float32) if pipeline.denoiser.config.guidance else None
-    return Conditioning(text=encode("text_encoder_2", t5_tokens), pooled=pooled, guidance=scale)
+    return encode(pipeline, params, tokenize(pipeline, prompts, t5_tokens), size, guidance)
 
 
 def unconditional(
@@ -69,12 +47,68 @@ def unconditional(
 
     SDXL's folder may ask that no prompt be zeros instead of the encoding of an empty text.
     """
-    if pipeline.name == "DiTPipeline" and negative is None:
-        return Conditioning(label=jnp.full(count, pipeline.denoiser.config.classes))
-    cond = condition(pipeline, params, [negative or ""] * count, size, t5_tokens=t5_tokens)
-    if negative is None and pipeline.options.get("force_zeros_for_empty_prompt"):
-        return Conditioning(text=jnp.zeros_like(cond.text), pooled=jnp.zeros_like(cond.pooled), micro=cond.micro)
-    return cond
+    ids = nothing(pipeline, count, t5_tokens) if negative is None else tokenize(pipeline, [negative] * count, t5_tokens)
+    cond = encode(pipeline, params, ids, size)
+    return zeroed(cond) if negative is None and zeros_for_nothing(pipeline) else cond
+
+
+def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int | None = None) -> Ids:
+    """The ids [B, L] of `prompts` for every text encoder by its place; of a class-conditional system their labels."""
+    if pipeline.name == "DiTPipeline":
+        return {"label": np.array([[class_of(pipeline, prompt)] for prompt in prompts], np.int32)}
+    t5 = t5_tokens or T5_TOKENS.get(pipeline.name)
+    length = lambda place: t5 if pipeline.classes[place] == "T5EncoderModel" else None
+    ids = {place: part.encode(prompts, length(place))[0] for place, part in pipeline.tokenizers.items()}
+    if pipeline.name == "StableDiffusion3Pipeline" and "text_encoder_3" not in ids:
+        ids["text_encoder_3"] = np.zeros((len(prompts), t5), np.int32)  # for `encode` to fill with zeros
+    return ids
+
+
+def nothing(pipeline: Pipeline, count: int, t5_tokens: int | None = None) -> Ids:
+    """The ids of no prompt."""
+    if pipeline.name == "DiTPipeline":
+        return {"label": np.full((count, 1), pipeline.denoiser.config.classes, np.int32)}
+    return tokenize(pipeline, [""] * count, t5_tokens)
+
+
+def zeros_for_nothing(pipeline: Pipeline) -> bool:
+    """Whether no prompt is told by zeros."""
+    return bool(pipeline.options.get("force_zeros_for_empty_prompt"))
+
+
+def zeroed(cond: Conditioning) -> Conditioning:
+    """`cond` without its text."""
+    return dataclasses.replace(cond, text=jnp.zeros_like(cond.text), pooled=jnp.zeros_like(cond.pooled))
+
+
+def encode(
+    pipeline: Pipeline, params: Mapping[str, Params], ids: Ids, size: tuple[int, int], guidance: float = 1.0
+) -> Conditioning:
+    """The conditioning of what `tokenize` gives; no mask, padding counts, as in all these systems."""
+    count = len(next(iter(ids.values())))
+    run = lambda place: _apply(pipeline.models[place], params[place], ids[place])
+    if pipeline.name == "DiTPipeline":
+        return Conditioning(label=jnp.asarray(ids["label"])[:, 0])
+    if pipeline.name == "StableDiffusionPipeline":
+        return Conditioning(text=run("text_encoder")[0])
+    if pipeline.name == "StableDiffusionXLPipeline":
+        (first, _), (second, pooled) = run("text_encoder"), run("text_encoder_2")
+        micro = jnp.asarray([*size, 0, 0, *size], jnp.float32)  # original size, crop's corner, target size
+        return Conditioning(text=jnp.concatenate([first, second], -1), pooled=pooled, micro=jnp.tile(micro, (count, 1)))
+    if pipeline.name == "StableDiffusion3Pipeline":
+        (first, pooled), (second, pooled_2) = run("text_encoder"), run("text_encoder_2")
+        clip = jnp.concatenate([first, second], -1)
+        width = pipeline.denoiser.config.text_dim
+        clip = jnp.pad(clip, ((0, 0), (0, 0), (0, width - clip.shape[-1])))
+        if "text_encoder_3" in pipeline.models:
+            t5 = run("text_encoder_3")
+        else:
+            t5 = jnp.zeros((*ids["text_encoder_3"].shape, width), clip.dtype)
+        pooled = jnp.concatenate([pooled, pooled_2], -1)
+        return Conditioning(text=jnp.concatenate([clip, t5.astype(clip.dtype)], 1), pooled=pooled)
+    _, pooled = run("text_encoder")
+    scale = jnp.full(count, guidance, jnp.float32) if pipeline.denoiser.config.guidance else None
+    return Conditioning(text=run("text_encoder_2"), pooled=pooled, guidance=scale)
 
 
 def class_of(pipeline: Pipeline, prompt: str) -> int:
@@ -99,12 +133,6 @@ def class_of(pipeline: Pipeline, prompt: str) -> int:
 def _short(hint: str) -> str:
     """A hint that does not list a thousand classes."""
     return hint if "did you mean" in hint else ""
-
-
-def _encode(pipeline: Pipeline, params, place: str, prompts: Sequence[str], length: int | None):
-    """What the text encoder at `place` gives; no mask, padding counts, as in all four systems."""
-    ids, _ = pipeline.tokenizers[place].encode(prompts, length)
-    return _apply(pipeline.models[place], params[place], np.asarray(ids))
 
 
 @functools.partial(jax.jit, static_argnums=0)
