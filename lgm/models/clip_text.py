@@ -25,7 +25,8 @@ class CLIPTextConfig:
     `hidden` names the features that are handed out: "last" are those after the last block and the final norm,
     "penultimate" those before the last block, not normalized. The pooled vector is the final norm's output at one
     token: the first whose id is `pool`, the first with the largest id ("largest", how CLIP finds its end of text where
-    a checkpoint does not name it), or the last token that counts ("last"); `projection_dim` projects it.
+    a checkpoint does not name it), or the last token that counts ("last"); or it is the mean over the tokens that count
+    ("mean", which small encoders trained from scratch learn sooner). `projection_dim` projects it.
     `unroll` blocks are laid out in each iteration of the scan over depth: more compile time, less overhead on a CPU.
     """
 
@@ -38,7 +39,7 @@ class CLIPTextConfig:
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     causal: bool = True
     hidden: Literal["last", "penultimate"] = "last"
-    pool: int | Literal["last", "largest"] = "last"
+    pool: int | Literal["last", "largest", "mean"] = "last"
     projection_dim: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     unroll: int = 1
@@ -106,9 +107,18 @@ class CLIPText(nnx.Module):
         step = lambda block, states: (block(states[0], seen, config.causal), states[0])
         last, penultimate = run(self.blocks, (x, x), step, unroll=config.unroll, remat=config.remat)
         last = self.norm(last)
-        pooled = jnp.take_along_axis(last, pooled_position(config, tokens_BL, mask_BL)[:, None, None], 1)[:, 0]
+        pooled = pool(config, last, tokens_BL, mask_BL)
         pooled = pooled if self.projection is None else self.projection(pooled)
         return last if config.hidden == "last" else penultimate, pooled
+
+
+def pool(config: CLIPTextConfig, features_BLD: jax.Array, tokens_BL: jax.Array, mask_BL: jax.Array | None) -> jax.Array:
+    """[B, width]: the features at one token, or their mean over the tokens that count."""
+    if config.pool == "mean":
+        weights_BL = jnp.ones(tokens_BL.shape) if mask_BL is None else mask_BL.astype(jnp.float32)
+        weights_BL = weights_BL / jnp.maximum(weights_BL.sum(1, keepdims=True), 1.0)
+        return jnp.einsum("bld,bl->bd", features_BLD, weights_BL.astype(features_BLD.dtype))
+    return jnp.take_along_axis(features_BLD, pooled_position(config, tokens_BL, mask_BL)[:, None, None], 1)[:, 0]
 
 
 def pooled_position(config: CLIPTextConfig, tokens_BL: jax.Array, mask_BL: jax.Array | None) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import time
@@ -14,6 +15,8 @@ from lgm.files import write_atomically
 from lgm.parallel import make_mesh
 from lgm.parsing import ConfigError, as_dict
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
+
 
 def train(spec: str, workdir: str, overrides: list[tuple[str, str]]) -> int:
     """Train `spec` in `workdir`; returns the exit code: 0 when done, 75 when preempted and saved."""
@@ -21,6 +24,7 @@ def train(spec: str, workdir: str, overrides: list[tuple[str, str]]) -> int:
 
     config = schema.load(spec, overrides)
     use_compilation_cache()
+    keep_freed_memory()
     mesh = make_mesh(as_dict(config.mesh))
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % shares:
@@ -53,6 +57,20 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lgm" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc, where it is the C library, to keep freed memory for the next request instead of returning it.
+
+    XLA:CPU asks for its buffers anew at every call, and pages that come back from the kernel are cleared first: in a
+    small training step that took a third of the time. Peak memory stays what it was.
+    """
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    tune(M_MMAP_THRESHOLD, 1 << 30)
+    tune(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def load_run(workdir: str, weights: str):

@@ -159,3 +159,11 @@ def test_impossible_requests_are_one_line():
     model = build(CLIPTextConfig(**SHAPE))
     with pytest.raises(ValueError, match="13 tokens are more than max_length=12"):
         jax.eval_shape(model.apply, model.abstract(), jax.ShapeDtypeStruct((1, 13), jnp.int32))
+
+
+def test_the_mean_is_over_the_tokens_that_count():
+    model = build(CLIPTextConfig(**SHAPE, pool="mean"))
+    tokens, mask = tokens_and_mask()
+    features, pooled = model.apply(model.init(jax.random.key(0)), tokens, mask)
+    expected = [np.asarray(row)[m].mean(0) for row, m in zip(features, mask, strict=True)]
+    np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
