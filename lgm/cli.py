@@ -13,7 +13,8 @@ EXAMPLES = {
     "sample": 'lgm sample --workdir=runs/quickstart --prompt="grinning face emoji, noto style" --out=x.png --seed=1\n'
               '         lgm sample --from=models/sd15 --prompt="a red fox in the snow" --size=512 --out=fox.png',
     "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json",
-    "export": "lgm export --workdir=runs/autoencoder --out=runs/autoencoder/export",
+    "export": "lgm export --workdir=runs/quickstart --out=exported",
+    "import": "lgm import --from=models/sd15 --workdir=runs/sd15",
 }
 
 
@@ -97,10 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", required=True, help="the JSON file to write")
     evaluate.add_argument("--weights", choices=("ema", "raw"), default="ema")
 
-    export = verb("export", _export, "Write an autoencoder's weights as a folder that `config.autoencoder` takes.")
+    export = verb("export", _export, "Write a run as a folder of diffusers, of a LoRA, or one that `lgm` reads.")
     export.add_argument("--workdir", required=True, help="the run's folder")
     export.add_argument("--out", required=True, help="the folder to write")
     export.add_argument("--weights", choices=("ema", "raw"), default="ema")
+
+    import_ = verb("import", _import, "Make a run that starts from a diffusers folder, with a config.py to train it.")
+    import_.add_argument("--from", dest="folder", required=True, help="a folder of diffusers")
+    import_.add_argument("--workdir", required=True, help="the new run's folder")
     return parser
 
 
@@ -123,8 +128,15 @@ def _sample(arguments, overrides) -> int:
                            weights=arguments.weights or "ema")
     if arguments.weights:
         raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
-    from lgm.interop import drawing
+    from lgm.interop import drawing, exports
 
+    if exports.is_exported(arguments.folder):
+        if released:
+            raise ConfigError(f"--{min(released).replace('_', '-')} goes with a diffusers folder, which "
+                              f"--from={arguments.folder} is not")
+        from lgm.train import main
+
+        return main.sample_exported(arguments.folder, arguments.prompt, arguments.out, **common)
     drawing.draw_from_folder(arguments.folder, arguments.prompt, arguments.out, **common, **released)
     return 0
 
@@ -139,6 +151,12 @@ def _export(arguments, overrides) -> int:
     from lgm.train import main
 
     return main.export(arguments.workdir, arguments.out, weights=arguments.weights)
+
+
+def _import(arguments, overrides) -> int:
+    from lgm.train import main
+
+    return main.import_(arguments.folder, arguments.workdir)
 
 
 if __name__ == "__main__":

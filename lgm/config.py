@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lgm.models import FAMILIES, classes, family_of
+from lgm.models.lora import LoRAConfig
 from lgm.parsing import ConfigError, as_dict, parse, read_config_file
 
 DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
@@ -37,9 +38,11 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The text encoder, trained jointly with the denoiser from scratch."""
+    """What captions are read with: an `encoder` trained jointly with the denoiser from scratch, on `tokenizer`'s ids,
+    or the frozen text encoders and tokenizers of a diffusers `folder`."""
 
     encoder: Any = None
+    folder: str | None = None
     tokenizer: str = "emoji64"
     caption_dropout: float = 0.1
 
@@ -141,7 +144,11 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run. State after N images is a function of (config, seed, N) alone."""
+    """A run. State after N images is a function of (config, seed, N) alone.
+
+    init_from: a diffusers folder, or the folder of a run, whose denoiser's weights training starts from. lora: train
+    low-rank changes to them instead of the weights themselves; all else is then frozen.
+    """
 
     name: str
     model: Any
@@ -150,6 +157,8 @@ class Config:
     seed: int = 0
     data: Data = Data()
     autoencoder: str = "emoji64"
+    init_from: str | None = None
+    lora: LoRAConfig | None = None
     text: Text | None = None
     process: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "rectified_flow"})
     loss: Any = None
@@ -190,7 +199,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     values["model"] = _parse_model(values.get("model"), "config.model")
     if isinstance(values.get("text"), Mapping):
         text = dict(values["text"])
-        text["encoder"] = _parse_model(text.get("encoder"), "config.text.encoder")
+        if text.get("encoder") is not None or not text.get("folder"):
+            text["encoder"] = _parse_model(text.get("encoder"), "config.text.encoder")
         values["text"] = text
     loss_class = AutoencoderLoss if family_of(values["model"]) == "autoencoder" else DenoisingLoss
     values["loss"] = parse(loss_class, values.get("loss") or {}, "config.loss")
@@ -203,7 +213,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     """Plain JSON-ready values; `from_dict(to_dict(c)) == c`."""
     values = as_dict(config)
     values["model"] = {"family": config.family, **values["model"]}
-    if config.text is not None:
+    if config.text is not None and config.text.encoder is not None:
         values["text"]["encoder"] = {"family": family_of(config.text.encoder), **values["text"]["encoder"]}
     return values
 
@@ -241,13 +251,20 @@ def _check(config: Config) -> None:
     need(crop is None or 0 < crop <= resolution,
          f"config.data.crop={crop} must lie between 1 and config.data.resolution={resolution}")
     if config.family == "autoencoder":
+        need(config.lora is None, "config.lora is for denoisers; an autoencoder is trained whole")
+        need(config.init_from is None, f"config.init_from={config.init_from!r} is for denoisers")
         return
+    need(config.lora is None or config.init_from is not None,
+         "config.lora needs config.init_from, the diffusers folder or the run whose weights it changes")
     need(config.family in DENOISERS,
          f"config.model.family={config.family!r} cannot be trained alone; choose {', '.join(DENOISERS)} or autoencoder")
     need(config.sampling.steps > 0, f"config.sampling.steps={config.sampling.steps} must be at least 1")
     if config.text is not None:
         need(0 <= config.text.caption_dropout < 1,
              f"config.text.caption_dropout={config.text.caption_dropout} must lie in [0, 1)")
+        need(config.text.encoder is None or config.text.folder is None,
+             f"config.text has an encoder to train and folder={config.text.folder!r} of frozen ones; give one of them")
+    if config.text is not None and config.text.encoder is not None:
         width = config.text.encoder.width
         text_dim = getattr(config.model, "text_dim", width)
         need(text_dim == width,

@@ -38,10 +38,11 @@ def _draw_chunk(system: System, solver, options: Sampling, params, tokens, mask,
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows))
     shape = system.latent_shape()
     noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
-    times = sampling.times(system.process, options.steps, **options.schedule)
+    times, scale = system.grid(options)
     predict = _guided(system, float(options.guidance), options.clip)
     context = _contexts(system, params, tokens, mask)
-    return sampling.loop(solver, system.process, system.config.loss.target, predict, noise, times, (params, context))
+    return sampling.loop(solver, system.process, system.config.loss.target, predict, noise * scale, times,
+                         (params, context))
 
 
 @functools.partial(jax.jit, static_argnums=0)

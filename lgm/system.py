@@ -1,29 +1,38 @@
 """A text-to-image system: autoencoder, text encoder, denoiser, process and tokenizer, put together from a config.
 
-Training, sampling, evaluation and export all speak to this one object; only `denoiser` and `text` are trained.
+Training, sampling, evaluation and export all speak to this one object. What is trained is the denoiser with its text
+encoder, the denoiser alone beside a folder's frozen text encoders, or a low-rank change to a frozen denoiser.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lgm import losses, process, sampling
-from lgm.config import Config
-from lgm.models import Conditioning, Model, Params, build
+from lgm.config import Config, Sampling
+from lgm.models import Conditioning, Model, Params, build, lora
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.parsing import ConfigError
 from lgm.weights import load_autoencoder
 
+if TYPE_CHECKING:
+    from lgm.interop.imports import FolderText
+
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static argument of compiled functions
 class System:
-    """The parts of a run. `params` are {"denoiser": ..., "text": ...}; the autoencoder's stay apart, frozen."""
+    """The parts of a run.
+
+    `frozen` are {"autoencoder": ...} and, by the same names, all else that is not trained. `whole(trained, frozen)`
+    are the {"denoiser": ..., "text": ...} that `condition` and `denoise` take. `folder` is the text side of a
+    diffusers folder, which then is the `tokenizer` too.
+    """
 
     config: Config
     denoiser: Model
@@ -31,20 +40,32 @@ class System:
     autoencoder: Model
     process: process.Process
     tokenizer: Any
+    folder: FolderText | None = None
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of all that is trained."""
+        if self.config.lora:
+            return {"lora": lora.init(build(self.config.model), self.config.lora, key)}
         denoiser, text = jax.random.split(key)
         params = {"denoiser": self.denoiser.init(denoiser)}
         return params | ({"text": self.text.init(text)} if self.text else {})
 
     def logical_axes(self) -> Params:
         """Logical axes of every trained parameter."""
+        if self.config.lora:
+            return {"lora": lora.logical_axes(build(self.config.model), self.config.lora)}
         axes = {"denoiser": self.denoiser.logical_axes()}
         return axes | ({"text": self.text.logical_axes()} if self.text else {})
 
+    def whole(self, trained: Params, frozen: Params) -> Params:
+        """All parameters that `condition` and `denoise` need; nothing is computed."""
+        parts = {name: part for name, part in {**frozen, **trained}.items() if name in ("denoiser", "text")}
+        return parts | ({"denoiser": lora.combined(parts["denoiser"], trained["lora"])} if self.config.lora else {})
+
     def condition(self, params: Params, tokens_BL: jax.Array, mask_BL: jax.Array) -> Conditioning:
         """What the denoiser is told of captions."""
+        if self.folder is not None:
+            return self.folder.condition(params["text"], tokens_BL, mask_BL)
         if self.text is None:
             return Conditioning()
         hidden_BLD, pooled_BP = self.text.apply(params["text"], tokens_BL, mask_BL)
@@ -52,13 +73,13 @@ class System:
 
     def tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids [B, L] int32, mask [B, L] bool), L being the text encoder's length. Raises on one that does not fit."""
-        if self.text is None:
+        if self.tokenizer is None:
             return np.zeros((len(captions), 1), np.int32), np.ones((len(captions), 1), bool)
         return self.tokenizer.encode(captions)
 
     def unconditional(self, count: int) -> tuple[jax.Array, jax.Array]:
         """Tokens and mask that stand for no caption, [count, L]."""
-        ids, mask = self.tokenizer.unconditional if self.text else (np.zeros((1,), np.int32), np.ones((1,), bool))
+        ids, mask = self.tokenizer.unconditional if self.tokenizer else (np.zeros((1,), np.int32), np.ones((1,), bool))
         return jnp.tile(jnp.asarray(ids), (count, 1)), jnp.tile(jnp.asarray(mask), (count, 1))
 
     def denoise(self, params: Params, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
@@ -67,13 +88,29 @@ class System:
 
     def encode(self, frozen: Params, images_BHWC: jax.Array) -> jax.Array:
         """Latents of uint8 images: the posterior's mean, standardised."""
-        mean, _ = self.autoencoder.apply(frozen, images_BHWC.astype(jnp.float32) / 127.5 - 1.0, method="encode")
+        x = images_BHWC.astype(jnp.float32) / 127.5 - 1.0
+        mean, _ = self.autoencoder.apply(frozen["autoencoder"], x, method="encode")
         return standardize(self.autoencoder.config, mean)
 
     def decode(self, frozen: Params, latents_BHWC: jax.Array) -> jax.Array:
         """uint8 images of standardised latents."""
-        x = self.autoencoder.apply(frozen, unstandardize(self.autoencoder.config, latents_BHWC), method="decode")
+        z = unstandardize(self.autoencoder.config, latents_BHWC)
+        x = self.autoencoder.apply(frozen["autoencoder"], z, method="decode")
         return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+    def grid(self, options: Sampling) -> tuple[np.ndarray, float]:
+        """(falling times [steps + 1], the factor of the noise that x_T is), of lgm's grid or of a diffusers scheduler.
+
+        `options.schedule` is what `sampling.times` takes or, with its "_class_name", a scheduler_config.json.
+        """
+        if "_class_name" not in options.schedule:
+            return sampling.times(self.process, options.steps, **options.schedule), 1.0
+        from lgm.interop.schedulers import read_schedule
+
+        schedule = read_schedule(options.schedule)
+        rows, columns, _ = self.latent_shape()
+        times = schedule.times(options.steps, rows * columns // 4, even=self.config.family == "flux")
+        return times, float(self.process.b(times[0])) if schedule.scaled_start else 1.0
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of a latent at the config's resolution."""
@@ -82,20 +119,35 @@ class System:
         return side, side, c.latent_channels
 
 
-def build_system(config: Config) -> tuple[System, Params]:
-    """(system, the frozen autoencoder's parameters) of a config."""
+def build_system(config: Config, shard: Callable[[Model], Any] | None = None) -> tuple[System, Params]:
+    """(system, frozen parameters) of a config: the autoencoder's and, where its text comes from a folder, the text
+    encoders'. `shard(model)` gives the shardings that they are read into; numpy arrays without it."""
     from lgm.data import Tokenizer
 
-    autoencoder, frozen = load_autoencoder(config.autoencoder)
-    text = build(config.text.encoder) if config.text else None
-    tokenizer = Tokenizer(config.text.tokenizer, max_length=config.text.encoder.max_length) if config.text else None
-    if text and text.config.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(f"config.text.encoder.vocab_size={text.config.vocab_size} is too small for the "
-                          f"{tokenizer.vocab_size} entries of config.text.tokenizer={config.text.tokenizer!r}")
+    autoencoder, weights = load_autoencoder(config.autoencoder)
+    frozen = {"autoencoder": weights if shard is None else jax.device_put(weights, shard(autoencoder))}
+    text = tokenizer = folder = None
+    if config.text and config.text.folder:
+        from lgm.interop.imports import load_text
+
+        side = config.data.resolution
+        folder, frozen["text"] = load_text(config.text.folder, (side, side), config.model.dtype, shard)
+        tokenizer = folder
+    elif config.text:
+        text = build(config.text.encoder)
+        tokenizer = Tokenizer(config.text.tokenizer, max_length=config.text.encoder.max_length)
+        if text.config.vocab_size < tokenizer.vocab_size:
+            raise ConfigError(f"config.text.encoder.vocab_size={text.config.vocab_size} is too small for the "
+                              f"{tokenizer.vocab_size} entries of config.text.tokenizer={config.text.tokenizer!r}")
     gaussian = named(process.build, config.process, "config.process")
     sampling.solver(config.sampling.solver)  # a name that is not there is refused before anything is trained
-    sampling.times(gaussian, config.sampling.steps, **config.sampling.schedule)
-    return System(config, build(config.model), text, autoencoder, gaussian, tokenizer), frozen
+    denoiser = build(config.model)
+    if config.lora:
+        denoiser = lora.adapted(denoiser, config.lora)
+        denoiser.abstract()  # targets that match nothing are refused here
+    system = System(config, denoiser, text, autoencoder, gaussian, tokenizer, folder)
+    system.grid(config.sampling)
+    return system, frozen
 
 
 def named(make, section: Mapping[str, Any], key: str):

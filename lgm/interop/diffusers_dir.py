@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from lgm.interop.original_names import Original
 from lgm.interop.schedulers import Schedule, read_schedule, write_schedule
 from lgm.interop.single_file import original_of, section
 from lgm.interop.weights import Weights, open_weights
-from lgm.models import Model, Params
+from lgm.models import Model, Params, build
 from lgm.parsing import near_miss
 from lgm.process import Process
 
@@ -91,8 +91,9 @@ def load_pipeline(
     shard: Callable[[Model], Any] | None = None,
     single_file: str | Path | None = None,
     loras: Sequence[LoRA] = (),
+    only: Collection[str] | None = None,
 ) -> tuple[Pipeline, dict[str, Params]]:
-    """(pipeline, parameters by place) of a diffusers folder.
+    """(pipeline, parameters by place) of a diffusers folder; with `only`, the parameters of those places alone.
 
     Denoiser and text encoders compute and are held in `dtype`, the autoencoder in float32. `shard(model)` gives the
     shardings to build parameters straight into. The networks that a `single_file` in an original layout holds are read
@@ -113,6 +114,11 @@ def load_pipeline(
         if classes[place].startswith("CLIP"):
             changes |= layout.encoder_options
         config = read_config(folder / place, classes[place], **changes)
+        if place in layout.tokenizer_of:
+            tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
+        if only is not None and place not in only:
+            models[place] = build(config)
+            continue
         weights = None
         if single is not None:
             weights = section(single, place, classes[place], config, names_in_library(classes[place], config))
@@ -126,8 +132,6 @@ def load_pipeline(
             adapt=_merging(loras, place, original_of(place, classes[place], config), used),
             **changes,
         )
-        if place in layout.tokenizer_of:
-            tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
     check_all_used(loras, used)
     if single is not None and not any(path == single.path for path, _ in used):
         raise ValueError(f"{single.path} holds no network of a {name}; is it of another system?")

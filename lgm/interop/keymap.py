@@ -151,12 +151,17 @@ def to_ours(
     Raises ValueError, one line, naming a tensor that is missing, left over or of the wrong shape.
     """
     rules, leaves = list(rules), flatten(abstract)
-    _check_names(rules, leaves, set(names))
-    shape = shape or (lambda name: get(name).shape)
-    for rule in _of_parameters(rules):
-        _check_shapes(rule, leaves[rule.ours], shape)
+    check(rules, abstract, names, shape or (lambda name: get(name).shape))
     params = {rule.ours: _place(rule, leaves[rule.ours], get) for rule in _of_parameters(rules)}
     return unflatten(abstract, params)
+
+
+def check(rules: Rules, abstract: Any, names: Iterable[str], shape: Callable[[str], tuple[int, ...]]) -> None:
+    """Raise the errors of `to_ours`; no tensor is read."""
+    rules, leaves = list(rules), flatten(abstract)
+    _check_names(rules, leaves, set(names))
+    for rule in _of_parameters(rules):
+        _check_shapes(rule, leaves[rule.ours], shape)
 
 
 def to_theirs(rules: Rules, params: Any) -> dict[str, np.ndarray]:

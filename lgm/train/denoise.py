@@ -12,14 +12,17 @@ from lgm.config import Config
 from lgm.data import batches, open_images, save_grid
 from lgm.drawing import draw, encode_all
 from lgm.evaluate.heldout import heldout_loss
-from lgm.models import Conditioning
-from lgm.system import System, build_loss, build_system
+from lgm.parallel import RULES, shardings
+from lgm.system import System, build_loss
 from lgm.train.loop import Task
+from lgm.train.start import open_system
 
 
 def make_task(config: Config, mesh: jax.sharding.Mesh) -> Task:
     """Everything the loop needs to train `config`'s denoiser."""
-    system, frozen = build_system(config)
+    rules = {**RULES, **config.mesh.rules}
+    shard = lambda model: shardings(mesh, model.abstract(), model.logical_axes(), rules)
+    system, frozen, start = open_system(config, shard)
     data = config.data
     images = open_images(data.source, where=data.where, resolution=data.resolution)
     heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
@@ -33,15 +36,17 @@ def make_task(config: Config, mesh: jax.sharding.Mesh) -> Task:
     count = min(len(heldout), config.evaluation.max_images)
     test = encode_all(system, frozen, heldout, count), *system.tokenize(heldout.captions[:count])
     rows = pictured(config, heldout, images)
+    whole = lambda params: system.whole(params, frozen)
     return Task(
         init=system.init,
         logical_axes=system.logical_axes(),
         loss=make_loss(config, system),
         frozen=frozen,
         batches=iterator,
-        forward_flops=forward_flops(system),
-        heldout=lambda params: heldout_loss(system, params, *test),
-        pictures=lambda params, path: picture(system, params, frozen, rows, path),
+        forward_flops=forward_flops(system, frozen),
+        heldout=lambda params: heldout_loss(system, whole(params), *test),
+        pictures=lambda params, path: picture(system, whole(params), frozen, rows, path),
+        start=start,
     )
 
 
@@ -50,7 +55,8 @@ def make_loss(config: Config, system: System):
     objective = build_loss(config, system.process)
     dropout = config.text.caption_dropout if config.text else 0.0
 
-    def loss(params, frozen, batch, key):
+    def loss(trained, frozen, batch, key):
+        params = system.whole(trained, frozen)
         drop_key, key = jax.random.split(key)
         x = batch["latent"] if "latent" in batch else system.encode(frozen, batch["image"])
         tokens, mask = batch["tokens"], batch["mask"]
@@ -64,18 +70,15 @@ def make_loss(config: Config, system: System):
     return loss
 
 
-def forward_flops(system: System) -> float:
-    """FLOPs of one image's forward pass through text encoder and denoiser."""
+def forward_flops(system: System, frozen) -> float:
+    """FLOPs of one image's forward pass through the denoiser and, where it is trained too, the text encoder."""
+    abstract = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    text = {"text": system.text.abstract()} if system.text else {"text": abstract(frozen.get("text"))}
+    tokens, mask = abstract(system.unconditional(1))
+    cond = jax.eval_shape(system.condition, text, tokens, mask)
     x = jax.ShapeDtypeStruct((1, *system.latent_shape()), jnp.float32)
-    t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    if system.text is None:
-        return system.denoiser.flops(x, t, Conditioning())
-    length = system.text.config.max_length
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, length), jnp.bool_)
-    hidden, pooled = jax.eval_shape(system.text.apply, system.text.abstract(), tokens, mask)
-    cond = Conditioning(text=hidden, text_mask=mask, pooled=pooled)
-    return system.text.flops(tokens, mask) + system.denoiser.flops(x, t, cond)
+    flops = system.denoiser.flops(x, jax.ShapeDtypeStruct((1,), jnp.float32), cond)
+    return flops + (system.text.flops(tokens, mask) if system.text and not system.config.lora else 0.0)
 
 
 def pictured(config: Config, heldout, images) -> tuple[list[str], np.ndarray | None]:

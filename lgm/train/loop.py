@@ -42,6 +42,7 @@ class Task:
     forward_flops: float  # of one image
     heldout: Callable[[Any], dict[str, float]]
     pictures: Callable[[Any, Path], np.ndarray]  # (weights, path of the PNG) -> the picture [H, W, 3]
+    start: Callable[[Any], Any] | None = None  # shardings -> the weights to start from, where `init` does not draw them
 
 
 class Preempted(Exception):
@@ -60,7 +61,9 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, jax.
     layout = state_shardings(mesh, abstract, task.logical_axes, config)
     claim_workdir(config, workdir)
     checkpoints = Checkpoints(workdir, config.log.keep)
-    if checkpoints.latest() is None:
+    if checkpoints.latest() is None and task.start is not None:
+        state = jax.jit(lambda params: init_state(params, optimizer), out_shardings=layout)(task.start(layout.params))
+    elif checkpoints.latest() is None:
         state = jax.jit(create, out_shardings=layout)()
     else:
         abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout)
@@ -89,11 +92,14 @@ def state_shardings(mesh, abstract: TrainState, logical_axes: Any, config: Confi
 
 
 def check_workdir(config: Config, workdir: Path) -> None:
-    """Refuse a folder that holds another config's run, naming the first key that differs."""
+    """Refuse a folder that holds another config's run, naming the first key that differs.
+
+    Where nothing has been trained yet, as in one that was just imported, the config may still change.
+    """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file; give a folder")
     path = workdir / "config.json"
-    if not path.exists():
+    if not path.exists() or not any((workdir / name).exists() for name in ("checkpoints", "metrics.jsonl")):
         return
     try:
         theirs = json.loads(path.read_text())

@@ -74,32 +74,48 @@ def keep_freed_memory() -> None:
 
 
 def load_run(workdir: str, weights: str):
-    """(system, weights, frozen autoencoder, images seen) of a run's newest checkpoint."""
-    from lgm.system import build_system
+    """(system, weights, frozen parameters, images seen) of a run's newest checkpoint; of one that was only imported,
+    the weights that it will start from."""
+    config, system, frozen, trained, step = _open_run(workdir, weights)
+    return system, system.whole(trained, frozen), frozen, step * config.batch_size
+
+
+def _open_run(workdir: str, weights: str):
+    """(config, system, frozen parameters, trained parameters, step) of a denoiser's run."""
+    from lgm.train.start import open_system, restored
 
     config = schema.read(workdir)
     if config.family == "autoencoder":
         raise ConfigError(f"--workdir={workdir} holds an autoencoder's run; give the folder of a denoiser's")
     use_compilation_cache()
-    system, frozen = build_system(config)
-    params, step = restored(config, workdir, system.init, weights)
-    return system, params, frozen, step * config.batch_size
+    system, frozen, start = open_system(config)
+    if start is not None and not (Path(workdir) / "checkpoints").is_dir():
+        trained, step = start(None), 0
+    else:
+        trained, step = restored(config, workdir, system.init, weights)
+    return config, system, jax.device_put(frozen), jax.device_put(trained), step
 
 
-def restored(config: schema.Config, workdir: str, init, weights: str):
-    """("ema" or "raw" weights of the newest checkpoint, its step); `init(key)` gives a tree of their shapes."""
-    from lgm.train.checkpoint import restore_weights
-    from lgm.train.optimizer import build_optimizer
-    from lgm.train.state import init_state
+def sample(workdir: str, prompts: list[str], out: str, *, weights: str, **options) -> int:
+    """Draw `count` images of each prompt into one PNG with a run."""
 
-    optimizer = build_optimizer(config)
-    state, step = restore_weights(workdir, jax.eval_shape(lambda: init_state(init(jax.random.key(0)), optimizer)))
-    return state.ema if weights == "ema" else state.params, step
+    def load():
+        system, params, frozen, _ = load_run(workdir, weights)
+        return system, params, frozen
+
+    return _sample(load, prompts, out, **options)
 
 
-def sample(workdir: str, prompts: list[str], out: str, *, seed: int, count: int, steps: int | None,
-           guidance: float | None, solver: str | None, weights: str) -> int:
-    """Draw `count` images of each prompt into one PNG."""
+def sample_exported(folder: str, prompts: list[str], out: str, **options) -> int:
+    """`sample` with a folder of `lgm export` that is no diffusers folder."""
+    from lgm.interop.exports import open_exported
+
+    return _sample(lambda: open_exported(folder), prompts, out, **options)
+
+
+def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, steps: int | None, guidance: float | None,
+            solver: str | None) -> int:
+    """Check the words, then `load()` (system, parameters, frozen parameters) and draw."""
     from lgm import sampling
     from lgm.data import save_grid
     from lgm.drawing import draw
@@ -113,7 +129,7 @@ def sample(workdir: str, prompts: list[str], out: str, *, seed: int, count: int,
             raise ConfigError(f"{name}={value} must be at least 1")
     if solver is not None:
         sampling.solver(solver)  # an unknown one is refused before anything is loaded
-    system, params, frozen, _ = load_run(workdir, weights)
+    system, params, frozen = load()
     captions = [prompt for prompt in prompts for _ in range(count)]
     changes = {"steps": steps, "guidance": guidance, "solver": solver}
     images = draw(system, params, frozen, captions, seed, **{k: v for k, v in changes.items() if v is not None})
@@ -143,20 +159,46 @@ def evaluate(workdir: str, out: str, weights: str) -> int:
 
 
 def export(workdir: str, out: str, weights: str) -> int:
-    """Write an autoencoder's run as a folder that `config.autoencoder` takes, with its latents' statistics."""
+    """Write a run as a folder, a denoiser's or an autoencoder's, and say in one line what was written."""
+    if schema.read(workdir).family == "autoencoder":
+        line = _export_autoencoder(workdir, out, weights)
+    else:
+        from lgm.interop.exports import export_run
+
+        _, system, frozen, trained, _ = _open_run(workdir, weights)
+        line = export_run(system, trained, frozen, out)
+    print(line)
+    return 0
+
+
+def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
+    """Write an autoencoder with its latents' statistics: diffusers' AutoencoderKL where it is one, else our own."""
     from lgm.data import open_images
+    from lgm.interop.diffusers_configs import write_autoencoder
+    from lgm.interop.exports import export_autoencoder
     from lgm.models import build
     from lgm.train.autoencode import reconstruct_all
+    from lgm.train.start import restored
     from lgm.weights import save_autoencoder, standardized
 
     config = schema.read(workdir)
-    if config.family != "autoencoder":
-        raise ConfigError(f"--workdir={workdir} holds a {config.family}'s run; only autoencoders are exported so far")
     if Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out={out} is a file; give a folder")
     params, _ = restored(config, workdir, lambda key: {"autoencoder": build(config.model).init(key)}, weights)
     images = open_images(config.data.source, where=config.data.where, resolution=config.data.resolution)
     _, latents = reconstruct_all(config, build(config.model), params, images)
-    save_autoencoder(out, standardized(config.model, latents), params["autoencoder"])
-    print(f"wrote {out}")
+    try:
+        write_autoencoder(config.model)
+    except ValueError as error:
+        save_autoencoder(out, standardized(config.model, latents), params["autoencoder"])
+        return f"wrote {out}, for config.autoencoder; no folder of diffusers: {error}"
+    return export_autoencoder(out, config.model, params["autoencoder"], latents)
+
+
+def import_(folder: str, workdir: str) -> int:
+    """Make `workdir` a run that goes on from a diffusers folder."""
+    from lgm.interop.imports import import_folder
+
+    path = import_folder(folder, workdir)
+    print(f"wrote {path}; train it with `lgm train --config={path} --workdir={workdir}`")
     return 0

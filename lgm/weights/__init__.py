@@ -27,8 +27,15 @@ WEIGHTS, CONFIG = "autoencoder.safetensors", "config.json"
 
 
 def load_autoencoder(source: str) -> tuple[Model, Params]:
-    """(model, float32 parameters) of a shipped autoencoder or of a folder. Raises ConfigError, one line."""
+    """(model, float32 parameters) of a shipped autoencoder or of a folder. Raises ConfigError, one line.
+
+    The folder is one that `lgm export` wrote, one of diffusers' AutoencoderKL, or one of a pipeline with its vae.
+    """
     folder = _locate(source)
+    if _is_diffusers(folder):
+        from lgm.interop.components import load_component
+
+        return load_component(folder, "AutoencoderKL")
     model = build(parse(AutoencoderConfig, _json(folder / CONFIG), f"{folder / CONFIG}"))
     path = folder / WEIGHTS
     try:
@@ -50,7 +57,12 @@ def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Para
 
 def fingerprint(source: str) -> str:
     """A short hash of an autoencoder's weights: which latents belong to it."""
-    return hashlib.sha256((_locate(source) / WEIGHTS).read_bytes()).hexdigest()[:16]
+    folder = _locate(source)
+    files = sorted(folder.glob("*.safetensors")) if _is_diffusers(folder) else [folder / WEIGHTS]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def unflatten(model: Model, flat: dict[str, np.ndarray], name: str) -> Params:
@@ -75,10 +87,16 @@ def _named(tree: Params) -> list[tuple[str, object]]:
 
 def _locate(source: str) -> Path:
     folder = Path(str(resources.files("lgm.weights") / source)) if source in SHIPPED else Path(source)
+    if (folder / "model_index.json").is_file():
+        folder = folder / "vae"
     if not (folder / CONFIG).is_file():
         known = ", ".join(SHIPPED)
         raise ConfigError(f"config.autoencoder={source!r} is not there; give {known} or an exported folder")
     return folder
+
+
+def _is_diffusers(folder: Path) -> bool:
+    return "_class_name" in _json(folder / CONFIG)
 
 
 def _json(path: Path) -> dict:

@@ -1,0 +1,164 @@
+"""From a run to a folder: diffusers' where it has an equal, a LoRA file of an adapter, else a folder of our own.
+
+Our own, which `lgm sample --from` reads, holds config.json (the run's config), model.safetensors (float32; every tensor
+is named by its path, "denoiser/blocks/..." or "text/..."), autoencoder/ and tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lgm import config as schema
+from lgm.files import write_atomically
+from lgm.interop.components import COMPONENTS, read_json, save_component, write_json
+from lgm.interop.diffusers_dir import Pipeline, load_pipeline, save_pipeline
+from lgm.interop.keymap import flatten, unflatten
+from lgm.interop.keys_dit import per_block
+from lgm.interop.lora_export import STEM, save_lora
+from lgm.interop.schedulers import Schedule, read_schedule
+from lgm.interop.weights import open_weights, save
+from lgm.models import Model, Params, build
+from lgm.models.autoencoder import AutoencoderConfig
+from lgm.models.dit import DiTConfig
+from lgm.parsing import ConfigError
+from lgm.system import System, build_system
+from lgm.weights import save_autoencoder
+
+WEIGHTS, AUTOENCODER, TOKENIZER = "model", "autoencoder", "tokenizer.json"
+CLASS_OF = {"unet": "UNet2DConditionModel", "mmdit": "SD3Transformer2DModel", "dit": "DiTTransformer2DModel",
+            "flux": "FluxTransformer2DModel"}  # fmt: skip
+
+
+def export_run(system: System, trained: Params, frozen: Params, out: str) -> str:
+    """Write a denoiser's run to the new folder `out`, whole or not at all; returns one line on what was written.
+
+    Raises ValueError, one line, where a folder's text encoders tie the run to diffusers and a part has no equal there.
+    """
+    if Path(out).exists():
+        raise ConfigError(f"--out={out} is there already; give the name of a new folder")
+    if system.config.lora:
+        _export_lora(system, trained["lora"], out)
+        return f"wrote {out}/{STEM}.safetensors, which diffusers' load_lora_weights and `lgm sample --lora` read"
+    if system.folder is None:
+        _export_own(system, trained, frozen, out)
+        reason = "captions are masked and their encoder is trained along" if system.text else "it has no captions"
+        return f"wrote {out}, which `lgm sample --from` reads; diffusers has no such pipeline: {reason}"
+    pipeline, params = _pipeline_of(system, trained, frozen)
+    save_pipeline(out, pipeline, params)
+    return f"wrote {out}, a {pipeline.name} that diffusers and `lgm sample --from` read"
+
+
+def _export_lora(system: System, adapter: Params, out: str) -> None:
+    place = "unet" if system.config.family == "unet" else "transformer"
+    config = system.config.model
+    if isinstance(config, DiTConfig):
+        config = dataclasses.replace(config, embedders="per_block")  # whose matrices are the same
+    rules = COMPONENTS[CLASS_OF[system.config.family]].rules(config)
+    _whole_or_not(out, lambda folder: save_lora(folder, {place: (rules, jax.device_get(adapter))}, system.config.lora))
+
+
+def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipeline, dict[str, Params]]:
+    """The folder that the text came from, with the run's denoiser, autoencoder and schedule in place of its own."""
+    config = system.config
+    source = config.text.folder
+    theirs, params = load_pipeline(source, only=("text_encoder", "text_encoder_2", "text_encoder_3"))
+    place = theirs.layout.denoiser
+    if type(theirs.denoiser.config) is not type(config.model):
+        raise ConfigError(f"diffusers' {theirs.name} has no {config.family}; train one with config.text.folder of its "
+                          "own system to export it")
+    model, weights = config.model, trained["denoiser"]
+    if isinstance(model, DiTConfig):
+        model, weights = per_block(model, weights)
+    schedule = _schedule_of(system)
+    models = dict(theirs.models) | {place: build(model), "vae": Model(_plain(system), system.autoencoder.module)}
+    side = system.latent_shape()[0]
+    size = model.base_size * model.patch_size if hasattr(model, "base_size") else side
+    pipeline = dataclasses.replace(theirs, models=models, schedule=schedule, process=schedule.build(), sample_size=size)
+    return pipeline, params | {place: weights, "vae": frozen["autoencoder"]}
+
+
+def _plain(system: System) -> AutoencoderConfig:
+    """The autoencoder's configuration, if the pipelines of diffusers standardize latents as it does."""
+    config = system.autoencoder.config
+    if config.latents_mean is not None:
+        raise ConfigError(f"config.autoencoder={system.config.autoencoder!r} standardizes each channel by its mean; "
+                          "diffusers' pipelines know one scale and shift, so that the run cannot be exported")
+    return config
+
+
+def _schedule_of(system: System) -> Schedule:
+    """The scheduler that the run is sampled with; the nearest one there is for lgm's own grid of times."""
+    config, given = system.config, system.config.sampling.schedule
+    if "_class_name" in given:
+        return dataclasses.replace(read_schedule(given), target=config.loss.target)
+    if config.process["name"] == "rectified_flow":
+        shift = config.process.get("shift", 1.0) * given.get("shift", 1.0)
+        return Schedule({"name": "rectified_flow"}, "flow", "euler", "flow", shift=shift)
+    return Schedule(dict(config.process), config.loss.target, "ddim", "trailing")
+
+
+def _export_own(system: System, trained: Params, frozen: Params, out: str) -> None:
+    values = schema.to_dict(system.config) | {"init_from": None}
+
+    def write(folder: Path) -> None:
+        tensors = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(trained).items()}
+        save(tensors.items(), folder, WEIGHTS)
+        save_autoencoder(folder / AUTOENCODER, system.autoencoder.config, frozen["autoencoder"], np.float32)
+        if system.tokenizer:
+            write_atomically(folder / TOKENIZER, system.tokenizer.tokenizer.to_str().encode())
+        write_json(folder / "config.json", values)
+
+    _whole_or_not(out, write)
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether `folder` is of our own kind."""
+    return (Path(folder) / AUTOENCODER / "config.json").is_file() and (Path(folder) / "config.json").is_file()
+
+
+def open_exported(folder: str) -> tuple[System, Params, Params]:
+    """(system, its whole parameters, frozen parameters) of a folder of our own kind. Raises ValueError, one line."""
+    path = Path(folder)
+    values = read_json(path / "config.json") | {"autoencoder": str(path / AUTOENCODER)}
+    if values.get("text"):
+        values["text"] = values["text"] | {"tokenizer": str(path / TOKENIZER)}
+    system, frozen = build_system(schema.from_dict(values))
+    parts = {"denoiser": system.denoiser} | ({"text": system.text} if system.text else {})
+    abstract = {name: model.abstract() for name, model in parts.items()}
+    weights = open_weights(path)
+    leaves = flatten(abstract)
+    if missing := sorted(set(leaves) - set(weights.names)):
+        raise ValueError(f"{weights.path} lacks {missing[0]!r} of {len(missing)}; is it of another architecture?")
+    for name, leaf in leaves.items():
+        if weights.shape(name) != leaf.shape:
+            raise ValueError(f"{weights.path}: {name!r} has shape {weights.shape(name)}; the model's is {leaf.shape}")
+    return system, unflatten(abstract, {name: np.array(weights.get(name)) for name in leaves}), frozen
+
+
+def export_autoencoder(folder: str, config: AutoencoderConfig, params: Params, latents: np.ndarray) -> str:
+    """Write an AutoencoderKL whose scale is that of `latents`; returns one line on what was written."""
+    config = dataclasses.replace(config, scale=float(1.0 / np.std(latents)), shift=0.0)
+    _whole_or_not(folder, lambda path: save_component(path, "AutoencoderKL", config, params))
+    return f"wrote {folder}, an AutoencoderKL that diffusers and config.autoencoder read"
+
+
+def _whole_or_not(out: str, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `out`, then give it that name."""
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+

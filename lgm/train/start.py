@@ -1,0 +1,103 @@
+"""What a run starts from: fresh weights, those of a diffusers folder, or those of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lgm import config as schema
+from lgm.config import Config
+from lgm.models import Model, Params, build
+from lgm.parsing import ConfigError, as_dict
+from lgm.system import System, build_system
+from lgm.train.checkpoint import restore_weights
+from lgm.train.optimizer import build_optimizer
+from lgm.train.state import init_state
+
+FREE = ("dtype", "remat", "group", "unroll")  # how a model computes, which another run may choose otherwise
+Start = Callable[[Any], Params]  # shardings of what is trained, or None -> its weights
+
+
+def open_system(config: Config, shard: Callable[[Model], Any] | None = None) -> tuple[System, Params, Start | None]:
+    """(system, all that is frozen, the weights to start from if not fresh ones) of a config.
+
+    With `config.lora` the weights that it starts from are frozen, held in the model's dtype. Raises ConfigError, one
+    line, where `config.init_from` does not fit.
+    """
+    system, frozen = build_system(config, shard)
+    if config.init_from is None:
+        return system, frozen, None
+    folder = (Path(config.init_from) / "model_index.json").is_file()
+    if not folder and not (Path(config.init_from) / "config.json").is_file():
+        raise ConfigError(f"config.init_from={config.init_from!r} is neither a diffusers folder with a "
+                          "model_index.json nor the folder of a run")
+    if config.lora is None:
+        return system, frozen, _from_folder(config, system) if folder else _from_run(config, system)
+    if folder and system.text:
+        raise ConfigError("config.lora freezes the text encoder, which config.init_from does not hold; give "
+                          "config.text.folder instead of config.text.encoder")
+    return system, frozen | _base(config, system, shard, folder), None
+
+
+def restored(config: Config, workdir: str, init: Callable[[jax.Array], Params], weights: str) -> tuple[Params, int]:
+    """("ema" or "raw" weights of the newest checkpoint, its step); `init(key)` gives a tree of their shapes."""
+    optimizer = build_optimizer(config)
+    state, step = restore_weights(workdir, jax.eval_shape(lambda: init_state(init(jax.random.key(0)), optimizer)))
+    return state.ema if weights == "ema" else state.params, step
+
+
+def _base(config: Config, system: System, shard, folder: bool) -> Params:
+    """The frozen weights that a LoRA changes: the denoiser's and, of a run with a text encoder of its own, that's."""
+    plain = build(config.model)
+    if folder:
+        from lgm.interop.imports import open_denoiser
+
+        shardings = None if shard is None else shard(plain)
+        return {"denoiser": open_denoiser(config.init_from, plain)(dtype=config.model.dtype, shardings=shardings)}
+    weights = _from_run(config, system)(None)
+    if shard is None:
+        return weights
+    models = {"denoiser": plain, "text": system.text}
+    return {name: jax.device_put(part, shard(models[name])) for name, part in weights.items()}
+
+
+def _from_folder(config: Config, system: System) -> Start:
+    """The denoiser's weights of a folder, and fresh ones of a text encoder of the run's own."""
+    from lgm.interop.imports import open_denoiser
+
+    read = open_denoiser(config.init_from, system.denoiser)
+
+    def start(shardings: Any) -> Params:
+        place = (lambda name: None) if shardings is None else shardings.__getitem__
+        params = {"denoiser": read(shardings=place("denoiser"))}
+        if system.text:
+            key = jax.random.split(jax.random.key(config.seed))[1]
+            params["text"] = jax.jit(system.text.init, out_shardings=place("text"))(key)
+        return params
+
+    return start
+
+
+def _from_run(config: Config, system: System) -> Start:
+    """The EMA weights of the run that `config.init_from` names, whose models must be those of `config`."""
+    name, theirs = config.init_from, schema.read(config.init_from)
+    if theirs.lora:
+        raise ConfigError(f"config.init_from={name!r} is a LoRA's run; give the weights that it starts from")
+    encoder = lambda c: c.text.encoder if c.text else None
+    for key, mine, other in (
+        ("model", config.model, theirs.model),
+        ("text.encoder", encoder(config), encoder(theirs)),
+    ):
+        if type(mine) is not type(other):
+            raise ConfigError(f"config.{key} is not that of config.init_from={name!r}; start from a run of the same")
+        for field, value in (as_dict(other) if other else {}).items():
+            if field not in FREE and as_dict(mine)[field] != value:
+                raise ConfigError(f"config.{key}.{field}={as_dict(mine)[field]!r}, but that of "
+                                  f"config.init_from={name!r} is {value!r}")
+    parts = {"denoiser": build(config.model)} | ({"text": system.text} if system.text else {})
+    init = lambda key: {part: model.init(key) for part, model in parts.items()}
+    put = lambda weights, shardings: weights if shardings is None else jax.device_put(weights, shardings)
+    return lambda shardings: put(restored(theirs, name, init, "ema")[0], shardings)
