@@ -7,6 +7,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from lgm.parallel import platform
+
 Implementation = Literal["auto", "xla", "cudnn"]
 
 
@@ -19,7 +21,7 @@ def attention(q_BTND: jax.Array, k_BSND: jax.Array, v_BSND: jax.Array, mask_BS: 
     """
     if implementation == "auto":
         sixteen_bits = q_BTND.dtype in (jnp.bfloat16, jnp.float16)
-        implementation = "cudnn" if jax.default_backend() == "gpu" and sixteen_bits else "xla"
+        implementation = "cudnn" if platform() == "gpu" and sixteen_bits else "xla"
     if implementation == "cudnn":
         return _cudnn(q_BTND, k_BSND, v_BSND, mask_BS)
     return _xla(q_BTND, k_BSND, v_BSND, mask_BS)
