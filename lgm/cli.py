@@ -15,6 +15,9 @@ EXAMPLES = {
     "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json",
     "export": "lgm export --workdir=runs/quickstart --out=exported",
     "import": "lgm import --from=models/sd15 --workdir=runs/sd15",
+    "sweep": "lgm sweep --config=configs/scaling/smoke.py --workdir=runs/smoke\n"
+             "         lgm sweep --config=configs/scaling/pod.py --workdir=runs/pod --list\n"
+             "         lgm sweep --config=configs/scaling/pod.py --workdir=runs/pod --only=$SLURM_ARRAY_TASK_ID",
     "fit": "lgm fit --data=runs.csv --out=fits/runs --budget=1e21,1e22\n"
            "         lgm fit --data=runs.csv --out=fits/runs --pod-hours=24 --chips=256 --chip-peak=459e12 --mfu=0.4",
     "inspect": "lgm inspect --preset=flux_dev --preset=t5_v1_1_xxl\n"
@@ -27,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = _parser().parse_known_args(argv)
     try:
-        overrides = _overrides(rest, allowed=arguments.verb == "train")
+        overrides = _overrides(rest, allowed=arguments.verb in ("train", "sweep"))
         return arguments.run(arguments, overrides) or 0
     except (ConfigError, ValueError, OSError, RuntimeError) as error:
         line = " ".join(str(error).split())
@@ -117,6 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--from", dest="folder", help="a folder of diffusers, all networks of it")
     inspect.add_argument("--levels", type=int, help="sum up parameters by so many parts of their paths")
 
+    sweep = verb("sweep", _sweep, "Train all runs of a plan and gather runs.csv; run the same command again to resume.")
+    sweep.add_argument("--config", required=True, help="a sweep's file.py or file.py:arg; override with "
+                                                       "--config.KEY=VALUE")
+    sweep.add_argument("--workdir", required=True, help="the sweep's folder")
+    what = sweep.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="print the runs and what they cost; train nothing")
+    what.add_argument("--only", type=int, help="train the run of this number, by itself, as a cluster's job")
+    what.add_argument("--gather", action="store_true", help="write runs.csv from what is finished; train nothing")
+
     fit = verb("fit", _fit, "Scaling laws from a CSV of runs: fit.json, figures and a report.")
     fit.add_argument("--data", required=True,
                      help="CSV with loss, any two of params, images or tokens, and flops; also family, seed, run, "
@@ -205,6 +217,13 @@ def _inspect(arguments, overrides) -> int:
     for name, model in models.items():
         print(f"{name}\n{parameter_table(model, arguments.levels)}\n")
     return 0
+
+
+def _sweep(arguments, overrides) -> int:
+    from lgm.scaling import sweeping
+
+    return sweeping.run(arguments.config, arguments.workdir, overrides, only=arguments.only, gather=arguments.gather,
+                        list_=arguments.list)
 
 
 def _fit(arguments, overrides) -> int:

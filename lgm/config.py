@@ -75,7 +75,9 @@ class AutoencoderLoss:
 class Optimizer:
     """AdamW. The learning rate rises linearly over `warmup_images`, then follows `schedule` down to `final` x lr.
 
-    "wsd" (warm-up, stable, decay) holds the rate and lowers it linearly over the last `decay_images`.
+    "wsd" (warm-up, stable, decay) holds the rate and lowers it linearly over the last `decay_images`. mup_base: fields
+    of config.model in which a narrower model differs whose rate `lr` is: every matrix then learns at lr times its
+    fan-in there over its fan-in here (muP: Yang et al. 2022, 2203.03466; of diffusion transformers, 2505.15270).
     """
 
     lr: float = 1e-3
@@ -88,6 +90,7 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    mup_base: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +120,19 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Held-out loss of the EMA weights: `times` equidistant t, `noises` fixed draws of noise an image."""
+    """Held-out loss of the EMA weights: `times` equidistant t, `noises` fixed draws of noise an image.
+
+    With `levels` also the error on a grid of so many strata of the log signal-to-noise ratio between the two ends of
+    `log_snr`, on which runs of all processes and targets compare.
+    """
 
     every_images: int = 0
     times: int = 8
     noises: int = 1
     batch_size: int = 64
     max_images: int = 2048
+    levels: int = 0
+    log_snr: tuple[float, float] = (-5.0, 6.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +260,7 @@ def _check(config: Config) -> None:
          f"config.total_images={config.total_images}")
     need(config.optimizer.lr > 0, f"config.optimizer.lr={config.optimizer.lr} must be above 0")
     need(config.log.every_images > 0, f"config.log.every_images={config.log.every_images} must be at least 1")
+    need(config.evaluation.levels >= 0, f"config.evaluation.levels={config.evaluation.levels} must not be negative")
     need(config.ema.half_life_images > 0, f"config.ema.half_life_images={config.ema.half_life_images} must be above 0")
     crop, resolution = config.data.crop, config.data.resolution
     need(crop is None or 0 < crop <= resolution,
@@ -258,7 +268,11 @@ def _check(config: Config) -> None:
     if config.family == "autoencoder":
         need(config.lora is None, "config.lora is for denoisers; an autoencoder is trained whole")
         need(config.init_from is None, f"config.init_from={config.init_from!r} is for denoisers")
+        need(config.optimizer.mup_base is None, "config.optimizer.mup_base is for denoisers")
         return
+    if config.optimizer.mup_base is not None:
+        need(config.lora is None, "config.optimizer.mup_base is for whole models; a LoRA has no width to transfer over")
+        mup_base(config)
     need(config.lora is None or config.init_from is not None,
          "config.lora needs config.init_from, the diffusers folder or the run whose weights it changes")
     need(config.family in DENOISERS,
@@ -277,6 +291,14 @@ def _check(config: Config) -> None:
         text_dim = getattr(config.model, "text_dim", width)
         need(text_dim == width,
              f"config.model.text_dim={text_dim} must equal config.text.encoder.width={width}")
+
+
+def mup_base(config: Config):
+    """The model configuration whose learning rate `config.optimizer.lr` is. Raises ConfigError for unknown fields."""
+    changes = dict(config.optimizer.mup_base)
+    if "family" in changes:
+        raise ConfigError("config.optimizer.mup_base.family: the family is config.model's; leave it out")
+    return parse(type(config.model), as_dict(config.model) | changes, "config.optimizer.mup_base")
 
 
 def _fail(line: str):

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -120,12 +121,26 @@ def as_dict(instance) -> dict[str, Any]:
     return plain(instance)
 
 
+def first_difference(ours: Any, theirs: Any, name: str = ""):
+    """(key, ours, theirs) of the first value in which two plain nested dicts differ; None where they are the same."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in {**ours, **theirs}:
+            found = first_difference(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
+            if found:
+                return found
+        return None
+    return None if ours == theirs else (name, ours, theirs)
+
+
 def read_config_file(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """Run `get_config(arg)` of `path.py[:arg]`, apply overrides, and return plain nested dicts."""
+    """Run `get_config(arg)` of `path.py[:arg]` or read a run's config.json, and apply overrides; plain nested dicts."""
     file, _, arg = spec.partition(":")
     path = Path(file)
+    if path.suffix == ".json" and path.is_file():
+        return _with_overrides(_read_json(path), overrides)
     if path.suffix != ".py" or not path.is_file():
-        raise ConfigError(f"--config={spec}: {file} is not a config file; give a .py file with get_config()")
+        raise ConfigError(f"--config={spec}: {file} is not a config file; give a .py file with get_config(), or a "
+                          "run's config.json")
     module_spec = importlib.util.spec_from_file_location(f"lgm_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -138,8 +153,20 @@ def read_config_file(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> di
     except Exception as error:
         line = str(error).splitlines()[0] if str(error) else ""
         raise ConfigError(f"--config={spec}: {file} failed with {type(error).__name__}: {line}") from error
-    if isinstance(config, ConfigDict):
-        config = config.to_dict()
+    return _with_overrides(config.to_dict() if isinstance(config, ConfigDict) else config, overrides)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError:
+        raise ConfigError(f"--config={path} is not JSON; give a run's config.json or a .py file") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config={path} is no run's config.json; it must hold an object")
+    return values
+
+
+def _with_overrides(config: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     for key, text in overrides:
         _override(config, key, text)
     return config

@@ -2,7 +2,8 @@
 
 Size 1, 2, ... is the number of heads of a transformer, whose width is about aspect x depth: DiT 43 (DiT-L and XL),
 MMDiT 64 (all of SD3), Flux 54 with one double-stream block for two single-stream ones. U-Nets keep their levels and
-depths, SD 1.5's or SDXL's, and widen: size 40, at 8 channels each, is the released width of 320.
+depths, SD 1.5's or SDXL's (or two levels for small latents), and widen: size 40, at 8 channels each, is the released
+width of 320.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ HEAD_SIZES = {"dit": 64, "mmdit": 64, "flux": 128, "unet": 64}
 UNETS = {
     "sd15": dict(times=(1, 2, 4, 4), transformer_depth=(1, 1, 1, 0), mid_depth=1),
     "sdxl": dict(times=(1, 2, 4), transformer_depth=(0, 2, 10), mid_depth=10, linear_projection=True),
+    # for latents of 8 x 8, which have no room for four levels
+    "small": dict(times=(1, 2), layers_per_block=1, transformer_depth=(0, 1), mid_depth=1, linear_projection=True),
 }
 # inputs, outputs and conditioning on their way in: what non-embedding parameters leave out
 EMBEDDINGS = {"patches", "text", "time", "pooled", "guidance", "embedders", "added", "conv_in", "conv_out", "out"}
@@ -56,7 +59,7 @@ def shape(family: str, size: int, *, aspect: float | None = None, head_size: int
           **options):
     """The configuration of size 1, 2, ... of a family: `size` heads wide, or 8 `size` channels for a U-Net.
 
-    aspect: width over depth, of transformers. base: of U-Nets, "sd15" or "sdxl". options: other fields of the
+    aspect: width over depth, of transformers. base: of U-Nets, "sd15", "sdxl" or "small". options: other fields of the
     configuration, as channels, text_dim or dtype. Raises ValueError for families and bases that have no ladder.
     """
     if family == "unet":

@@ -12,6 +12,7 @@ from lgm.config import Config
 from lgm.data import batches, open_images, save_grid
 from lgm.drawing import draw, encode_all
 from lgm.evaluate.heldout import heldout_loss
+from lgm.evaluate.snr_grid import check_range, snr_errors
 from lgm.parallel import RULES, shardings
 from lgm.system import System, build_loss
 from lgm.train.loop import Task
@@ -23,6 +24,8 @@ def make_task(config: Config, mesh: jax.sharding.Mesh) -> Task:
     rules = {**RULES, **config.mesh.rules}
     shard = lambda model: shardings(mesh, model.abstract(), model.logical_axes(), rules)
     system, frozen, start = open_system(config, shard)
+    if config.evaluation.levels:
+        check_range(system)
     data = config.data
     images = open_images(data.source, where=data.where, resolution=data.resolution)
     heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
@@ -44,7 +47,7 @@ def make_task(config: Config, mesh: jax.sharding.Mesh) -> Task:
         frozen=frozen,
         batches=iterator,
         forward_flops=forward_flops(system, frozen),
-        heldout=lambda params: heldout_loss(system, whole(params), *test),
+        heldout=lambda params: heldout_loss(system, whole(params), *test) | snr_errors(system, whole(params), *test),
         pictures=lambda params, path: picture(system, whole(params), frozen, rows, path),
         start=start,
     )

@@ -17,7 +17,7 @@ from lgm import config as schema
 from lgm.config import Config
 from lgm.files import write_atomically
 from lgm.parallel import put_batch, replicated, shardings
-from lgm.parsing import ConfigError
+from lgm.parsing import ConfigError, first_difference
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.failure import report_non_finite
 from lgm.train.logs import MetricLog, ProgressLine
@@ -106,20 +106,10 @@ def check_workdir(config: Config, workdir: Path) -> None:
     except ValueError:
         raise ConfigError(f"{path} is not JSON; give another --workdir") from None
     ours = json.loads(json.dumps(schema.to_dict(config)))
-    if (key := _first_difference(ours, theirs)) is not None:
+    if (key := first_difference(ours, theirs)) is not None:
         name, mine, other = key
         raise ConfigError(f"--workdir={workdir} holds a run with config.{name}={other!r}, not {mine!r}; give another "
                           "--workdir, or the same config to go on with it")
-
-
-def _first_difference(ours: Any, theirs: Any, name: str = ""):
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in {**ours, **theirs}:
-            found = _first_difference(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
-            if found:
-                return found
-        return None
-    return None if ours == theirs else (name, ours, theirs)
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:
@@ -181,7 +171,8 @@ class _Run:
                 self.log.write(step, images, values)
                 self.progress.say(f"held-out at {images:,} images: " +
                                   "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
-        if step and self._due(step, config.sampling.every_images) or step == config.steps:
+        drawn = config.sampling.count or config.sampling.prompts
+        if drawn and (step and self._due(step, config.sampling.every_images) or step == config.steps):
             path = self.workdir / "samples" / f"{images:09d}.png"
             picture = self.task.pictures(state.ema, path)
             self.log.image(step, "samples", picture)

@@ -145,13 +145,14 @@ def evaluate(workdir: str, out: str, weights: str) -> int:
     from lgm.data import open_images
     from lgm.drawing import encode_all
     from lgm.evaluate.heldout import heldout_loss
+    from lgm.evaluate.snr_grid import snr_errors
 
     system, params, frozen, images_seen = load_run(workdir, weights)
     data, options = system.config.data, system.config.evaluation
     images = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
     count = min(len(images), options.max_images)
-    values = heldout_loss(system, params, encode_all(system, frozen, images, count),
-                          *system.tokenize(images.captions[:count]))
+    test = encode_all(system, frozen, images, count), *system.tokenize(images.captions[:count])
+    values = heldout_loss(system, params, *test) | snr_errors(system, params, *test)
     result = {"images_seen": images_seen, "weights": weights, "heldout_images": count, **values}
     write_atomically(out, (json.dumps(result, indent=2) + "\n").encode())
     print(f"held-out loss {values['heldout_loss']:.4f} over {count} images; see {out}")

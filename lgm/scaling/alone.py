@@ -1,0 +1,116 @@
+"""One run a process: a trunk and its cooldowns by the ordinary training loop, on whatever mesh its config has.
+
+The trunk goes from one cooldown's start to the next; there its checkpoint is copied into the cooldown's folder, where
+it is the checkpoint of an ordinary run that had come so far, and the loop goes on from it as from any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from lgm.config import Config
+from lgm.parallel import make_mesh
+from lgm.parsing import as_dict
+from lgm.scaling import results
+from lgm.scaling.sweep import Run
+from lgm.train import loop
+from lgm.train.failure import NonFinite
+from lgm.train.main import task_of
+from lgm.train.optimizer import decay_start
+
+
+def train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool = False) -> None:
+    """Train what is missing of a run; resumes where an earlier call was killed. Raises loop.Preempted on SIGTERM."""
+    missing = [config for config in run.configs if results.read(workdir, run, config) is None]
+    for config in missing:
+        place, began = results.folder(workdir, run, config), time.monotonic()
+        try:
+            source = _trunk(run, workdir, config, quiet)
+            _once(lambda: _seed(source, place))
+            _loop(config, place, quiet)
+        except NonFinite as error:
+            reason = str(error)
+            for rest in missing[missing.index(config):]:
+                _once(lambda rest=rest: results.write_diverged(workdir, run, rest, reason))
+            say(f"{run.name}: diverged at {config.total_images:,} images: {error}")
+            break
+        figures = _figures(place, config)
+        _once(lambda: results.write(workdir, run, config, figures, time.monotonic() - began))
+        say(f"{run.name}: {config.total_images:,} images, loss {figures['v_loss']:.4f}")
+    _once(lambda: _remove(_trunks(run, workdir)))
+
+
+def _trunk(run: Run, workdir: Path, config: Config, quiet: bool) -> Path | None:
+    """A folder whose newest checkpoint is the trunk's at the start of `config`'s cooldown, or at an earlier one's."""
+    starts = [decay_start(c) for c in run.configs]
+    done = {int(path.name.removeprefix("trunk-")): path for path in _trunks(run, workdir) if (path / "done").exists()}
+    before = max((step for step in done if step <= decay_start(config)), default=None)
+    source = None if before is None else done[before]
+    if config is run.configs[-1] or before == decay_start(config):
+        return source  # nothing branches off later: the last config's own run goes on from the trunk
+    ahead = workdir / "runs" / run.name / f"trunk-{starts[run.configs.index(config)]}"
+    _once(lambda: _seed(source, ahead))
+    _loop(_constant(config), ahead, quiet)
+    _once(lambda: (ahead / "done").touch())
+    _once(lambda: _remove(list(done.values())))
+    return ahead
+
+
+def _once(act: Callable[[], object]) -> None:
+    """Let the first process act on the shared folder while the others wait."""
+    if jax.process_index() == 0:
+        act()
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("sweep")
+
+
+def _trunks(run: Run, workdir: Path) -> list[Path]:
+    return sorted((workdir / "runs" / run.name).glob("trunk-*"))
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _seed(source: Path | None, place: Path) -> None:
+    """Copy the newest checkpoint of `source` to a run's folder that has none, whole or not at all."""
+    if source is None or (place / "checkpoints").exists():
+        return
+    steps = [path for path in (source / "checkpoints").iterdir() if path.name.isdigit()]
+    newest = max(steps, key=lambda path: int(path.name))
+    partial = place / "checkpoints.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(newest, partial / newest.name)
+    partial.rename(place / "checkpoints")
+
+
+def _constant(config: Config) -> Config:
+    """The trunk up to a cooldown's start: the same run at a constant rate, without pictures and figures."""
+    return dataclasses.replace(
+        config, total_images=decay_start(config) * config.batch_size,
+        optimizer=dataclasses.replace(config.optimizer, schedule="constant"),
+        evaluation=dataclasses.replace(config.evaluation, max_images=0),
+        sampling=dataclasses.replace(config.sampling, count=0, prompts=()),
+    )
+
+
+def _loop(config: Config, place: Path, quiet: bool) -> None:
+    loop.train(config, place, task_of(config), make_mesh(as_dict(config.mesh)), quiet)
+
+
+def _figures(place: Path, config: Config) -> dict[str, float]:
+    """The held-out errors of the last step."""
+    rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["step"] == config.steps and "v_loss" in row][-1]
+    return {name: value for name, value in last.items() if name in ("v_loss", "vlb_bits") or
+            name.startswith("v_loss_snr")}

@@ -1,0 +1,112 @@
+"""What finished runs leave in a sweep's folder, and the table `runs.csv` that `lgm fit` reads.
+
+    workdir/runs/NAME/IMAGES/config.json    an ordinary training config: `lgm train --config=THIS` is the same run
+    workdir/runs/NAME/IMAGES/result.json    its figures, written whole when it is done
+    workdir/runs.csv                        one row a result, in the plan's order; a function of the plan alone
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from lgm import config as schema
+from lgm.config import Config
+from lgm.files import write_atomically
+from lgm.parsing import ConfigError, first_difference
+from lgm.scaling.sweep import Run
+
+COLUMNS = ("family", "run", "architecture", "objective", "size", "seed", "learning_rate", "batch_size", "params",
+           "non_embedding", "trainable", "images", "flops", "config", "loss", "vlb_bits")
+
+
+def folder(workdir: Path, run: Run, config: Config) -> Path:
+    """The folder of one run at one amount of data."""
+    return workdir / "runs" / run.name / str(config.total_images)
+
+
+def claim(workdir: Path, run: Run) -> None:
+    """Write the run's configs. Raises ConfigError, one line, where a folder holds another config's result."""
+    for config in run.configs:
+        path = folder(workdir, run, config) / "config.json"
+        ours = schema.to_dict(config)
+        begun = any((path.parent / name).exists() for name in ("result.json", "checkpoints"))
+        if path.is_file() and begun:
+            found = first_difference(json.loads(json.dumps(ours)), _json(path))
+            if found:
+                key, mine, other = found
+                raise ConfigError(f"{path.parent} holds a run with config.{key}={other!r}, not {mine!r}; give another "
+                                  "--workdir, or the same config to go on with it")
+        else:
+            write_atomically(path, (json.dumps(ours, indent=2) + "\n").encode())
+
+
+def read(workdir: Path, run: Run, config: Config) -> dict[str, Any] | None:
+    """A finished run's figures; None where it is not finished."""
+    path = folder(workdir, run, config) / "result.json"
+    return _json(path) if path.is_file() else None
+
+
+def write(workdir: Path, run: Run, config: Config, figures: dict[str, float], seconds: float) -> None:
+    """Record a finished run; `seconds` is what this sweep spent on it and stands in no table."""
+    result = {"config": schema.digest(config), "diverged": None, "figures": figures, "seconds": seconds}
+    _record(workdir, run, config, result)
+
+
+def write_diverged(workdir: Path, run: Run, config: Config, reason: str) -> None:
+    """Record a run whose loss stopped being finite: it has no row in the table."""
+    _record(workdir, run, config, {"config": schema.digest(config), "diverged": reason, "figures": {}, "seconds": 0.0})
+
+
+def _record(workdir: Path, run: Run, config: Config, result: dict) -> None:
+    write_atomically(folder(workdir, run, config) / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+
+
+def finished(workdir: Path, run: Run) -> bool:
+    """Whether every amount of data of a run has its result."""
+    return all(read(workdir, run, config) is not None for config in run.configs)
+
+
+def gather(workdir: Path, runs: list[Run]) -> tuple[int, int]:
+    """Write `runs.csv` from all results there are; (rows, results still missing).
+
+    A row has what a fit needs, the hash of the run's config (`lgm.config.digest`), `loss`, the error of v over log SNR,
+    `vlb_bits`, and the error in every stratum of log SNR. Runs that diverged have none.
+    """
+    rows, missing, strata = [], 0, []
+    for run in runs:
+        for config in run.configs:
+            result = read(workdir, run, config)
+            if result is None:
+                missing += 1
+            elif not result["diverged"]:
+                figures = result["figures"]
+                strata = strata or [name for name in figures if name.startswith("v_loss_snr")]
+                rows.append(_row(run, config, result) | {name: repr(figures[name]) for name in strata})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, *strata], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(workdir / "runs.csv", text.getvalue().encode())
+    return len(rows), missing
+
+
+def _row(run: Run, config: Config, result: dict) -> dict[str, Any]:
+    shape, figures = run.shape, result["figures"]
+    return {
+        "family": run.family, "run": run.name, "architecture": run.architecture, "objective": run.objective,
+        "size": run.size, "seed": run.seed, "learning_rate": repr(run.lr), "batch_size": config.batch_size,
+        "params": shape.params, "non_embedding": shape.non_embedding, "trainable": shape.trainable,
+        "images": config.total_images, "flops": repr(shape.flops * config.total_images), "config": result["config"],
+        "loss": repr(figures["v_loss"]), "vlb_bits": repr(figures["vlb_bits"]),
+    }
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise ConfigError(f"{path} is not JSON; delete its folder to run it again") from None

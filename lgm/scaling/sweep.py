@@ -1,0 +1,294 @@
+"""A sweep: which runs a plan over architecture, size, data, objective, seed and learning rate stands for.
+
+A sweep's config file has `get_config() -> ConfigDict` of the fields of `Sweep`. It stands for training runs, each of
+which is one trunk at a constant learning rate with a cooldown for every amount of data; a trunk and one of its
+cooldowns are together an ordinary training config with the schedule "wsd", so that `lgm train` gives the same run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lgm import config as schema
+from lgm.config import Config
+from lgm.models import build
+from lgm.models.flops import count_flops
+from lgm.parsing import ConfigError, as_dict, parse, read_config_file
+from lgm.scaling import ladders
+from lgm.train.optimizer import decay_start
+from lgm.weights import load_autoencoder
+
+OURS = {"model": "architectures", "process": "objectives", "loss": "objectives", "total_images": "images or budgets",
+        "seed": "seeds"}  # keys of a training config that a sweep sets, and by what
+OPTIMIZERS = {"lr": "architectures", "schedule": "cooldown", "decay_images": "cooldown", "mup_base": "mup_size"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A ladder's sizes and their learning rates.
+
+    sizes: of `ladders.shape(family, size, **shape)`. lr: a number, a list that is tried at every size, or a dict of
+    size: rate. mup_size: the size that `lr` belongs to; the others learn under muP. together: how many runs of one size
+    and objective share a program, and how: "vmap" steps them all at once, "turns" one after another.
+    """
+
+    family: Literal["unet", "mmdit", "dit", "flux"]
+    sizes: tuple[int, ...]
+    lr: Any
+    shape: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mup_size: int | None = None
+    together: int = 1
+    how: Literal["vmap", "turns"] = "vmap"
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A process, the loss under it and how to draw with it; `lr_factor` times an architecture's rates."""
+
+    process: dict[str, Any]
+    loss: dict[str, Any]
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lr_factor: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What runs are planned for: chips, FLOP/s of each at its peak, and the part of it that training gets."""
+
+    chips: int
+    peak: float
+    mfu: float
+
+    def hours(self, flops: float) -> float:
+        """Hours of the whole machine."""
+        return flops / (3600.0 * self.chips * self.peak * self.mfu)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A plan of runs.
+
+    Attributes:
+      base: what all training configs share. architectures, objectives: by name; every pair is a family of the fit.
+      images: of every size (a grid), or budgets: training FLOPs, each spent by every size that needs between min_images
+        and max_images for it (an isoFLOP plan). cooldown: the part of its images that a run lowers its rate over.
+    """
+
+    name: str
+    base: dict[str, Any]
+    architectures: dict[str, Any]
+    objectives: dict[str, Any]
+    images: tuple[int, ...] = ()
+    budgets: tuple[float, ...] = ()
+    min_images: int = 1
+    max_images: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    cooldown: float = 0.2
+    machine: Machine | None = None
+    latent: int | None = None
+    text_tokens: int = 77
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What one size of an architecture has and costs: exact parameters, and training FLOPs an image, text included."""
+
+    params: int
+    non_embedding: int
+    trainable: int
+    flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run: a trunk, and a config for each amount of data, ascending. `group`: runs of one program."""
+
+    name: str
+    group: str
+    architecture: str
+    objective: str
+    size: int
+    shape: Shape
+    configs: tuple[Config, ...]
+
+    @property
+    def family(self) -> str:
+        """The name under which `lgm fit` fits it."""
+        return f"{self.architecture} {self.objective}"
+
+    @property
+    def seed(self) -> int:
+        return self.configs[0].seed
+
+    @property
+    def lr(self) -> float:
+        return self.configs[0].optimizer.lr
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """Images seen by each config."""
+        return tuple(config.total_images for config in self.configs)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of the trunk and all cooldowns."""
+        starts = [decay_start(config) * config.batch_size for config in self.configs]
+        cooled = sum(images - start for images, start in zip(self.images, starts, strict=True))
+        return self.shape.flops * (starts[-1] + cooled)
+
+
+def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
+    """The sweep of a file `path.py` or `path.py:arg`. Raises ConfigError, one line, for what cannot be one."""
+    values = read_config_file(spec, overrides)
+    sweep = parse(Sweep, values, "config")
+    tables = {}
+    for table, kind in (("architectures", Architecture), ("objectives", Objective)):
+        parts = getattr(sweep, table)
+        for name, part in parts.items():
+            if not isinstance(part, Mapping):
+                raise ConfigError(f"config.{table}.{name}={part!r} has the wrong type; give a dict")
+        tables[table] = {name: parse(kind, part, f"config.{table}.{name}") for name, part in parts.items()}
+    sweep = dataclasses.replace(sweep, **tables)
+    _check(sweep)
+    return sweep
+
+
+def expand(sweep: Sweep) -> list[Run]:
+    """All runs, those of one program side by side, small before large."""
+    runs = []
+    names = list(sweep.architectures)
+    places = [(i, size, name) for name in names for i, size in enumerate(sweep.architectures[name].sizes)]
+    for (_, size, name), objective in itertools.product(sorted(places, key=lambda p: (p[0], names.index(p[2]))),
+                                                         sweep.objectives):
+        runs += _runs(sweep, name, objective, size)
+    if not runs:
+        raise ConfigError("config.budgets give no size between min_images and max_images; widen them")
+    return runs
+
+
+def _runs(sweep: Sweep, name: str, objective: str, size: int) -> list[Run]:
+    architecture, aim = sweep.architectures[name], sweep.objectives[objective]
+    model = _model(name, architecture, size)
+    base = sweep.base
+    values = dict(base) | {
+        "name": f"{sweep.name}-{name}-{objective}-{size}", "model": model, "process": aim.process, "loss": aim.loss,
+        "sampling": {**base.get("sampling", {}), **aim.sampling},
+    }
+    if architecture.mup_size is not None:
+        at_base = _model(name, architecture, architecture.mup_size)
+        values["optimizer"] = base.get("optimizer", {}) | {"mup_base": {k: at_base[k] for k in at_base
+                                                                         if k != "family" and at_base[k] != model[k]}}
+    batch = base.get("batch_size", Config.batch_size)
+    warmup = base.get("optimizer", {}).get("warmup_images", 0)
+    first = schema.from_dict(values | {"total_images": batch + warmup})
+    shape = measure(sweep, first)
+    amounts = _amounts(sweep, shape, batch)
+    if not amounts:
+        return []
+    runs = []
+    for seed, rate in itertools.product(sweep.seeds, _rates(architecture.lr, name, size)):
+        lr = rate * aim.lr_factor
+        configs = []
+        for images in amounts:
+            optimizer = values.get("optimizer", {}) | {
+                "lr": lr, "schedule": "wsd", "decay_images": max(round(sweep.cooldown * images), batch)}
+            configs.append(schema.from_dict(values | {"total_images": images, "seed": seed, "optimizer": optimizer}))
+            warm = round(configs[-1].optimizer.warmup_images / batch)
+            if decay_start(configs[-1]) < max(warm, 1):
+                raise ConfigError(f"config.images: {images} leave no trunk between config.base.optimizer."
+                                  f"warmup_images={configs[-1].optimizer.warmup_images} and a cooldown of "
+                                  f"{sweep.cooldown:g} of them; give more images or a shorter warm-up")
+        group = f"{name}-{objective}-{size}"
+        runs.append(Run(f"{group}-seed{seed}-lr{lr:.4g}", group, name, objective, size, shape, tuple(configs)))
+    return runs
+
+
+def _model(name: str, architecture: Architecture, size: int) -> dict[str, Any]:
+    try:
+        config = ladders.shape(architecture.family, size, **architecture.shape)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.architectures.{name}: size {size}: {error}") from None
+    return {"family": architecture.family, **as_dict(config)}
+
+
+def _rates(lr: Any, name: str, size: int) -> tuple[float, ...]:
+    """The learning rates to try at a size."""
+    if isinstance(lr, Mapping):
+        lr = {int(key): value for key, value in lr.items()}
+        if size not in lr:
+            raise ConfigError(f"config.architectures.{name}.lr has no rate for size {size}; there are {sorted(lr)}")
+        lr = lr[size]
+    return tuple(float(rate) for rate in lr) if isinstance(lr, (list, tuple)) else (float(lr),)
+
+
+def _amounts(sweep: Sweep, shape: Shape, batch: int) -> list[int]:
+    """Images of each cooldown, ascending: whole batches."""
+    wanted = sweep.images or [budget / shape.flops for budget in sweep.budgets]
+    high = sweep.max_images or float("inf")
+    kept = [images for images in wanted if sweep.images or sweep.min_images <= images <= high]
+    return sorted({max(round(images / batch), 1) * batch for images in kept})
+
+
+def measure(sweep: Sweep, config: Config) -> Shape:
+    """Exact parameters, and FLOPs counted in the gradients of denoiser and trained text encoder; nothing is run."""
+    latent = sweep.latent or config.data.resolution // load_autoencoder(config.autoencoder)[0].config.factor
+    encoder = config.text.encoder if config.text else None
+    tokens = encoder.max_length if encoder else sweep.text_tokens
+    rung = _rung(config.model, latent, tokens)
+    text_params, text_flops = _text(encoder, tokens) if encoder else (0, 0.0)
+    return Shape(rung.params, rung.non_embedding, rung.params + text_params, rung.training + text_flops)
+
+
+_rung = functools.lru_cache(maxsize=256)(ladders.measure)
+
+
+@functools.lru_cache(maxsize=16)
+def _text(config, tokens: int) -> tuple[int, float]:
+    """Parameters and training FLOPs of one caption through a text encoder."""
+    model = build(config)
+    ids, mask = (jax.ShapeDtypeStruct((1, tokens), dtype) for dtype in (jnp.int32, jnp.bool_))
+    loss = lambda params, *args: sum(jnp.sum(part) for part in model.apply(params, *args))
+    return model.count(), count_flops(jax.grad(loss), model.abstract(), ids, mask)
+
+
+def _check(sweep: Sweep) -> None:
+    """Plans that cannot be, each in one line."""
+    if bool(sweep.images) == bool(sweep.budgets):
+        raise ConfigError("config.images and config.budgets: give one of them, a grid's images or an isoFLOP plan's "
+                          "FLOPs")
+    for name, values in (("architectures", sweep.architectures), ("objectives", sweep.objectives),
+                         ("seeds", sweep.seeds)):
+        if not values:
+            raise ConfigError(f"config.{name} is empty; a sweep needs at least one")
+    for name, values in (("images", sweep.images), ("budgets", sweep.budgets), ("seeds", sweep.seeds)):
+        if len(set(values)) < len(values) or any(value < 0 for value in values):
+            raise ConfigError(f"config.{name}={tuple(values)} must be different numbers, none negative")
+    if not 0 < sweep.cooldown < 1:
+        raise ConfigError(f"config.cooldown={sweep.cooldown} must lie between 0 and 1, as 0.2")
+    for key, by in OURS.items():
+        if key in sweep.base:
+            raise ConfigError(f"config.base.{key} is set by config.{by}; leave it out")
+    for key in sweep.base.get("optimizer", {}):
+        if key in OPTIMIZERS:
+            raise ConfigError(f"config.base.optimizer.{key} is set by config.{OPTIMIZERS[key]}; leave it out")
+    if sweep.base.get("lora") is not None:
+        raise ConfigError("config.base.lora: a sweep trains whole models; leave it out")
+    if not sweep.base.get("evaluation", {}).get("levels"):
+        raise ConfigError("config.base.evaluation.levels is missing: runs are compared by their error on so many "
+                          "levels of log SNR; give 16")
+    for name, architecture in sweep.architectures.items():
+        if not architecture.sizes:
+            raise ConfigError(f"config.architectures.{name}.sizes is empty; give sizes of its ladder, as (2, 4, 8)")
+        if architecture.together < 1:
+            raise ConfigError(f"config.architectures.{name}.together={architecture.together} must be at least 1")
+        for size in architecture.sizes:
+            for rate in _rates(architecture.lr, name, size):
+                if not rate > 0:
+                    raise ConfigError(f"config.architectures.{name}.lr={rate} must be above 0")

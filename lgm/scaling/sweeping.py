@@ -1,0 +1,118 @@
+"""What `lgm sweep` does, once its words are parsed: list a plan, train one run of it, or all that is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+from pathlib import Path
+
+from lgm.parsing import ConfigError
+from lgm.scaling import results
+from lgm.scaling.board import Board
+from lgm.scaling.sweep import Run, Sweep, expand, load
+from lgm.train import loop
+from lgm.train.main import keep_freed_memory, use_compilation_cache
+
+
+def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int | None = None, gather: bool = False,
+        list_: bool = False) -> int:
+    """Run a sweep in `workdir`; returns the exit code: 0 when done, 75 when preempted and saved.
+
+    list_: print the runs instead, one a line, with their number first. only: train the run of that number, by itself
+    and without the table, as a cluster's job does. gather: write the table from what is finished, and train nothing.
+    """
+    plan = load(spec, overrides)
+    runs = expand(plan)
+    if list_:
+        print("\n".join([*listing(runs), *totals(plan, runs)]))
+        return 0
+    place = Path(workdir)
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"--workdir={workdir} is a file; give a folder")
+    if only is not None and not 0 <= only < len(runs):
+        raise ConfigError(f"--only={only} is not a run of this plan; --list shows them, 0 to {len(runs) - 1}")
+    if not gather:
+        use_compilation_cache()
+        keep_freed_memory()
+        for one in runs if only is None else [runs[only]]:
+            results.claim(place, one)
+        try:
+            _train(plan, runs, place) if only is None else _train_one(runs[only], place)
+        except loop.Preempted as error:
+            print(f"lgm sweep: {error}", flush=True)
+            return loop.PREEMPTED
+    if only is None:
+        rows, missing = results.gather(place, runs)
+        table = place / "runs.csv"
+        rest = f", {missing} still missing" if missing else f"; now: lgm fit --data={table} --out={place / 'fit'}"
+        print(f"{table}: {rows} rows{rest}", flush=True)
+    return 0
+
+
+def listing(runs: list[Run]) -> list[str]:
+    """One line a run: its number, name, parameters, images of every cooldown, FLOPs and the hash of its last config."""
+    from lgm import config as schema
+
+    width = max(len(one.name) for one in runs)
+    return [f"{index:4d}  {one.name:{width}}  params {one.shape.params:.4g}  images "
+            f"{','.join(map(str, one.images))}  FLOPs {one.flops:.3g}  config {schema.digest(one.configs[-1])}"
+            for index, one in enumerate(runs)]
+
+
+def totals(plan: Sweep, runs: list[Run]) -> list[str]:
+    """What all runs cost, as comment lines; hours where the plan names a machine."""
+    flops = sum(one.flops for one in runs)
+    rows = sum(len(one.configs) for one in runs)
+    lines = [f"# {len(runs)} runs, {rows} rows of runs.csv, {flops:.3g} training FLOPs"]
+    if plan.machine:
+        m = plan.machine
+        largest = max(runs, key=lambda one: one.flops)
+        hours = m.hours(flops)
+        lines.append(f"# {hours:,.1f} hours of {m.chips} chips of {m.peak / 1e12:g} TFLOP/s at {m.mfu:.0%} MFU, "
+                     f"{hours * m.chips:,.0f} chip-hours; {m.hours(largest.flops):,.1f} of them the longest run's, "
+                     f"{largest.name}")
+    return lines
+
+
+def _train_one(one: Run, workdir: Path) -> None:
+    from lgm.scaling import alone
+
+    alone.train(one, workdir, say=lambda line: print(line, flush=True))
+
+
+def _train(plan: Sweep, runs: list[Run], workdir: Path) -> None:
+    """Everything that is missing, group by group."""
+    from lgm.scaling import alone, together
+
+    with _sigterm() as stop, Board(runs, workdir) as board:
+        for _, members in itertools.groupby(runs, key=lambda one: one.group):
+            members = list(members)
+            architecture = plan.architectures[members[0].architecture]
+            for start in range(0, len(members), architecture.together):
+                part = members[start : start + architecture.together]
+                if all(results.finished(workdir, one) for one in part):
+                    continue
+                if stop():
+                    raise loop.Preempted("stopped by SIGTERM; the same command goes on from there")
+                board.start(part)
+                if architecture.together > 1:
+                    together.train(part, architecture.how, workdir, board.note, board.say, stop)
+                else:
+                    alone.train(part[0], workdir, board.say, quiet=True)
+                board.done(part)
+
+
+@contextlib.contextmanager
+def _sigterm():
+    """A function that tells whether SIGTERM has arrived."""
+    arrived = []
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+    except ValueError:  # not the main thread: whoever runs the sweep there handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,245 @@
+"""Several small runs of one shape in one compiled program: seeds, learning rates and lengths are its arguments.
+
+A small run is dear for what surrounds its steps: start-up, encoding and compilation cost more than they do, and a step
+of little work leaves an accelerator idle. Here all of that is paid once for many runs. With "vmap" one call steps all
+of them, for accelerators; with "turns" one after another, for networks whose operations do not batch over weights: a
+convolution then becomes a grouped one, several times slower in XLA.
+
+The runs are those that `lgm train` makes of their configs, from the same batches and keys, up to the rounding of
+another program. Within a group they are the same bits however often the sweep is killed and resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lgm.config import Config
+from lgm.data import open_images
+from lgm.data.order import shuffled
+from lgm.evaluate.snr_grid import check_range, snr_errors
+from lgm.scaling import results
+from lgm.scaling.latents import encoded
+from lgm.scaling.sweep import Run
+from lgm.system import System
+from lgm.train.checkpoint import Checkpoints
+from lgm.train.denoise import make_loss
+from lgm.train.loop import Preempted
+from lgm.train.optimizer import build_optimizer, decay_start, warmup_stable_decay
+from lgm.train.start import open_system
+from lgm.train.state import TrainState, init_state, make_step
+
+NEVER = 2**30  # the step at which a trunk would cool down
+CHUNK = 16  # steps in one call, at most: a call's overhead is shared, and a kill is heard in time
+Note = Callable[[int, float], None]  # (images of every run, mean loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs of one shape and what they share. `parts` are the runs, by number, that are stepped by one call."""
+
+    runs: list[Run]
+    parts: list[list[int]]
+    system: System
+    frozen: Any
+    data: dict[str, jax.Array]  # batches are rows of it
+    test: tuple[np.ndarray, np.ndarray, np.ndarray]
+    chunk: int
+    workdir: Path
+
+    @property
+    def config(self) -> Config:
+        """The longest run's; the others differ from it in seed, rate and length only."""
+        return self.runs[0].configs[-1]
+
+    def own(self, part: list[int], values: list) -> np.ndarray:
+        """What the runs of a part have of their own: an array, or a scalar where they take turns."""
+        mine = np.array([values[member] for member in part])
+        return mine if self.stacked else mine[0]
+
+    @property
+    def stacked(self) -> bool:
+        return len(self.parts) == 1
+
+
+def train(runs: list[Run], how: str, workdir: Path, note: Note, say: Callable[[str], None],
+          stop: Callable[[], bool]) -> None:
+    """Train what is missing of a group's runs, which all have the same amounts of data.
+
+    `note` hears of progress, `say` of results; when `stop()` turns true the trunk is saved and Preempted raised.
+    """
+    place = workdir / "groups" / runs[0].name
+    missing = _missing(runs, workdir)
+    if missing:
+        group = _open(runs, how, workdir)
+        checkpoints = Checkpoints(place, keep=1)
+        if (checkpoints.latest() or 0) > decay_start(runs[0].configs[missing[0]]):
+            checkpoints.close()  # the plan has a shorter run now, and the trunk is past its cooldown's start
+            shutil.rmtree(place)
+            checkpoints = Checkpoints(place, keep=1)
+        try:
+            _train(group, missing, checkpoints, note, say, stop)
+        finally:
+            checkpoints.close()
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _missing(runs: list[Run], workdir: Path) -> list[int]:
+    """The amounts of data, by number, that some run has no result for."""
+    has = lambda run, i: results.read(workdir, run, run.configs[i]) is not None
+    return [i for i in range(len(runs[0].configs)) if not all(has(run, i) for run in runs)]
+
+
+def _open(runs: list[Run], how: str, workdir: Path) -> Group:
+    config = runs[0].configs[-1]
+    system, frozen, _ = open_system(config)
+    check_range(system)
+    data, options = config.data, config.evaluation
+    images = open_images(data.source, where=data.where, resolution=data.resolution)
+    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
+    heldout = heldout.take(range(min(len(heldout), options.max_images)))
+    tokens, mask = system.tokenize(images.captions)
+    arrays = {"latent": encoded(system, frozen, images, workdir), "tokens": tokens, "mask": mask}
+    test = encoded(system, frozen, heldout, workdir), *system.tokenize(heldout.captions)
+    parts = [list(range(len(runs)))] if how == "vmap" else [[member] for member in range(len(runs))]
+    return Group(runs, parts, system, jax.device_put(frozen), jax.device_put(arrays), test, _chunk(runs[0]), workdir)
+
+
+def _chunk(run: Run) -> int:
+    """Steps a call that divide the lengths of trunk and cooldowns, so that one program serves all."""
+    if run.configs[0].family == "unet" and jax.default_backend() == "cpu":
+        return 1  # XLA:CPU runs a convolution inside a loop many times slower than outside one
+    starts = [decay_start(config) for config in run.configs]
+    cooled = [config.steps - start for config, start in zip(run.configs, starts, strict=True)]
+    common = math.gcd(*starts, *cooled)
+    return max(size for size in range(1, CHUNK + 1) if common % size == 0)
+
+
+def _train(group: Group, missing: list[int], checkpoints: Checkpoints, note: Note, say, stop) -> None:
+    runs, began = group.runs, time.monotonic()
+    ends = [any((results.read(group.workdir, r, c) or {}).get("diverged") for c in r.configs) for r in runs]
+    drive = _Drive(group, np.array(ends), note, stop)
+    states, step = drive.begin(checkpoints)
+    for i in missing:
+        config = runs[0].configs[i]
+        split = decay_start(config)
+        states = drive.go(states, step, split, i, checkpoints=checkpoints)
+        if split > (checkpoints.latest() or 0):
+            checkpoints.save(split, states, {})
+        cooled = drive.go(jax.tree.map(jnp.copy, states), split, config.steps, i, cooling=True)
+        step, losses = split, []
+        for member, run in enumerate(runs):
+            if not drive.diverged[member] and results.read(group.workdir, run, run.configs[i]) is None:
+                figures = snr_errors(group.system, drive.weights(cooled, member), *group.test)
+                seconds = (time.monotonic() - began) / len(runs)
+                results.write(group.workdir, run, run.configs[i], figures, seconds)
+                losses.append(figures["v_loss"])
+        began = time.monotonic()
+        say(f"{runs[0].group}: {config.total_images:,} images, loss " +
+            (f"{min(losses):.4f} to {max(losses):.4f}" if losses else "none") +
+            (f", {drive.diverged.sum()} of {len(runs)} diverged" if drive.diverged.any() else ""))
+
+
+class _Drive:
+    """Steps a group's states; knows who has diverged."""
+
+    def __init__(self, group: Group, diverged: np.ndarray, note: Note, stop):
+        self.group, self.diverged, self.note, self.stop = group, diverged, note, stop
+        config = group.config
+        self.advance = _advance(config, group.system, group.stacked)
+        init = lambda seed: init_state(group.system.init(jax.random.key(seed)), build_optimizer(config))
+        self.init = jax.jit(jax.vmap(init) if group.stacked else init)
+        self.seeds, self.rates = [run.seed for run in group.runs], [np.float32(run.lr) for run in group.runs]
+
+    def begin(self, checkpoints: Checkpoints) -> tuple[list[TrainState], int]:
+        """The trunk's newest states, one a part, and their step."""
+        seeds = [self.group.own(part, self.seeds) for part in self.group.parts]
+        if checkpoints.latest() is None:
+            return [self.init(seed) for seed in seeds], 0
+        states, _ = checkpoints.restore([jax.eval_shape(self.init, seed) for seed in seeds])
+        return states, checkpoints.latest()
+
+    def go(self, states: list[TrainState], step: int, until: int, amount: int, cooling: bool = False,
+           checkpoints: Checkpoints | None = None) -> list[TrainState]:
+        """Step every part to `until`; a cooldown lowers the rate from `step` to there."""
+        group, size = self.group, self.group.config.batch_size
+        line = (np.float32(step), np.float32(until)) if cooling else (np.float32(NEVER), np.float32(NEVER + 1))
+        every = group.config.log.checkpoint_every_images
+        waiting: list[tuple[int, list[jax.Array]]] = []
+        while step < until:
+            losses = []
+            for place, part in enumerate(group.parts):
+                rows = group.own(part, [self.rows(member, step) for member in range(len(group.runs))])
+                states[place], loss = self.advance(states[place], group.own(part, self.seeds),
+                                                   group.own(part, self.rates), *line, group.frozen, group.data, rows)
+                losses.append(loss)
+            step += group.chunk
+            waiting.append((step, losses))
+            if len(waiting) > 1:  # the device has the next call before the host looks at the last one's losses
+                self.look(*waiting.pop(0), amount)
+            due = every and step * size // every > (step - group.chunk) * size // every
+            if checkpoints and step < until and (due or self.stop()):
+                self.look(*waiting.pop(), amount)
+                checkpoints.save(step, states, {})
+            if self.stop():
+                if checkpoints:
+                    checkpoints.wait()
+                raise Preempted(f"stopped by SIGTERM in {group.runs[0].group}; the same command goes on from there")
+        for pair in waiting:
+            self.look(*pair, amount)
+        return states
+
+    def rows(self, member: int, step: int) -> np.ndarray:
+        """[chunk, batch] rows of the data: those that `lgm.data.batches` serves from this step on."""
+        size, chunk = self.group.config.batch_size, self.group.chunk
+        count = len(self.group.data["latent"])
+        return shuffled(step * size, (step + chunk) * size, count, self.seeds[member]).reshape(chunk, size)
+
+    def look(self, step: int, losses: list[jax.Array], amount: int) -> None:
+        """Tell of progress, and record runs whose loss is not finite: they have no result from this amount on."""
+        values = np.stack([np.asarray(loss) for loss in losses], -1).reshape(self.group.chunk, -1)
+        self.note(step * self.group.config.batch_size, float(np.mean(values[-1][np.isfinite(values[-1])])))
+        for member in np.flatnonzero(~np.isfinite(values).all(0) & ~self.diverged):
+            self.diverged[member] = True
+            run = self.group.runs[member]
+            for config in run.configs[amount:]:
+                if results.read(self.group.workdir, run, config) is None:
+                    results.write_diverged(self.group.workdir, run, config,
+                                           f"the loss is not finite by step {step}; a lower rate may do")
+
+    def weights(self, states: list[TrainState], member: int) -> Any:
+        """The EMA weights of one run, with what is frozen."""
+        ema = jax.tree.map(lambda leaf: leaf[member], states[0].ema) if self.group.stacked else states[member].ema
+        return self.group.system.whole(ema, self.group.frozen)
+
+
+def _advance(config: Config, system: System, stacked: bool):
+    """`advance(state, seed, rate, start, end, frozen, data, rows [K, B]) -> (state, losses [K])`, compiled."""
+    loss, warmup = make_loss(config, system), round(config.optimizer.warmup_images / config.batch_size)
+
+    def advance(state, seed, rate, start, end, frozen, data, rows_KB):
+        schedule = lambda step: warmup_stable_decay(step, rate, warmup, start, end, config.optimizer.final)
+        step = make_step(dataclasses.replace(config, seed=seed), loss, build_optimizer(config, schedule))
+
+        def one(state, rows_B):
+            state, metrics = step(state, frozen, {name: array[rows_B] for name, array in data.items()})
+            return state, jnp.where(jnp.isfinite(metrics["grad_norm"]), metrics["loss"], jnp.nan)
+
+        if len(rows_KB) > 1:
+            return jax.lax.scan(one, state, rows_KB)
+        state, value = one(state, rows_KB[0])
+        return state, value[None]
+
+    if stacked:
+        # losses of all runs, step by step
+        advance = jax.vmap(advance, in_axes=(0, 0, 0, None, None, None, None, 0), out_axes=(0, 1))
+    return jax.jit(advance, donate_argnums=0)

@@ -1,0 +1,127 @@
+"""What a sweep's config stands for: its runs, their costs, and the one line for what cannot be a plan."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from lgm import config as schema
+from lgm.cli import main
+from lgm.models import build
+from lgm.scaling import sweep
+from lgm.train.optimizer import decay_start, learning_rate
+from tests.scaling.tiny_sweep import write
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    return sweep.load(str(write(tmp_path_factory.mktemp("sweep"))))
+
+
+@pytest.fixture(scope="module")
+def runs(plan):
+    return sweep.expand(plan)
+
+
+def test_every_combination_is_one_run_and_every_amount_of_data_one_config(runs):
+    mmdit = [(run.size, run.objective, run.seed, run.lr) for run in runs if run.architecture == "mmdit"]
+    assert sorted(mmdit) == sorted((size, objective, seed, rate * factor) for size in (1, 2) for seed in (0, 1)
+                                   for objective, factor in (("flow", 1.0), ("eps", 0.5)) for rate in (1e-3, 3e-3))
+    assert len(runs) == 16 + 4 and len({run.name for run in runs}) == 20
+    assert {run.images for run in runs} == {(40, 80)}
+    assert {run.family for run in runs} == {"mmdit flow", "mmdit eps", "unet flow", "unet eps"}
+    groups = [run.group for run in runs]
+    assert sorted(groups, key=groups.index) == groups  # runs of one program stand side by side
+
+
+def test_configs_are_ordinary_ones_and_share_their_trunk(runs):
+    for run in runs:
+        for config in run.configs:
+            assert schema.from_dict(schema.to_dict(config)) == config
+        first, last = run.configs
+        assert dataclasses.replace(last, total_images=40, optimizer=first.optimizer) == first
+        assert [decay_start(config) for config in run.configs] == [3, 6]
+        rates = [[float(learning_rate(config)(step)) for step in range(config.steps)] for config in run.configs]
+        assert rates[0][:4] == rates[1][:4] == pytest.approx([run.lr / 2, run.lr, run.lr, run.lr])
+        assert rates[0][3:] == pytest.approx([run.lr, run.lr / 2])
+
+
+def test_costs_are_counted(runs):
+    run = next(run for run in runs if run.group == "mmdit-flow-2")
+    assert run.shape.params == build(run.configs[0].model).count()
+    assert run.shape.trainable == run.shape.params + build(run.configs[0].text.encoder).count()
+    # two trunks' worth would be 120 images: the shared part is paid once
+    assert run.flops == run.shape.flops * (6 + 2 + 4) * 8
+    # image tokens at 6 FLOPs a parameter; text tokens, embeddings and attention are the rest
+    assert 0.5 < run.shape.flops / (6 * 64 * run.shape.params) < 1.5
+
+
+def test_widths_and_depths_alone_tell_the_base_of_mup(runs):
+    large = next(run for run in runs if run.group == "mmdit-flow-2").configs[0]
+    assert large.optimizer.mup_base == {"width": 16, "heads": 1}
+    assert next(run for run in runs if run.group == "unet-flow-1").configs[0].optimizer.mup_base is None
+
+
+def test_an_isoflop_plan_spends_each_budget_at_every_size(tmp_path):
+    path = write(tmp_path, ("images=(40, 80)", "budgets=(1e9, 2e9), min_images=24, max_images=1000"))
+    runs = sweep.expand(sweep.load(str(path)))
+    for run in runs:
+        for images, budget in zip(run.images, (1e9, 2e9), strict=False):
+            assert abs(images - budget / run.shape.flops) <= 4  # half a batch
+    assert len({run.images for run in runs}) > 1
+
+
+def test_the_plan_is_listed_with_numbers(tmp_path, capsys):
+    command = ["sweep", f"--config={write(tmp_path)}", f"--workdir={tmp_path / 'w'}", "--list",
+               "--config.machine={'chips': 4, 'peak': 1e15, 'mfu': 0.5}"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[0]) for line in lines if not line.startswith("#")] == list(range(20))
+    assert "20 runs, 40 rows" in lines[20] and "hours of 4 chips" in lines[21]
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(("change", "part"), [
+    (("images=(40, 80)", "images=(40, 80), budgets=(1e9,)"), "config.images and config.budgets"),
+    (("images=(40, 80)", "images=(16, 80)"), "16 leave no trunk"),
+    (("images=(40, 80)", "images=(40, 40)"), "config.images=(40, 40)"),
+    (("seeds=(0, 1)", "seeds=()"), "config.seeds is empty"),
+    (("cooldown=0.4", "cooldown=1.5"), "config.cooldown=1.5"),
+    (("batch_size=8", "batch_size=8, seed=1"), "config.base.seed is set by config.seeds"),
+    (("warmup_images=16", "warmup_images=16, lr=1e-3"), "config.base.optimizer.lr is set by config.architectures"),
+    (("levels=2", "levels=0"), "config.base.evaluation.levels is missing"),
+    (("lr={1: 2e-3}", "lr={2: 2e-3}"), "no rate for size 1"),
+    (("lr={1: 2e-3}", "lr=-1"), "config.architectures.unet.lr=-1"),
+    (('base="small"', 'base="sd9"'), "config.architectures.unet: size 1: base='sd9'"),
+    (('family="unet"', 'family="vae"'), "config.architectures.unet.family='vae'"),
+    (("cooldown=0.4", "cooldwn=0.4"), "config.cooldwn is an unknown key; did you mean 'cooldown'?"),
+    (("images=(40, 80)", "budgets=(1e3,), min_images=24"), "config.budgets give no size"),
+    (("together=4", "together=0"), "config.architectures.mmdit.together=0"),
+])
+def test_bad_plans_are_one_line_and_write_nothing(tmp_path, capsys, change, part):
+    command = ["sweep", f"--config={write(tmp_path, change)}", f"--workdir={tmp_path / 'w'}"]
+    assert main(command) != 0
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("lgm sweep: ") and part in line
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_number_that_is_no_run(tmp_path, capsys):
+    command = ["sweep", f"--config={write(tmp_path)}", f"--workdir={tmp_path / 'w'}", "--only=20"]
+    assert main(command) != 0
+    assert "--only=20 is not a run of this plan; --list shows them, 0 to 19" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_step_of_matrices_shrinks_with_their_fan_in():
+    """muP with Adam: lr times fan-in at the base over fan-in here for matrices, lr for everything else."""
+    from lgm.train.optimizer import width_factors
+
+    make = lambda width: build(schema.classes("mmdit")[0](channels=4, patch_size=1, width=width, depth=3,
+                                                          heads=width // 16, text_dim=8, pooled_dim=8)).abstract()
+    factors = width_factors(make(64), make(16))
+    assert factors["blocks"]["image"]["mlp"]["fc1"]["kernel"] == 0.25
+    assert factors["blocks"]["image"]["mlp"]["fc2"]["kernel"] == 0.25
+    assert factors["out"]["kernel"] == 0.25
+    assert factors["patches"]["kernel"] == factors["text"]["kernel"] == 1.0
+    assert {leaf for path, leaf in jax.tree_util.tree_leaves_with_path(factors) if path[-1].key != "kernel"} == {1.0}
