@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lgm import __version__
+from lgm import __version__, processes
 from lgm.parsing import ConfigError
+from lgm.processes import member
 
 EXAMPLES = {
     "train": "lgm train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.lr=2e-3",
@@ -25,20 +26,29 @@ EXAMPLES = {
 }
 
 
+CONFIGURED = ("train", "sweep")  # verbs that take --config.KEY=VALUE
+DISTRIBUTED = ("train", "sweep")  # verbs that run as several processes where the cluster starts several
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = _parser().parse_known_args(argv)
     try:
-        overrides = _overrides(rest, allowed=arguments.verb in ("train", "sweep"))
+        overrides = _overrides(rest, allowed=arguments.verb in CONFIGURED)
+        if arguments.verb in DISTRIBUTED and (place := _place(arguments)) is not None:
+            command = [sys.executable, "-m", "lgm.cli", *argv]
+            return processes.supervise(place, _bounds(arguments), command)
         return arguments.run(arguments, overrides) or 0
     except (ConfigError, ValueError, OSError, RuntimeError) as error:
+        if not isinstance(error, ConfigError):
+            member.settle()
         line = " ".join(str(error).split())
         print(f"lgm {arguments.verb}: {line}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
+        return member.leave(getattr(error, "exit_code", 2))
     except KeyboardInterrupt:
         print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
-        return 130
+        return member.leave(130)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     train = verb("train", _train, "Train from a config file; run the same command again to resume.")
     train.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     train.add_argument("--workdir", required=True, help="the run's folder")
+    _add_processes(train)
 
     sample = verb("sample", _sample, "Draw images from a trained run or with a diffusers folder.")
     source = sample.add_mutually_exclusive_group(required=True)
@@ -124,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--config", required=True, help="a sweep's file.py or file.py:arg; override with "
                                                        "--config.KEY=VALUE")
     sweep.add_argument("--workdir", required=True, help="the sweep's folder")
+    _add_processes(sweep)
     what = sweep.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the runs and what they cost; train nothing")
     what.add_argument("--only", type=int, help="train the run of this number, by itself, as a cluster's job")
@@ -152,6 +164,29 @@ def _parser() -> argparse.ArgumentParser:
     pod.add_argument("--chip-peak", type=float, help="FLOP/s of a chip at its peak, as 459e12")
     pod.add_argument("--mfu", type=float, help="the part of the peak that training gets, as 0.4")
     return parser
+
+
+def _add_processes(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("several processes", "Found by themselves in a Slurm step, on TPU slices and from "
+                                    "LGM_COORDINATOR, LGM_PROCESSES and LGM_PROCESS_ID. All run the same command.")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--processes", type=int, help="how many there are")
+    group.add_argument("--process-id", type=int, help="which this is, from 0")
+    group.add_argument("--patience", type=float, help="seconds after which a silent machine is lost (default: 60)")
+    group.add_argument("--wait", type=float, help="seconds for all to start, and to reach a barrier (default: 900)")
+    group.add_argument("--report", type=float, help="seconds between heartbeat lines (default: 300)")
+
+
+def _place(arguments) -> processes.Place | None:
+    """This process's place among several, None where it is alone or has its supervisor already."""
+    if member.is_member():
+        member.join()
+        return None
+    return processes.find(arguments.coordinator, arguments.processes, arguments.process_id)
+
+
+def _bounds(arguments) -> processes.Bounds:
+    return processes.Bounds.read({name: getattr(arguments, name) for name in ("patience", "wait", "report")})
 
 
 def _train(arguments, overrides) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lgm import sampling
 from lgm.config import Sampling
+from lgm.parallel import fetch
 from lgm.sampling import classifier_free
 from lgm.sampling.clipping import clipped
 from lgm.system import System
@@ -30,7 +31,7 @@ def draw(system: System, params, frozen, captions: list[str], seed: int = 0, **c
     for start in range(0, len(captions), CHUNK):
         rows = np.minimum(np.arange(start, start + CHUNK), len(captions) - 1)
         latents = _draw_chunk(system, solver, options, params, tokens[rows], mask[rows], rows, seed)
-        images.append(np.asarray(_decode(system, frozen, latents))[: len(captions) - start])
+        images.append(fetch(_decode(system, frozen, latents))[: len(captions) - start])
     return np.concatenate(images)
 
 
@@ -85,5 +86,5 @@ def encode_all(system: System, frozen, images, count: int | None = None, size: i
     parts = []
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        parts.append(np.asarray(_encode(system, frozen, pixels[rows]))[: count - start])
+        parts.append(fetch(_encode(system, frozen, pixels[rows]))[: count - start])
     return np.concatenate(parts) if parts else np.zeros((0, *system.latent_shape()), np.float32)

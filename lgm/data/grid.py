@@ -15,19 +15,21 @@ MARGIN, LETTERS, LINE = 8, 12, 15  # pixels: around a cell, height of the letter
 BLACK, GREY = (0, 0, 0), (120, 120, 120)
 
 
-def save_grid(path: str | Path, images: np.ndarray, captions: Sequence[str] | None = None, *,
+def save_grid(path: str | Path | None, images: np.ndarray, captions: Sequence[str] | None = None, *,
               beside: np.ndarray | None = None, row_labels: Sequence[str] | None = None, columns: int | None = None,
               scale: int = 2) -> np.ndarray:
-    """Lay out uint8 images [N, H, W, 3], write a PNG whole or not at all, and return the picture [H, W, 3].
+    """Lay out uint8 images [N, H, W, 3], write a PNG whole or not at all (to no file if `path` is None), and return the
+    picture [H, W, 3].
 
     captions: one an image, wrapped under it. beside: as many real images; each cell then shows the real one at the left
     and the drawn one at the right, labelled. row_labels: one a row of the grid, at its left; with them and without
     `columns`, there are as many rows as labels. Raises ValueError where the numbers of things do not match.
     """
     picture = np.asarray(grid(images, captions, beside=beside, row_labels=row_labels, columns=columns, scale=scale))
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    if path is not None:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        write_atomically(path, buffer.getvalue())
     return picture
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import losses
+from lgm.parallel import fetch
 from lgm.system import System
 
 
@@ -35,7 +36,7 @@ def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray
         rows = np.where(real, rows, 0)
         for noise in range(options.noises):
             errors_TB = _errors(system, len(grid), params, latents[rows], tokens[rows], mask[rows], rows, noise)
-            totals += np.asarray(errors_TB)[:, real].sum(1)
+            totals += fetch(errors_TB)[:, real].sum(1)
     by_time = totals / (len(latents) * options.noises)
     return {"heldout_loss": float(by_time.mean())} | {
         f"heldout_loss_t{t:.4f}": float(v) for t, v in zip(grid, by_time, strict=True)

@@ -14,6 +14,7 @@ from lgm.data import ImageSet, batches, open_images, save_grid
 from lgm.losses import reconstruction
 from lgm.models import Model, build
 from lgm.models.autoencoder import fold
+from lgm.parallel import fetch
 from lgm.train.loop import Task
 
 
@@ -126,7 +127,7 @@ def reconstruct_all(config: Config, autoencoder: Model, params, images) -> tuple
     for start in range(0, len(images), size):
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
         parts = _reconstruct(autoencoder, params["autoencoder"], x_BHWC[rows])
-        outputs.append([np.asarray(part)[: len(images) - start] for part in parts])
+        outputs.append([fetch(part)[: len(images) - start] for part in parts])
     return tuple(np.concatenate(part) for part in zip(*outputs, strict=True))
 
 
@@ -147,7 +148,7 @@ def heldout_psnr(config: Config, autoencoder: Model, params, heldout) -> dict[st
     return {"heldout_psnr": float(values.mean())} | by_style
 
 
-def picture(config: Config, autoencoder: Model, params, heldout, path: Path) -> np.ndarray:
+def picture(config: Config, autoencoder: Model, params, heldout, path: Path | None) -> np.ndarray:
     """Held-out images with their reconstructions."""
     chosen = np.linspace(0, len(heldout) - 1, min(config.sampling.count, len(heldout))).astype(int)
     subset = heldout.take(chosen)

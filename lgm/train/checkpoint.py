@@ -59,6 +59,8 @@ def restore_weights(workdir: str | Path, abstract_state: Any) -> tuple[Any, int]
     if not (path / "checkpoints").is_dir():
         raise ConfigError(f"{path}/checkpoints is not there; train first, or give another --workdir")
     checkpoints = Checkpoints(path)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # whatever mesh the run was trained on
+    abstract_state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), abstract_state)
     try:
         step = checkpoints.latest()
         state, _ = checkpoints.restore(abstract_state, step)

@@ -94,7 +94,7 @@ def pictured(config: Config, heldout, images) -> tuple[list[str], np.ndarray | N
     return [s.captions[i] for s, i in chosen], np.stack([s.image(i) for s, i in chosen])
 
 
-def picture(system: System, params, frozen, rows, path: Path) -> np.ndarray:
+def picture(system: System, params, frozen, rows, path: Path | None) -> np.ndarray:
     """Draw `rows` under the config's sampling settings and save them beside the real images."""
     captions, real = rows
     drawn = draw(system, params, frozen, captions, seed=system.config.seed)

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lgm.files import write_atomically
+from lgm.parallel import fetch
 
 
 class NonFinite(RuntimeError):
@@ -24,13 +26,16 @@ def report_non_finite(workdir: Path, task, config, state, step: int, metrics: di
     values = {k: float(v) for k, v in metrics.items()}
     bad = sorted((k for k, v in values.items() if not np.isfinite(v)), key=lambda k: k != "loss")
     key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
-    gradients = jax.jit(jax.grad(lambda p: task.loss(p, task.frozen, batch, key)[0]))(state.params)
-    leaves = jax.tree_util.tree_leaves_with_path(gradients)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, g in leaves if not np.isfinite(g).all()]
+    gradients = jax.grad(lambda p: task.loss(p, task.frozen, batch, key)[0])
+    finite = jax.jit(lambda p: jax.tree.map(lambda g: jnp.isfinite(g).all(), gradients(p)))(state.params)
+    leaves = jax.tree_util.tree_leaves_with_path(finite)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in leaves if not fetch(ok)]
     folder = Path(workdir) / "failure"
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "batch.npz", **{k: np.asarray(v) for k, v in batch.items()})
-    report = {"step": step, "metrics": {k: repr(v) for k, v in values.items()}, "non_finite_gradients": names}
-    write_atomically(folder / "report.json", json.dumps(report, indent=2).encode())
+    arrays = {k: fetch(v) for k, v in batch.items()}
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "batch.npz", **arrays)
+        report = {"step": step, "metrics": {k: repr(v) for k, v in values.items()}, "non_finite_gradients": names}
+        write_atomically(folder / "report.json", json.dumps(report, indent=2).encode())
     where = f", first in the gradient of {names[0]} ({len(names)} of {len(leaves)} parameters)" if names else ""
     raise NonFinite(f"step {step}: {bad[0]} is {values[bad[0]]}{where}; the batch is in {folder / 'batch.npz'}")

@@ -16,9 +16,15 @@ from lgm.files import write_atomically
 
 
 class MetricLog:
-    """Rows of `metrics.jsonl` and scalars in TensorBoard; rows after `step` are dropped, for a resumed run."""
+    """Rows of `metrics.jsonl` and scalars in TensorBoard; rows after `step` are dropped, for a resumed run.
 
-    def __init__(self, workdir: Path, step: int):
+    Where it does not write, as in all processes but the first, everything it is told is forgotten.
+    """
+
+    def __init__(self, workdir: Path, step: int, writes: bool = True):
+        self.file, self.events = None, None
+        if not writes:
+            return
         self.path = workdir / "metrics.jsonl"
         rows = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [row for row in rows if _step_of(row) <= step]
@@ -28,6 +34,8 @@ class MetricLog:
 
     def write(self, step: int, images: int, values: dict[str, float]) -> None:
         """Append one row and its scalars."""
+        if self.file is None:
+            return
         values = {k: float(v) for k, v in values.items()}
         self.file.write(json.dumps({"step": step, "images": images, **values}) + "\n")
         self.file.flush()
@@ -36,12 +44,14 @@ class MetricLog:
 
     def image(self, step: int, name: str, picture_HWC: np.ndarray) -> None:
         """A picture in TensorBoard."""
-        self.events.add_image(name, picture_HWC, step, dataformats="HWC")
+        if self.events:
+            self.events.add_image(name, picture_HWC, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close both files."""
-        self.file.close()
-        self.events.close()
+        for part in (self.file, self.events):
+            if part:
+                part.close()
 
 
 def _step_of(row: str) -> float:

@@ -18,13 +18,12 @@ from lgm.config import Config
 from lgm.files import write_atomically
 from lgm.parallel import put_batch, replicated, shardings
 from lgm.parsing import ConfigError, first_difference
+from lgm.processes import member
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.failure import report_non_finite
 from lgm.train.logs import MetricLog, ProgressLine
 from lgm.train.optimizer import build_optimizer, learning_rate
 from lgm.train.state import Loss, TrainState, init_state, make_step
-
-PREEMPTED = 75  # exit code of a run that saved itself on SIGTERM and wants to be started again (EX_TEMPFAIL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Task:
     batches: Any  # an iterator with get_state() and set_state()
     forward_flops: float  # of one image
     heldout: Callable[[Any], dict[str, float]]
-    pictures: Callable[[Any, Path], np.ndarray]  # (weights, path of the PNG) -> the picture [H, W, 3]
+    pictures: Callable[[Any, Path | None], np.ndarray]  # (weights, path of the PNG to write) -> the picture [H, W, 3]
     start: Callable[[Any], Any] | None = None  # shardings -> the weights to start from, where `init` does not draw them
 
 
@@ -51,10 +50,15 @@ class Preempted(Exception):
 
 def train(config: Config, workdir: str | Path, make_task: Callable[[Config, jax.sharding.Mesh], Task], mesh,
           quiet: bool = False) -> TrainState:
-    """Train until `config.total_images`, starting from the folder's newest checkpoint if there is one."""
+    """Train until `config.total_images`, starting from the folder's newest checkpoint if there is one.
+
+    Of several processes all run this; only the first writes what there is one of.
+    """
     workdir = Path(workdir)
     check_workdir(config, workdir)
+    member.barrier("the same config", schema.digest(config))
     task = make_task(config, mesh)  # before anything is written: a bad source must leave no folder behind
+    member.barrier("data is ready")
     optimizer = build_optimizer(config)
     create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
     abstract = jax.eval_shape(create)
@@ -125,15 +129,16 @@ class _Run:
         self.config, self.workdir, self.task, self.mesh = config, workdir, task, mesh
         self.checkpoints, self.step_function, self.quiet = checkpoints, step_function, quiet
         self.rate = learning_rate(config)
-        self.stop = False
+        self.stop = False  # SIGTERM arrived
+        self.first = jax.process_index() == 0
         self.log = self.progress = None
         self._previous_handler = None
 
     def until_done(self, state: TrainState) -> TrainState:
         config, task = self.config, self.task
         step = int(state.step)
-        self.log = MetricLog(self.workdir, step)
-        self.progress = ProgressLine(config.total_images, step * config.batch_size, self.quiet)
+        self.log = MetricLog(self.workdir, step, writes=self.first)
+        self.progress = ProgressLine(config.total_images, step * config.batch_size, self.quiet or not self.first)
         self._catch_sigterm()
         if step == 0:
             self.measure(state, 0)
@@ -143,6 +148,7 @@ class _Run:
             batch = put_batch(self.mesh, next(task.batches))
             state, metrics = self.step_function(state, task.frozen, batch)
             step += 1
+            member.at_step(step)
             if pending:
                 self._check(state, *pending)
             pending = (step, metrics, batch)
@@ -152,13 +158,15 @@ class _Run:
                 self._log(step, metrics)
             paused = time.monotonic()
             self.measure(state, step)  # before the checkpoint, so that a run resumed there has its rows
-            if self.stop or self._due(step, config.log.checkpoint_every_images):
+            stop = member.stop_agreed(step) if member.joined() else self.stop
+            if stop or self._due(step, config.log.checkpoint_every_images):
                 self._save(state, *pending)
-            if self.stop and step < config.steps:
+            if stop and step < config.steps:
                 self.checkpoints.wait()
                 raise Preempted(f"stopped by SIGTERM at step {step}; the same command goes on from there")
             self.clock += time.monotonic() - paused  # images/s counts training alone
         self.checkpoints.wait()
+        member.barrier("end of training")
         return state
 
     def measure(self, state: TrainState, step: int) -> None:
@@ -174,7 +182,7 @@ class _Run:
         drawn = config.sampling.count or config.sampling.prompts
         if drawn and (step and self._due(step, config.sampling.every_images) or step == config.steps):
             path = self.workdir / "samples" / f"{images:09d}.png"
-            picture = self.task.pictures(state.ema, path)
+            picture = self.task.pictures(state.ema, path if self.first else None)
             self.log.image(step, "samples", picture)
             self.progress.say(f"samples at {images:,} images: {path}")
 
@@ -215,6 +223,9 @@ class _Run:
                                     "TFLOP/s": speed["tflops_per_second"]})
 
     def _catch_sigterm(self) -> None:
+        if member.joined():
+            return
+
         def on_sigterm(signum, frame):
             self.stop = True
 

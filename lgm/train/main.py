@@ -14,6 +14,7 @@ from lgm import config as schema
 from lgm.files import write_atomically
 from lgm.parallel import make_mesh
 from lgm.parsing import ConfigError, as_dict
+from lgm.processes import PREEMPTED
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 
@@ -37,9 +38,11 @@ def train(spec: str, workdir: str, overrides: list[tuple[str, str]]) -> int:
         loop.train(config, workdir, task_of(config), mesh)
     except loop.Preempted as error:
         print(f"lgm train: {error}", flush=True)
-        return loop.PREEMPTED
+        return PREEMPTED
     seconds = time.monotonic() - start
-    print(f"{config.name}: {config.steps * config.batch_size:,} images in {seconds:.0f} s; see {workdir}", flush=True)
+    if jax.process_index() == 0:
+        images = config.steps * config.batch_size
+        print(f"{config.name}: {images:,} images in {seconds:.0f} s; see {workdir}", flush=True)
     return 0
 
 

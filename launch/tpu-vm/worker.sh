@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# {{ title | verbatim }}
+# What each worker of the slices does. worker.sh setup: the code at the launched commit, and its environment. worker.sh
+# start: training in the background, unless it runs. worker.sh wait: until it has ended; exits with its code.
+set -euo pipefail
+home=$HOME/lgm-{{ label | verbatim }}
+code=$home/code venv=$home/venv
+mkdir -p "$home"
+cd "$home"
+
+setup() {
+    [[ -f $home/ready && $(cat "$home/ready") == {{ commit }} ]] && return
+{% for line in setup %}
+    {{ line | verbatim }}
+{% endfor %}
+    [[ -d $code/.git ]] || git clone --no-checkout {{ repository }} "$code"
+    git -C "$code" fetch --quiet origin {{ commit }}
+    git -C "$code" checkout --quiet --detach {{ commit }}
+    [[ -x $venv/bin/python ]] || {{ python }} -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --upgrade pip
+    "$venv/bin/python" -m pip install --quiet --constraint "$code/constraints.txt" --editable "$code[tpu]"
+{% if bucket %}
+    if ! command -v gcsfuse > /dev/null; then
+        release=gcsfuse-$(lsb_release -c -s)
+        echo "deb https://packages.cloud.google.com/apt $release main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
+        curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /etc/apt/trusted.gpg.d/gcsfuse.asc > /dev/null
+        sudo apt-get update -qq && sudo apt-get install -qq -y gcsfuse
+    fi
+{% endif %}
+    echo {{ commit }} > "$home/ready"
+}
+
+mounted() {
+{% if bucket %}
+    sudo mkdir -p {{ mount }} && sudo chown "$(id -u)" {{ mount }}
+    mountpoint --quiet {{ mount }} || gcsfuse --implicit-dirs {{ bucket }} {{ mount }}
+{% else %}
+    sudo mkdir -p {{ mount }} && sudo chown "$(id -u)" {{ mount }}
+{% endif %}
+}
+
+running() { [[ -f $home/pid ]] && kill -0 "$(cat "$home/pid")" 2> /dev/null; }
+
+start() {
+    if running; then return; fi
+    mounted
+    rm -f "$home/code.txt"
+    cat > "$home/config.json" <<'CONFIG_{{ marker | verbatim }}'
+{{ config | verbatim }}
+CONFIG_{{ marker | verbatim }}
+{% for variable in variables %}
+    export {{ variable.name | verbatim }}={{ variable.value }}
+{% endfor %}
+{% for variable, secret in secrets.items() %}
+    {{ variable | verbatim }}=$(gcloud secrets versions access latest --secret={{ secret }})
+    export {{ variable | verbatim }}
+{% endfor %}
+    mkdir -p {{ logs }}
+    local log={{ logs }}/$(hostname).log
+    export code_file=$home/code.txt
+    setsid nohup bash -c '"$@"; echo $? > "$code_file"' run "$venv/bin/python" -m lgm.cli {{ verb }} \
+        --config="$home/config.json" --workdir={{ workdir }} "$@" >> "$log" 2>&1 < /dev/null &
+    echo $! > "$home/pid"
+}
+
+wait_for() {
+    while running && [[ ! -f $home/code.txt ]]; do sleep 5; done
+    [[ -f $home/code.txt ]] || exit 137  # gone without a word
+    code_was=$(cat "$home/code.txt")
+    [[ $code_was == 0 ]] || tail -n 5 {{ logs }}/"$(hostname)".log >&2
+    exit "$code_was"
+}
+
+case $1 in
+setup) setup ;;
+start) start "${@:2}" ;;
+wait) wait_for ;;
+esac

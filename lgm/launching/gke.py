@@ -1,0 +1,126 @@
+"""GKE: a JobSet of TPU slices or GPU nodes, queued by Kueue where the site has it; a sweep is one JobSet a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from lgm.launching.flags import variable, variables_of
+from lgm.launching.job import Job, Request, plain_path
+from lgm.launching.machines import GPUS, TPUS
+from lgm.launching.render import render
+from lgm.parsing import ConfigError
+
+PORT = 8476  # where the supervisors of GPU pods meet
+TPU_PORTS = (8471, 8080)  # what TPU hosts of one slice, and of several, speak over
+
+
+def job(request: Request) -> Job:
+    """The manifest: a ConfigMap with the run's config, the JobSets, and a sweep's queue where it is bounded."""
+    settings, machines = request.site.gke, request.machines
+    image = request.image or settings.image
+    if not image:
+        raise ConfigError("--image (or site.gke.image) is missing; launch/Dockerfile builds one")
+    bucket, claim = _work(settings.work)
+    tpu = machines.kind in TPUS
+    if not tpu and machines.kind not in GPUS:
+        raise ConfigError("--topology is missing for TPUs, or site.gke.gpu for GPUs; GKE runs need one of them")
+    selector = {"cloud.google.com/gke-tpu-accelerator": TPUS[machines.kind].gke,
+                "cloud.google.com/gke-tpu-topology": machines.shape} if tpu else {
+                "cloud.google.com/gke-accelerator": GPUS[machines.kind]}
+    if settings.spot:
+        selector["cloud.google.com/gke-spot"] = "true"
+    label, resource = request.label, "google.com/tpu" if tpu else "nvidia.com/gpu"
+    sweep, runs = request.runs is not None, []
+    for number in request.runs if sweep else (None,):
+        name = label if number is None else f"{label}-{number}"
+        words = ["lgm", "sweep" if sweep else "train", "--config=/etc/lgm/config.json",
+                 f"--workdir={settings.mount}/{plain_path(request.workdir, '--workdir').lstrip('/')}"]
+        variables = variables_of(machines.kind, request.site.env)
+        if not tpu and machines.processes > 1:
+            variables += [variable("LGM_COORDINATOR", f"{name}-node-0-0.{name}:{PORT}"),
+                          variable("LGM_PROCESSES", str(machines.processes))]
+        runs.append({"name": name, "command": words + ([f"--only={number}"] if sweep else []), "variables": variables})
+    bound = request.at_once is not None
+    if bound and not settings.flavor:
+        raise ConfigError("--at-once on GKE is a queue of Kueue's; name the ResourceFlavor of these nodes as "
+                          "site.gke.flavor")
+    text = render("gke/jobset.yaml", dict(
+        title=f"{label}: {machines}, launched by lgm", label=label, namespace=settings.namespace, runs=runs,
+        config=json.dumps(request.values, indent=2), bound=bound, at_once=request.at_once, flavor=settings.flavor,
+        queue=label if bound else settings.queue, resource=resource,
+        quota=(request.at_once or 0) * machines.groups * machines.hosts * machines.chips, tpu=tpu, gpu=not tpu,
+        ttl=settings.ttl_seconds, restarts=settings.restarts, part="slice" if tpu else "node",
+        groups=machines.groups if tpu else 1, hosts=machines.hosts if tpu else machines.groups, bucket=bucket,
+        claim=claim, grace=settings.grace_seconds, service_account=settings.service_account, priority=settings.priority,
+        selector=selector, image=image, processes=machines.processes, chips=machines.chips, mount=settings.mount,
+        ports=(TPU_PORTS if tpu else (PORT,)) if machines.processes > 1 else (), secrets=_secrets(request.site.secrets),
+    ), request.site.templates)
+    path = Path(request.workdir) / "launch" / "jobset.yaml"
+    chosen = f"--namespace={settings.namespace} --selector=lgm/launch={label}"
+    return Job(
+        files={path: text}, submit=("kubectl", "apply", "--filename", str(path), "--output=name"),
+        watch=(f"kubectl get jobsets {chosen}", f"kubectl logs --follow --namespace={settings.namespace} --selector="
+               f"jobset.sigs.k8s.io/jobset-name={runs[0]['name']},batch.kubernetes.io/job-completion-index=0"),
+        cancel=f"kubectl delete jobsets {chosen}",
+    )
+
+
+def submit(job: Job) -> str:
+    """Hand it to Kubernetes; returns the names of what was made."""
+    if shutil.which("kubectl") is None:
+        raise ConfigError("kubectl is not here; install it and gcloud container clusters get-credentials, or see the job "
+                          "with --dry-run")
+    done = subprocess.run(job.submit, capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"kubectl refused the job: {done.stderr.strip()}")
+    return ",".join(line.rpartition("/")[2] for line in done.stdout.splitlines() if line.startswith("jobset"))
+
+
+def state(record: dict[str, Any]) -> str:
+    """Where the JobSets are, "" when none is left to run."""
+    done = subprocess.run(["kubectl", "get", "jobsets", f"--namespace={record['namespace']}",
+                           f"--selector=lgm/launch={record['name']}", "--output=json"], capture_output=True, text=True)
+    if done.returncode:
+        return f"unknown ({done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'kubectl failed'})"
+    count: dict[str, int] = {}
+    for item in json.loads(done.stdout)["items"]:
+        word = _state(item)
+        count[word] = count.get(word, 0) + 1
+    going = {word: n for word, n in count.items() if word not in ("Completed", "Failed")}
+    if not going:
+        return "FAILED" if "Failed" in count else ""
+    return next(iter(going)).upper() if sum(count.values()) == 1 else ", ".join(f"{n} {w}" for w, n in count.items())
+
+
+def _state(item: dict) -> str:
+    status = item.get("status", {})
+    if status.get("terminalState"):
+        return status["terminalState"]
+    if item["spec"].get("suspend"):
+        return "Queued"
+    ready = sum(part.get("ready", 0) for part in status.get("replicatedJobsStatus", []))
+    wanted = sum(part.get("replicas", 1) for part in item["spec"]["replicatedJobs"])
+    return "Running" if ready == wanted else "Pending"
+
+
+def _work(work: str) -> tuple[str, str]:
+    """(bucket, claim) of site.gke.work, one of them empty."""
+    if work.startswith("gs://") and work[5:].strip("/") and "/" not in work[5:].strip("/"):
+        return work[5:].strip("/"), ""
+    if work.startswith("pvc:") and work[4:]:
+        return "", work[4:]
+    raise ConfigError(f"site.gke.work={work!r} is where runs are kept; give \"gs://BUCKET\" or \"pvc:CLAIM\"")
+
+
+def _secrets(secrets: dict[str, str]) -> list[dict[str, str]]:
+    found = []
+    for variable, where in secrets.items():
+        name, slash, key = where.partition("/")
+        if not (name and slash and key):
+            raise ConfigError(f"site.secrets.{variable}={where!r}: on GKE give the Secret and its key, as \"SECRET/KEY\"")
+        found.append({"variable": variable, "name": name, "key": key})
+    return found

@@ -1,0 +1,69 @@
+"""A job: what is asked for, what is written and run for it, and how one speaks to it afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from lgm.launching.machines import Machines
+from lgm.launching.site import Site
+from lgm.parsing import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked for. values: the config as plain values, overrides in it. runs: the numbers of the sweep's runs that
+    are not finished, None for one training run. at_once: how many of them at most. overrides: of site settings by the
+    command line (partition, image).
+    """
+
+    name: str
+    values: dict[str, Any]
+    workdir: str
+    site: Site
+    machines: Machines
+    runs: tuple[int, ...] | None = None
+    at_once: int | None = None
+    partition: str | None = None
+    image: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name as clusters take names: lower case letters, digits and dashes, at most 40."""
+        return slug(self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """files: text by path, written before anything is run. script: the one that --dry-run prints last. submit: the
+    command. watch, cancel: lines that a person can run, {id} standing for the job's number. mode: of executables."""
+
+    files: dict[Path, str]
+    submit: tuple[str, ...]
+    watch: tuple[str, ...]
+    cancel: str
+    notes: tuple[str, ...] = ()
+
+
+def slug(name: str) -> str:
+    """`Emoji MMDiT/flow` as `emoji-mmdit-flow`."""
+    text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    if not text:
+        raise ConfigError(f"config.name={name!r} has no letter or digit to name a job by")
+    return text if text[0].isalpha() else f"run-{text}"[:40]
+
+
+def command(python: str, request: Request, config: str, workdir: str) -> list[str]:
+    """The words that run lgm; a sweep's run number follows them."""
+    verb = "train" if request.runs is None else "sweep"
+    words = [python, "-m", "lgm.cli", verb, f"--config={config}", f"--workdir={workdir}"]
+    return words if request.runs is None else [*words, "--only"]
+
+
+def plain_path(path: str, flag: str) -> str:
+    """A path that every scheduler takes as it is. Raises ConfigError for one with other characters than it may have."""
+    if not re.fullmatch(r"[A-Za-z0-9._/+=@,-]+", path):
+        raise ConfigError(f"{flag}={path!r}: a launched run's path may hold letters, digits and ._/+=@,- only")
+    return path

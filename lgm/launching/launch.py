@@ -1,0 +1,189 @@
+"""From words to a submitted job: resolve, check, render, and print or submit."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from lgm import config as schema
+from lgm.files import write_atomically
+from lgm.launching import machines as kinds
+from lgm.launching import site as sites
+from lgm.launching.job import Job, Request, slug
+from lgm.launching.machines import Machines
+from lgm.parsing import ConfigError, read_config_file
+
+ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "local"}
+RECORD = "launch/job.json"  # in a run's folder: where it was launched to
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The flags of `lgm launch`; None where they were not given."""
+
+    on: str
+    config: str
+    workdir: str
+    sweep: bool = False
+    site: str | None = None
+    nodes: int | None = None
+    topology: str | None = None
+    slices: int | None = None
+    partition: str | None = None
+    image: str | None = None
+    at_once: int | None = None
+    plan: bool = False
+    dry_run: bool = False
+
+
+def engine(on: str):
+    """The module that speaks to a cluster: `job(request)`, `submit(job)` and `state(record)`."""
+    return importlib.import_module(f"lgm.launching.{ENGINES[on]}")
+
+
+def launch(words: Words, overrides: Sequence[tuple[str, str]]) -> int:
+    """Print the job (--dry-run) or submit it and say how to watch, cancel and resume it.
+
+    Raises ConfigError, one line, before anything is written or submitted, for a config that cannot work there.
+    """
+    site = sites.read(words.site)
+    machines = asked_for(words, site)
+    values = json.loads(json.dumps(read_config_file(words.config, overrides)))
+    if words.sweep:
+        name, runs, finished = _sweep(words, overrides, machines)
+        if not runs:
+            print(f"all {finished} runs are finished: lgm sweep --config={words.config} --workdir={words.workdir} "
+                  "--gather writes runs.csv")
+            return 0
+    else:
+        if words.at_once is not None:
+            raise ConfigError("--at-once bounds the runs of a sweep; write it with `lgm launch sweep`")
+        config = schema.load(words.config, overrides)
+        values, name, runs = schema.to_dict(config), config.name, None
+        check(config, machines)
+        if words.plan:
+            _plan(config, machines)
+    slug(name)
+    request = Request(name, values, words.workdir, site, machines, runs, words.at_once, words.partition, words.image)
+    module = engine(words.on)
+    job = module.job(request)
+    if words.dry_run:
+        print(dry_run(job))
+        return 0
+    _refuse_running(words)
+    for path, text in job.files.items():
+        write_atomically(path, text.encode())
+    number = module.submit(job)
+    record = {"on": words.on, "id": number, "name": request.label, "workdir": str(Path(words.workdir).absolute()),
+              "machines": str(machines), "kind": machines.kind, "devices": machines.devices, "launched": time.time(),
+              "namespace": site.gke.namespace, "zone": site.tpu_vm.zone, "project": site.tpu_vm.project}
+    write_atomically(Path(words.workdir) / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+    print(spoken(job, number, words))
+    return 0
+
+
+def dry_run(job: Job) -> str:
+    """Every file under its name, then the command that would submit the job."""
+    parts = [f"# --- {path}\n{text.rstrip()}\n" for path, text in job.files.items()]
+    return "\n".join([*parts, f"# --- submit\n{shlex.join(job.submit)}", *job.notes])
+
+
+def spoken(job: Job, number: str, words: Words) -> str:
+    """What to do with a job that was submitted."""
+    again = " ".join(shlex.quote(word) for word in ("lgm", *sys.argv[1:]))
+    lines = [f"submitted {number} to {words.on}"]
+    lines += [f"watch:   {line.format(id=number)}" for line in (*job.watch, f"lgm status {shlex.quote(words.workdir)}")]
+    return "\n".join([*lines, f"cancel:  {job.cancel.format(id=number)}", f"resume:  {again}", *job.notes])
+
+
+def asked_for(words: Words, site: sites.Site) -> Machines:
+    """The machines of a launch. Raises ConfigError where flags do not go together or name nothing that is there."""
+    if words.at_once is not None and words.at_once < 1:
+        raise ConfigError(f"--at-once={words.at_once} must be at least 1")
+    tpus = words.on == "tpu-vm" or (words.on == "gke" and words.topology is not None)
+    if tpus:
+        if words.nodes is not None:
+            raise ConfigError("--nodes goes with GPUs; a TPU is asked for with --topology and --slices")
+        if words.topology is None:
+            raise ConfigError("--topology is missing; give one, as --topology=v5e:4x4")
+        return kinds.tpu_slices(words.topology, 1 if words.slices is None else words.slices)
+    for flag, value in (("--topology", words.topology), ("--slices", words.slices)):
+        if value is not None:
+            raise ConfigError(f"{flag}={value} goes with TPUs (--on=gke or tpu-vm); --on={words.on} takes --nodes")
+    nodes = 1 if words.nodes is None else words.nodes
+    if words.on == "slurm":
+        return kinds.gpu_nodes(site.slurm.gpu, nodes, site.slurm.gpus_per_node, site.slurm.tasks == "gpu")
+    if words.on == "gke":
+        return kinds.gpu_nodes(site.gke.gpu, nodes, site.gke.gpus_per_node)
+    cpu = kinds.gpu_nodes("cpu", nodes, 0)
+    return dataclasses.replace(cpu, chips=site.local.devices)
+
+
+def check(config: schema.Config, machines: Machines) -> None:
+    """Raise ConfigError where the config's mesh or batch does not fit the machines."""
+    axes = ("data", "fsdp", "context", "tensor", "stage")
+    sizes = {axis: getattr(config.mesh, axis) for axis in axes}
+    fixed = 1
+    for size in sizes.values():
+        fixed *= size if size != -1 else 1
+    free = [axis for axis, size in sizes.items() if size == -1]
+    asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "all 1"
+    count = machines.devices
+    if len(free) > 1 or fixed <= 0 or count % fixed or (not free and fixed != count):
+        raise ConfigError(f"config.mesh ({asked}) does not fit the {count} devices of {machines}; the sizes must multiply "
+                          f"to {count}, and one of them may be -1")
+    sizes |= {axis: count // fixed for axis in free}
+    shares = sizes["data"] * sizes["fsdp"]
+    for what, parts in ((f"data={sizes['data']} x fsdp={sizes['fsdp']}", shares),
+                        (f"the {machines.processes} processes of {machines}", machines.processes)):
+        if config.batch_size % parts:
+            low, high = config.batch_size // parts * parts, -(-config.batch_size // parts) * parts
+            raise ConfigError(f"config.batch_size={config.batch_size} does not divide over {what}; give "
+                              f"{f'{low} or ' if low else ''}{high}")
+
+
+def _sweep(words: Words, overrides, machines: Machines) -> tuple[str, tuple[int, ...], int]:
+    """(name, runs that are not finished, how many there are), every run checked against the machines."""
+    from lgm.scaling import results, sweep
+
+    plan = sweep.load(words.config, overrides)
+    runs = sweep.expand(plan)
+    for run in runs:
+        for config in run.configs:
+            check(config, machines)
+    missing = tuple(i for i, run in enumerate(runs) if not results.finished(Path(words.workdir), run))
+    return plan.name, missing, len(runs)
+
+
+def _plan(config: schema.Config, machines: Machines) -> None:
+    """Ask the compiler whether the train step fits, and print what it says."""
+    from lgm.planning.plan import plan
+
+    if machines.kind == "cpu":
+        raise ConfigError("--plan knows TPUs and GPUs; this launch has neither")
+    found = plan(config, machines.topology, machines.groups if machines.shape else 1)
+    if not found.fits:
+        raise ConfigError(f"{machines} cannot hold it: {found.reason}")
+    print(f"plan: fits {machines}, estimated {found.images_per_second:,.0f} images/s at {found.mfu:.0%} MFU",
+          file=sys.stderr)
+
+
+def _refuse_running(words: Words) -> None:
+    """Two jobs must not write one run's folder."""
+    path = Path(words.workdir) / RECORD
+    if not path.is_file():
+        return
+    record = json.loads(path.read_text())
+    try:
+        state = engine(record["on"]).state(record)
+    except OSError:
+        return  # launched from elsewhere, and cannot be asked here
+    if state:
+        raise ConfigError(f"{words.workdir} has been launched to {record['on']} as {record['id']} and is {state}; cancel "
+                          "that first, or give another --workdir")

@@ -1,0 +1,100 @@
+"""Templates to text. Every value is quoted where it is put in, for the shell or for YAML, by the file's kind: a template
+cannot forget it. Nothing that looks like a secret leaves here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+import lgm
+from lgm.launching.site import SECRET
+from lgm.parsing import ConfigError
+
+PATTERNS = {  # what secrets look like, whatever they are called
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
+    "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{20,}",
+    "a token of GitHub": r"\b(ghp|gho|ghs|ghu|github_pat)_[A-Za-z0-9_]{20,}",
+    "a key of AWS": r"\bAKIA[0-9A-Z]{16}\b",
+    "a key of Google": r"\bAIza[0-9A-Za-z_-]{35}\b",
+    "a password in a URL": r"://[^/\s:@'\"]*:[^/\s@'\"]+@",
+}
+
+
+class Verbatim(str):
+    """Text that goes in as it is: shell lines of the site, or what is quoted already."""
+
+
+def folder() -> Path:
+    """`launch/`, which stands beside the package: `pip install -e .`, the install there is, leaves it in the checkout."""
+    place = Path(lgm.__file__).resolve().parents[1] / "launch"
+    if not place.is_dir():
+        raise ConfigError(f"{place} is not there: lgm launch needs the checkout's templates; install with pip install -e .")
+    return place
+
+
+def render(name: str, values: Mapping[str, Any], templates: str = "") -> str:
+    """`launch/{name}` with `values`, quoted for YAML in a .yaml, for the shell elsewhere. Raises ConfigError, one line,
+    for a name that the template has no value for, or a secret in the result."""
+    places = [templates, str(folder())] if templates else [str(folder())]
+    quote = yaml_quote if name.endswith(".yaml") else shell_quote
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(places), undefined=jinja2.StrictUndefined, finalize=quote, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+    )
+    environment.filters["verbatim"] = Verbatim
+    try:
+        text = environment.get_template(name).render(values)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"the template {name}: {type(error).__name__}: {error.message}") from None
+    refuse_secrets(text)
+    return text
+
+
+def shell_quote(value: Any) -> str:
+    """One word of a shell, whatever is in it."""
+    if isinstance(value, Verbatim):
+        return str(value)
+    if "\0" in str(value):
+        raise ConfigError(f"{str(value)!r} holds a zero byte, which no command line can")
+    return shlex.quote(str(value))
+
+
+def yaml_quote(value: Any) -> str:
+    """One YAML scalar of the value's own type; text is always double-quoted."""
+    if isinstance(value, Verbatim):
+        return str(value)
+    style = '"' if isinstance(value, str) else None
+    text = yaml.safe_dump(value, default_style=style, allow_unicode=True, width=float("inf"))
+    return text.removesuffix("...\n").rstrip("\n")
+
+
+SAFE = re.compile(r"[A-Za-z0-9._/:,=@+\-]*")
+
+
+def directive(value: Any, what: str = "a value") -> Verbatim:
+    """A value for an #SBATCH line, which is no shell and has its own rules: only what needs no quoting there."""
+    text = str(value)
+    if not SAFE.fullmatch(text):
+        bad = next(c for c in text if not SAFE.fullmatch(c))
+        raise ConfigError(f"{what}={text!r} has {bad!r}, which an #SBATCH line cannot hold; use letters, digits and "
+                          "._/:,=@+-")
+    return Verbatim(text)
+
+
+def refuse_secrets(text: str) -> None:
+    """Raise ConfigError where `text` holds the value of a secret variable of this environment, or what looks like one."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 8 and value in text:
+            raise ConfigError(f"the value of ${name} would stand in the job; name {name} in the site's [secrets], and "
+                              "keep its value out of the config and the site")
+    for what, pattern in PATTERNS.items():
+        if re.search(pattern, text):
+            raise ConfigError(f"{what} would stand in the job; keep it out of the config and the site, and name a "
+                              "variable for it in the site's [secrets]")

@@ -1,0 +1,142 @@
+"""A site's settings: what is true of a cluster and of no run, in one TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from lgm.parsing import ConfigError, parse
+
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.I)
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Slurm:
+    """[slurm]. gpu: a kind of `launch/flags.toml`, or "cpu". tasks: one process a "node" or a "gpu". time: the limit, at
+    most; the run saves `save_seconds` before it and queues again. restarts: how often a run whose process was killed
+    starts again without a new checkpoint. container: "pyxis" or "apptainer", then with `image` and `mounts` (SRC:DST).
+    setup: shell lines before the run. options: more for sbatch. python: what runs lgm (default: the launching one).
+    """
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    time: str = ""
+    gpu: str = "h100"
+    gpus_per_node: int = 8
+    cpus_per_task: int = 0
+    tasks: Literal["node", "gpu"] = "node"
+    save_seconds: int = 180
+    restarts: int = 3
+    container: Literal["none", "pyxis", "apptainer"] = "none"
+    image: str = ""
+    mounts: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    python: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class GKE:
+    """[gke]. work: "gs://BUCKET" (mounted by the GCS FUSE driver) or "pvc:CLAIM", seen by the run as `mount`. queue: Kueue's
+    LocalQueue; flavor: the ResourceFlavor out of which a sweep's bound is made. grace_seconds: for the save at a
+    preemption. ttl_seconds: how long a finished JobSet stays. spot: run on spot nodes. priority: a PriorityClass.
+    """
+
+    image: str = ""
+    namespace: str = "default"
+    work: str = ""
+    mount: str = "/work"
+    queue: str = ""
+    flavor: str = ""
+    service_account: str = ""
+    gpu: str = "h100"
+    gpus_per_node: int = 8
+    grace_seconds: int = 300
+    restarts: int = 3
+    ttl_seconds: int = 604_800
+    spot: bool = False
+    priority: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuVm:
+    """[tpu_vm]. repository: what is cloned, at the launched commit (default: this checkout's origin). spot: may be
+    preempted, and is then asked for again. restarts: of training whose process was killed. work: "gs://BUCKET", mounted
+    on every worker as `mount`. python: of the workers, 3.11 or later. setup: shell lines before the install.
+    """
+
+    project: str = ""
+    zone: str = ""
+    repository: str = ""
+    network: str = ""
+    service_account: str = ""
+    runtime: str = ""
+    reserved: bool = False
+    spot: bool = False
+    restarts: int = 3
+    work: str = ""
+    mount: str = "/mnt/work"
+    python: str = "python3.11"
+    setup: tuple[str, ...] = ()
+    tries: int = 10
+    pause_seconds: float = 20.0
+    wait_hours: float = 168.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """[local]: processes on this machine. devices: how many JAX sees in each; restarts as in [slurm]."""
+
+    devices: int = 1
+    restarts: int = 3
+    python: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """env: variables of every job, none of them secret. secrets: names of variables whose values are secret: Slurm takes
+    them from the environment of the launch, GKE from a Secret as "SECRET/KEY", a TPU VM from Secret Manager by its name.
+    templates: a folder whose files go before those of `launch/`.
+    """
+
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    secrets: dict[str, str] = dataclasses.field(default_factory=dict)
+    templates: str = ""
+    slurm: Slurm = Slurm()
+    gke: GKE = GKE()
+    tpu_vm: TpuVm = TpuVm()
+    local: Local = Local()
+
+
+def read(path: str | None) -> Site:
+    """The site of --site=FILE, $LGM_SITE or ~/.config/lgm/site.toml; the defaults where there is none.
+
+    Raises ConfigError, one line, for an unknown key, a wrong type, or a value that looks like a secret.
+    """
+    home = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "lgm" / "site.toml"
+    named = path or os.environ.get("LGM_SITE")
+    if not named and not home.is_file():
+        return Site()
+    file = Path(named) if named else home
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--site={file}: {getattr(error, 'strerror', None) or error}") from None
+    site = parse(Site, values, f"{file}: site")
+    for table in ("env", "secrets"):
+        for name, value in getattr(site, table).items():
+            if not VARIABLE.fullmatch(name):
+                raise ConfigError(f"{file}: site.{table}.{name} is no name of a variable")
+            if not isinstance(value, str):
+                raise ConfigError(f"{file}: site.{table}.{name}={value!r} has the wrong type; give a string")
+    for name in site.env:
+        if SECRET.search(name):
+            raise ConfigError(f"{file}: site.env.{name} looks like a secret, which would stand in every job; name it in "
+                              "[secrets] instead, without its value")
+    return site

@@ -1,0 +1,111 @@
+"""Slurm: one batch script, with `srun` starting a supervisor a node (or a GPU); a sweep is an array of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from lgm.launching.flags import variables_of
+from lgm.launching.job import Job, Request, command, plain_path
+from lgm.launching.render import directive, render
+from lgm.parsing import ConfigError
+
+
+def job(request: Request) -> Job:
+    """The batch script and what goes with it."""
+    settings, machines = request.site.slurm, request.machines
+    workdir = plain_path(str(Path(request.workdir).absolute()), "--workdir")
+    place = Path(workdir) / "launch"
+    config = place / "config.json"
+    array = request.runs is not None
+    cpus = settings.cpus_per_task
+    options = {
+        "job-name": request.label, "nodes": machines.groups, "ntasks-per-node": machines.processes_a_host,
+        "cpus-per-task": cpus or None, "gpus-per-node": None if machines.kind == "cpu" else machines.chips,
+        "partition": request.partition or settings.partition, "account": settings.account, "qos": settings.qos,
+        "time": settings.time, "signal": f"TERM@{settings.save_seconds}" if settings.time else None,
+        "output": f"{place}/job-{'%A-%a' if array else '%j'}.log", "open-mode": "append",
+        "chdir": plain_path(str(Path.cwd()), "the current folder"),
+        "array": f"{numbers(request.runs)}{f'%{request.at_once}' if request.at_once else ''}" if array else None,
+    }
+    lines = [f"--{name}={_checked(name, value)}" for name, value in options.items() if value not in (None, "")]
+    lines += ["--requeue", *(directive(o, "site.slurm.options") for o in settings.options)]
+    image = request.image or settings.image
+    srun, prefix = container(settings, image)
+    words = command(settings.python or ("python3" if image else sys.executable), request, str(config), workdir)
+    script = render("slurm/job.sbatch", dict(
+        title=f"{request.label}: {machines}, launched by lgm", options=lines, variables=variables_of(machines.kind, request.site.env), kind=machines.kind,
+        setup=settings.setup, logs=str(place / "logs"), kept=str(place / "lost"), srun=srun, command=prefix + words,
+        rank_log="run-$SLURM_ARRAY_TASK_ID-rank-%t.log" if array else "rank-%t.log", array=array,
+        restarts=settings.restarts, checkpoints=f"{workdir}/checkpoints",
+    ), request.site.templates)
+    rank = f"run-{request.runs[0]}-rank-0.log" if array else "rank-0.log"
+    return Job(
+        files={config: json.dumps(request.values, indent=2) + "\n", place / "job.sbatch": script},
+        submit=("sbatch", "--parsable", str(place / "job.sbatch")),
+        watch=("squeue --jobs={id}", f"tail -F {place}/logs/{rank}"), cancel="scancel {id}",
+    )
+
+
+def container(settings, image: str) -> tuple[list[str], list[str]]:
+    """(options of srun, words before the command) that run it in the image."""
+    if settings.container == "none":
+        if image:
+            raise ConfigError("--image (or site.slurm.image) needs site.slurm.container = \"pyxis\" or \"apptainer\"")
+        return [], []
+    if not image:
+        raise ConfigError(f"site.slurm.container={settings.container!r} needs --image or site.slurm.image")
+    if settings.container == "pyxis":
+        mounts = [f"--container-mounts={','.join(settings.mounts)}"] if settings.mounts else []
+        return [f"--container-image={image}", *mounts], []
+    binds = [word for mount in settings.mounts for word in ("--bind", mount)]
+    return [], ["apptainer", "exec", "--nv", *binds, image]
+
+
+def numbers(runs: tuple[int, ...]) -> str:
+    """0,1,2,5 as 0-2,5: an array's indices."""
+    parts: list[list[int]] = []
+    for run in runs:
+        if parts and run == parts[-1][1] + 1:
+            parts[-1][1] = run
+        else:
+            parts.append([run, run])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def submit(job: Job) -> str:
+    """Hand it to Slurm; returns the job's number."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError("sbatch is not here; launch from a login node of the cluster, or see the job with --dry-run")
+    done = subprocess.run(job.submit, capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"sbatch refused the job: {done.stderr.strip()}")
+    return done.stdout.strip().split(";")[0]
+
+
+def state(record: dict[str, Any]) -> str:
+    """Where the job is: squeue's state, with its reason while it waits; of an array the number in each; "" when it is in
+    the queue no longer."""
+    done = subprocess.run(["squeue", "--noheader", f"--jobs={record['id']}", "--array", "--format=%T %r"],
+                          capture_output=True, text=True)
+    rows = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip()]
+    if not rows:
+        return ""
+    if len(rows) == 1:
+        name, reason = rows[0][0], rows[0][1] if len(rows[0]) > 1 else ""
+        return name if name != "PENDING" or reason in ("", "None") else f"{name} ({reason})"
+    count: dict[str, int] = {}
+    for row in rows:
+        count[row[0]] = count.get(row[0], 0) + 1
+    return ", ".join(f"{n} {name}" for name, n in count.items())
+
+
+def _checked(name: str, value: Any) -> str:
+    text = str(value)
+    if name in ("output", "array"):  # ours, with Slurm's own patterns in it
+        return text
+    return directive(text, f"site.slurm.{name}")

@@ -1,0 +1,136 @@
+"""`lgm status`: where launched runs are, from the cluster's queue and from what each run leaves in its folder."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lgm.parsing import ConfigError
+
+COLUMNS = {"run": "run", "state": "state", "images": "images", "loss": "loss", "mfu": "MFU", "checkpoint": "checkpoint",
+           "left": "time left"}
+
+
+def status(workdirs: Sequence[str], as_json: bool = False) -> int:
+    """Print one row a run; of a sweep's folder one row for each of its runs."""
+    rows = [row for workdir in workdirs for row in of_folder(Path(workdir))]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for title in COLUMNS.values():
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(spoken(key, row) for key in COLUMNS))
+    Console(soft_wrap=False).print(table)
+    return 0
+
+
+def of_folder(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of one folder. Raises ConfigError, one line, for one that no run has."""
+    record = _json(workdir / "launch" / "job.json")
+    if not workdir.is_dir() or (record is None and not any(workdir.rglob("metrics.jsonl"))):
+        raise ConfigError(f"{workdir} is the folder of no run: it has neither launch/job.json nor metrics.jsonl")
+    queue = _queue(record)
+    folders = [workdir] if (workdir / "metrics.jsonl").exists() else sorted(
+        path.parent for path in workdir.rglob("metrics.jsonl"))
+    if not folders:
+        return [{"run": str(workdir), "state": queue or "not started"}]
+    return [of_run(folder, record, queue, alone=folder == workdir) for folder in folders]
+
+
+def of_run(folder: Path, record: dict | None, queue: str, alone: bool = True) -> dict[str, Any]:
+    """What one run's folder tells: images, loss, MFU, seconds since the last checkpoint and until the end."""
+    config = _json(folder / "config.json") or {}
+    rows = [row for line in _lines(folder / "metrics.jsonl") if (row := _row(line))]
+    losses = [row for row in rows if "loss" in row]
+    last = losses[-1] if losses else {}
+    images, total = max((row["images"] for row in rows), default=0), config.get("total_images")
+    batch = config.get("batch_size") or 1
+    done = total is not None and images >= total // batch * batch
+    saved = _newest_checkpoint(folder)
+    rate = last.get("images_per_second")
+    row = {
+        "run": str(folder), "images": images, "total_images": total, "loss": last.get("loss"),
+        "mfu": last.get("mfu", _mfu(last, record)), "checkpoint": None if saved is None else saved[0] * batch,
+        "checkpoint_seconds_ago": None if saved is None else time.time() - saved[1],
+        "seconds_left": 0.0 if done else (total - images) / rate if total and rate else None,
+        "written_seconds_ago": time.time() - (folder / "metrics.jsonl").stat().st_mtime,
+    }
+    ours = queue if alone or not done else ""
+    return row | {"state": ours or ("finished" if done else "stopped" if record else "not launched")}
+
+
+def spoken(key: str, row: dict[str, Any]) -> str:
+    """One cell for people."""
+    value = row.get(key)
+    if key == "images" and value is not None:
+        return f"{value:,}/{row['total_images']:,}" if row.get("total_images") else f"{value:,}"
+    if key == "checkpoint" and value is not None:
+        return f"{value:,}, {_span(row['checkpoint_seconds_ago'])} ago"
+    if key == "left":
+        seconds = row.get("seconds_left")
+        return "" if not seconds else _span(seconds)
+    if value is None:
+        return ""
+    return f"{value:.0%}" if key == "mfu" else f"{value:.4g}" if key == "loss" else str(value)
+
+
+def _span(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _queue(record: dict | None) -> str:
+    """The cluster's word for the job, "" where it has none any more; a cluster that cannot be asked is said so."""
+    if record is None:
+        return ""
+    from lgm.launching.launch import ENGINES
+
+    try:
+        return importlib.import_module(f"lgm.launching.{ENGINES[record['on']]}").state(record)
+    except OSError as error:
+        return f"unknown ({record['on']}: {error.strerror or error})"
+
+
+def _mfu(row: dict, record: dict | None) -> float | None:
+    """From the row's FLOP/s and the peak of what it was launched on."""
+    if not row or not record or "tflops_per_second" not in row:
+        return None
+    from lgm.parallel.chips import CHIPS
+
+    chip = CHIPS.get(record["kind"])
+    return None if chip is None else row["tflops_per_second"] * 1e12 / (record["devices"] * chip.share.flops)
+
+
+def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:
+    """(step, when it was written) of the newest."""
+    place = folder / "checkpoints"
+    steps = [path for path in place.iterdir() if path.name.isdigit()] if place.is_dir() else []
+    newest = max(steps, key=lambda path: int(path.name), default=None)
+    return None if newest is None else (int(newest.name), newest.stat().st_mtime)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _row(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None  # being written
+
+
+def _json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

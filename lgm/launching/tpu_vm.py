@@ -1,0 +1,124 @@
+"""Cloud TPU VMs: a queued resource, and a script on all its workers over ssh, asked for again when it is preempted.
+
+There is no engine on the machines themselves to restart a run, so `lgm launch` stays: it waits for the slices, sets the
+workers up, starts training on them and watches. Started again, it goes on with what it finds.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lgm.launching.flags import variable
+from lgm.launching.job import Job, Request, plain_path
+from lgm.launching.machines import TPUS
+from lgm.launching.render import render
+from lgm.launching.tpu_drive import Driver, Names
+from lgm.parsing import ConfigError
+
+
+def job(request: Request) -> Job:
+    """The workers' script, and the commands that are run for it."""
+    settings, machines = request.site.tpu_vm, request.machines
+    tpu = TPUS[machines.kind]
+    if tpu.vm is None:
+        raise ConfigError(f"--topology={machines.topology}: there are no TPU VMs of {machines.kind}; use --on=gke")
+    for name in ("project", "zone"):
+        if not getattr(settings, name):
+            raise ConfigError(f"site.tpu_vm.{name} is missing; give the {name} that the TPUs are in")
+    if settings.work and not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+", settings.work):
+        raise ConfigError(f"site.tpu_vm.work={settings.work!r} is not gs://BUCKET")
+    if not settings.work and machines.processes > 1:
+        raise ConfigError("site.tpu_vm.work is missing; several workers keep one run's checkpoints, so give gs://BUCKET")
+    commit, repository = _code(settings.repository)
+    config = json.dumps(request.values, indent=2)
+    workdir = f"{settings.mount}/{plain_path(request.workdir, '--workdir').lstrip('/')}"
+    script = render("tpu-vm/worker.sh", dict(
+        title=f"{request.label}: {machines}, launched by lgm", label=request.label, commit=commit,
+        repository=repository, python=settings.python, setup=settings.setup, bucket=settings.work.removeprefix("gs://"),
+        mount=settings.mount, config=config, marker=hashlib.sha256(config.encode()).hexdigest()[:16],
+        variables=[variable(name, value) for name, value in request.site.env.items()], secrets=request.site.secrets,
+        logs=f"{workdir}/launch/logs", workdir=workdir, verb="train" if request.runs is None else "sweep",
+    ), request.site.templates)
+    place = Path(request.workdir) / "launch"
+    names = Names(request.label, settings.project, settings.zone, machines.groups)
+    order = {"name": request.label, "type": tpu.vm, "shape": machines.shape, "slices": machines.groups,
+             "runtime": settings.runtime or tpu.runtime, "runs": request.runs, "project": settings.project,
+             "zone": settings.zone, "spot": settings.spot, "reserved": settings.reserved, "network": settings.network,
+             "service_account": settings.service_account, "restarts": settings.restarts, "tries": settings.tries,
+             "pause_seconds": settings.pause_seconds, "wait_hours": settings.wait_hours}
+    where = f"--zone={settings.zone} --project={settings.project}"
+    driver = Driver(order, script)
+    told = [shlex.join(words) for words in driver.commands()]
+    return Job(
+        files={place / "worker.sh": script, place / "order.json": json.dumps(order, indent=2) + "\n"},
+        submit=(sys.executable, "-m", "lgm.launching.tpu_vm", str(place)),
+        watch=(f"tail -F {place}/job.log", f"gcloud compute tpus queued-resources describe {request.label} {where}",
+               f"gcloud compute tpus tpu-vm ssh {names.nodes[0]} {where} --worker=0 --command="
+               f"{shlex.quote(f'tail -n 20 {workdir}/launch/logs/*.log')}"),
+        cancel=f"kill {{id}}; gcloud compute tpus queued-resources delete {request.label} {where} --force --quiet",
+        notes=("# --- in this order, each tried again where the network fails, all of it again after a preemption", *told),
+    )
+
+
+def _code(repository: str) -> tuple[str, str]:
+    """(commit, repository) that the workers check out: this checkout's, which must be committed and pushed."""
+    place = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(place), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        raise ConfigError(f"{place} is no git checkout; TPU VMs clone the code at a commit, so launch from one")
+    if git("status", "--porcelain", "--untracked-files=no"):
+        raise ConfigError(f"{place} has changes that are not committed, which TPU VMs would not get; commit and push them")
+    repository = repository or git("remote", "get-url", "origin")
+    if not repository:
+        raise ConfigError("site.tpu_vm.repository is missing; give what the workers can clone")
+    repository = re.sub(r"(?<=://)[^/@]*@", "", repository)  # whose password it was stays here
+    return commit, repository
+
+
+def submit(job: Job) -> str:
+    """Start the driver in the background, in a session of its own; returns its process number."""
+    if shutil.which("gcloud") is None:
+        raise ConfigError("gcloud is not here; install the Google Cloud CLI and log in, or see the job with --dry-run")
+    with open(Path(job.submit[-1]) / "job.log", "ab") as log:
+        return str(subprocess.Popen(job.submit, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                    start_new_session=True).pid)
+
+
+def state(record: dict[str, Any]) -> str:
+    """The queued resource's state while the driver is there, "" when it has gone."""
+    try:
+        words = Path(f"/proc/{record['id']}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    if b"lgm.launching.tpu_vm" not in words:
+        return ""
+    done = subprocess.run(["gcloud", "compute", "tpus", "queued-resources", "describe", record["name"],
+                           f"--zone={record['zone']}", f"--project={record['project']}", "--format=value(state.state)"],
+                          capture_output=True, text=True)
+    return done.stdout.strip() or "RUNNING"
+
+
+def main(place: str) -> int:
+    """Drive what `place` holds: order.json and worker.sh."""
+    order = json.loads((Path(place) / "order.json").read_text())
+    return Driver(order, (Path(place) / "worker.sh").read_text()).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

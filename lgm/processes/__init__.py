@@ -1,0 +1,15 @@
+"""Runs of several processes: found from the cluster, watched by a supervisor each, stopped together with a name.
+
+On a cluster each process of `lgm train` is a supervisor. It finds its place (`place`), meets the others over TCP within
+a bound (`hub`), starts the training process proper as its child and watches it (`supervise`); the child is a member
+(`member`). What a training process cannot do, say why it died or notice that it hangs, its supervisor does: a kill, a
+lost machine or a late one stops all processes with one line that names the process and its host.
+
+The supervisors import no JAX and hold no device.
+"""
+
+from lgm.processes.bounds import LOST, PREEMPTED, Bounds
+from lgm.processes.place import Place, find
+from lgm.processes.supervise import supervise
+
+__all__ = ["LOST", "PREEMPTED", "Bounds", "Place", "find", "supervise"]

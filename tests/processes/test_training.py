@@ -1,0 +1,133 @@
+"""Real processes over Gloo on loopback: they train, stop, go on with the result of one process, and name a lost one."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lgm.cli import main
+from lgm.train.checkpoint import Checkpoints
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(dict(
+        name="small", batch_size=8, total_images=800,
+        data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses"), crop=48),
+        model=dict(family="autoencoder", latent_channels=4, block_channels=(24,), layers_per_block=1, patch_size=8,
+                   norm_groups=4, mid_attention=False),
+        optimizer=dict(lr=1e-3, warmup_images=80), ema=dict(half_life_images=160),
+        evaluation=dict(batch_size=8, max_images=8), sampling=dict(count=2),
+        log=dict(every_images=16, checkpoint_every_images=80),
+    ))
+"""
+BOUND = 5.0  # seconds in which a killed process is noticed, as lgm.processes.supervise states
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "small.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "alone"
+    assert main(["train", f"--config={config}", f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def launched(config, workdir, count):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "lgm.cli", "train", f"--config={config}", f"--workdir={workdir}",
+               f"--coordinator={address}", f"--processes={count}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return [subprocess.Popen([*command, f"--process-id={i}"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             env=environment) for i in range(count)]
+
+
+def ends(processes):
+    texts = ["".join(process.communicate(timeout=900)) for process in processes]
+    return [process.returncode for process in processes], texts
+
+
+def rows(workdir):
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for_step(workdir, step, processes):
+    while not any(row["step"] >= step for row in rows(workdir)):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+
+
+def children(process):
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        return [int(word) for word in file.read().split()]
+
+
+def final(workdir):
+    checkpoints = Checkpoints(workdir)
+    try:
+        tree = checkpoints.manager.item_metadata(checkpoints.latest())["state"]
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
+        return checkpoints.latest(), [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.restore(abstract)[0])]
+    finally:
+        checkpoints.close()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_end_as_one_process_does_whatever_stops_them(config, alone, tmp_path, count):
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    codes, texts = ends(launched(config, undisturbed, count))
+    assert codes == [0] * count, texts
+    step, weights = final(undisturbed)
+    assert step == 100
+    for ours, theirs in zip(weights, final(alone)[1], strict=True):
+        # sums over processes are taken in another order than over one batch: float32's rounding over 100 steps of Adam
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * max(np.abs(theirs).max(), 1e-6))
+    assert sorted(p.name for p in undisturbed.iterdir()) == sorted(p.name for p in alone.iterdir() if
+                                                                   "tfevents" not in p.name) + [
+        p.name for p in undisturbed.iterdir() if "tfevents" in p.name]  # one of each, as from one process
+
+    processes = launched(config, disturbed, count)
+    wait_for_step(disturbed, 2, processes)
+    processes[-1].send_signal(signal.SIGTERM)  # one is told to stop: all save the same step
+    codes, texts = ends(processes)
+    assert codes == [75] * count, texts
+    stopped = {int(re.search(r"stopped by SIGTERM at step (\d+)", text).group(1)) for text in texts}
+    assert len(stopped) == 1 and final(disturbed)[0] == min(stopped) < 100
+
+    processes = launched(config, disturbed, count)
+    wait_for_step(disturbed, min(stopped) + 2, processes)
+    victim = count - 1
+    os.kill(children(processes[victim])[0], signal.SIGKILL)
+    start = time.monotonic()
+    codes, texts = ends(processes)
+    assert time.monotonic() - start < BOUND * (1 if os.getloadavg()[0] < os.cpu_count() else 10)
+    assert codes == [76] * victim + [137]
+    for text in texts:
+        assert re.search(rf"process {victim} \({socket.gethostname()}, pid \d+\) was killed by SIGKILL", text), text
+
+    codes, texts = ends(launched(config, disturbed, count))
+    assert codes == [0] * count, texts
+    step, again = final(disturbed)
+    assert step == 100 and all(a.tobytes() == b.tobytes() for a, b in zip(again, weights, strict=True))
+    steps = [row["step"] for row in rows(disturbed)]
+    assert steps == sorted(steps)

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# A real Slurm cluster of two nodes on this machine, over loopback, for tests:
+#
+#     tools/slurm_cluster.sh start FOLDER      all its files live there; then: export SLURM_CONF=FOLDER/slurm.conf
+#     tools/slurm_cluster.sh stop FOLDER
+#
+# Two partitions: `low`, and `high`, which takes its nodes from `low` by requeueing what runs there. Needs root and
+# Debian's packages: apt-get install slurm-wlm munge
+set -euo pipefail
+what=${1:-} folder=$(realpath -m "${2:-}")
+[[ $# -eq 2 && ( $what == start || $what == stop ) ]] || { sed -n '2,8p' "$0"; exit 2; }
+
+stop() {
+    for pid in "$folder"/n1.pid "$folder"/n2.pid "$folder"/ctld.pid "$folder"/munge/munged.pid; do
+        [[ -s $pid ]] && kill "$(cat "$pid")" 2>/dev/null || true
+    done
+    for pid in "$folder"/n1.pid "$folder"/n2.pid "$folder"/ctld.pid; do
+        for _ in $(seq 100); do [[ -s $pid ]] && kill -0 "$(cat "$pid")" 2>/dev/null && sleep 0.1 || break; done
+    done
+}
+
+start() {
+    for program in munged slurmctld slurmd sbatch; do
+        command -v $program > /dev/null || { echo "$program is not here: apt-get install slurm-wlm munge"; exit 1; }
+    done
+    mkdir -p "$folder/state" "$folder/munge"
+    # a munge of its own, with a key and a socket in the folder
+    dd if=/dev/urandom of="$folder/munge/key" bs=128 count=1 status=none
+    chmod 711 "$folder"
+    chown -R munge "$folder/munge"
+    chmod 700 "$folder/munge/key" && chmod 600 "$folder/munge/key" && chmod 755 "$folder/munge"
+    setpriv --reuid munge --regid munge --clear-groups munged --force --key-file="$folder/munge/key" \
+        --socket="$folder/munge/socket" --pid-file="$folder/munge/munged.pid" --log-file="$folder/munge/munged.log" \
+        --seed-file="$folder/munge/seed"
+    local base=$((17000 + RANDOM % 2000 * 4))
+    cat > "$folder/slurm.conf" <<CONF
+ClusterName=test
+SlurmctldHost=$(hostname)(127.0.0.1)
+SlurmctldPort=$base
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge/socket,cred_expire=5
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmctldPidFile=$folder/ctld.pid
+SlurmdPidFile=$folder/%n.pid
+SlurmdSpoolDir=$folder/spool_%n
+StateSaveLocation=$folder/state
+SlurmctldLogFile=$folder/ctld.log
+SlurmdLogFile=$folder/%n.log
+SlurmUser=root
+ReturnToService=2
+MpiDefault=none
+KillWait=60
+SchedulerParameters=sched_min_interval=500000,batch_sched_delay=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmdParameters=config_overrides
+NodeName=n1 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$((base + 1)) CPUs=1 RealMemory=10000
+NodeName=n2 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$((base + 2)) CPUs=1 RealMemory=10000
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 State=UP
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
+CONF
+    export SLURM_CONF=$folder/slurm.conf
+    slurmctld
+    slurmd -N n1
+    slurmd -N n2
+    for _ in $(seq 300); do
+        [[ $(sinfo --noheader --partition=low --states=idle --format=%D 2>/dev/null) == 2 ]] && return
+        sleep 0.1
+    done
+    echo "the nodes did not come up; see $folder/*.log"
+    sinfo || true
+    stop
+    exit 1
+}
+
+$what
