@@ -15,6 +15,7 @@ from lgm.processes.hub import BEAT, SETTLE
 from lgm.processes.supervise import CHANNEL, MEMBER
 
 _channel: _Channel | None = None
+_asked = 0  # calls of stop_agreed
 
 
 class _Channel:
@@ -96,14 +97,17 @@ def at_step(step: int) -> None:
         _channel.send(step=step)
 
 
-def stop_agreed(step: int) -> bool:
-    """Whether `step` is the one at which all save and stop, since one of them has been sent SIGTERM.
+def stop_agreed() -> bool:
+    """Whether all save and stop at this step, since one of them has been sent SIGTERM.
 
-    Ask once after each step. JAX's preemption service finds the step: one more than any process has begun.
+    Ask once after each step. JAX's preemption service finds the step: the one after the last that any process has
+    begun. It is told how often this was asked, which all processes count alike over as many runs as they train.
     """
+    global _asked
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    _asked += 1
+    return multihost_utils.reached_preemption_sync_point(_asked)
 
 
 def settle() -> None:

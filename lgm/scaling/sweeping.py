@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from lgm.parsing import ConfigError
+from lgm.processes import PREEMPTED
 from lgm.scaling import results
 from lgm.scaling.board import Board
 from lgm.scaling.sweep import Run, Sweep, expand, load
@@ -41,7 +42,7 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
             _train(plan, runs, place) if only is None else _train_one(runs[only], place)
         except loop.Preempted as error:
             print(f"lgm sweep: {error}", flush=True)
-            return loop.PREEMPTED
+            return PREEMPTED
     if only is None:
         rows, missing = results.gather(place, runs)
         table = place / "runs.csv"

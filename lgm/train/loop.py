@@ -158,7 +158,7 @@ class _Run:
                 self._log(step, metrics)
             paused = time.monotonic()
             self.measure(state, step)  # before the checkpoint, so that a run resumed there has its rows
-            stop = member.stop_agreed(step) if member.joined() else self.stop
+            stop = member.stop_agreed() if member.joined() else self.stop
             if stop or self._due(step, config.log.checkpoint_every_images):
                 self._save(state, *pending)
             if stop and step < config.steps:
