@@ -21,12 +21,16 @@ EXAMPLES = {
              "         lgm sweep --config=configs/scaling/pod.py --workdir=runs/pod --only=$SLURM_ARRAY_TASK_ID",
     "fit": "lgm fit --data=runs.csv --out=fits/runs --budget=1e21,1e22\n"
            "         lgm fit --data=runs.csv --out=fits/runs --pod-hours=24 --chips=256 --chip-peak=459e12 --mfu=0.4",
+    "launch": "lgm launch --on=slurm --config=configs/emoji.py --workdir=/shared/runs/emoji --nodes=2 --dry-run\n"
+              "         lgm launch --on=gke --config=configs/emoji.py --workdir=emoji --topology=v5e:4x4 --slices=2\n"
+              "         lgm launch sweep --on=slurm --config=sweep.py --workdir=/shared/runs/sweep --at-once=8",
+    "status": "lgm status runs/quickstart runs/emoji",
     "inspect": "lgm inspect --preset=flux_dev --preset=t5_v1_1_xxl\n"
                "         lgm inspect --from=models/sd15 --levels=2",
 }
 
 
-CONFIGURED = ("train", "sweep")  # verbs that take --config.KEY=VALUE
+CONFIGURED = ("train", "sweep", "launch")  # verbs that take --config.KEY=VALUE
 DISTRIBUTED = ("train", "sweep")  # verbs that run as several processes where the cluster starts several
 
 
@@ -140,6 +144,26 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--list", action="store_true", help="print the runs and what they cost; train nothing")
     what.add_argument("--only", type=int, help="train the run of this number, by itself, as a cluster's job")
     what.add_argument("--gather", action="store_true", help="write runs.csv from what is finished; train nothing")
+
+    launch = verb("launch", _launch, "Run a config on a cluster: Slurm, GKE, Cloud TPU VMs or this machine.")
+    launch.add_argument("what", nargs="?", choices=("train", "sweep"), default="train",
+                        help="one training run (default), or a sweep's runs, each a job of its own")
+    launch.add_argument("--on", required=True, choices=("slurm", "gke", "tpu-vm", "local"))
+    launch.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
+    launch.add_argument("--workdir", required=True, help="the run's folder, where the cluster sees it")
+    launch.add_argument("--site", help="the site's TOML file (default: $LGM_SITE, or ~/.config/lgm/site.toml)")
+    launch.add_argument("--nodes", type=int, help="nodes of GPUs; processes with --on=local (default: 1)")
+    launch.add_argument("--topology", help="a TPU slice, as v5e:4x4")
+    launch.add_argument("--slices", type=int, help="how many slices (default: 1)")
+    launch.add_argument("--partition", help="Slurm's (default: the site's)")
+    launch.add_argument("--image", help="container image (default: the site's)")
+    launch.add_argument("--at-once", type=int, help="runs of a sweep at one time (default: as many as fit)")
+    launch.add_argument("--plan", action="store_true", help="ask the compiler first whether it fits")
+    launch.add_argument("--dry-run", action="store_true", help="print the job, submit and write nothing")
+
+    status = verb("status", _status, "Where launched runs are: queue, images, loss, MFU, checkpoint, time left.")
+    status.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folders of runs or sweeps")
+    status.add_argument("--json", action="store_true", help="as JSON, times in seconds")
 
     fit = verb("fit", _fit, "Scaling laws from a CSV of runs: fit.json, figures and a report.")
     fit.add_argument("--data", required=True,
@@ -259,6 +283,21 @@ def _sweep(arguments, overrides) -> int:
 
     return sweeping.run(arguments.config, arguments.workdir, overrides, only=arguments.only, gather=arguments.gather,
                         list_=arguments.list)
+
+
+def _launch(arguments, overrides) -> int:
+    from lgm.launching import launch
+
+    names = ("on", "config", "workdir", "site", "nodes", "topology", "slices", "partition", "image", "at_once", "plan",
+             "dry_run")
+    words = launch.Words(sweep=arguments.what == "sweep", **{name: getattr(arguments, name) for name in names})
+    return launch.launch(words, overrides)
+
+
+def _status(arguments, overrides) -> int:
+    from lgm.launching import status
+
+    return status.status(arguments.workdirs, arguments.json)
 
 
 def _fit(arguments, overrides) -> int:

@@ -72,8 +72,8 @@ def job(request: Request) -> Job:
 def submit(job: Job) -> str:
     """Hand it to Kubernetes; returns the names of what was made."""
     if shutil.which("kubectl") is None:
-        raise ConfigError("kubectl is not here; install it and gcloud container clusters get-credentials, or see the job "
-                          "with --dry-run")
+        raise ConfigError("kubectl is not here; install it, then gcloud container clusters get-credentials, or see the "
+                          "job with --dry-run")
     done = subprocess.run(job.submit, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"kubectl refused the job: {done.stderr.strip()}")
@@ -118,9 +118,9 @@ def _work(work: str) -> tuple[str, str]:
 
 def _secrets(secrets: dict[str, str]) -> list[dict[str, str]]:
     found = []
-    for variable, where in secrets.items():
-        name, slash, key = where.partition("/")
-        if not (name and slash and key):
-            raise ConfigError(f"site.secrets.{variable}={where!r}: on GKE give the Secret and its key, as \"SECRET/KEY\"")
-        found.append({"variable": variable, "name": name, "key": key})
+    for name, where in secrets.items():
+        secret, slash, key = where.partition("/")
+        if not (secret and slash and key):
+            raise ConfigError(f"site.secrets.{name}={where!r}: on GKE give the Secret and its key, as \"SECRET/KEY\"")
+        found.append({"variable": name, "name": secret, "key": key})
     return found

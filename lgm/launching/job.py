@@ -14,9 +14,9 @@ from lgm.parsing import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What was asked for. values: the config as plain values, overrides in it. runs: the numbers of the sweep's runs that
-    are not finished, None for one training run. at_once: how many of them at most. overrides: of site settings by the
-    command line (partition, image).
+    """What was asked for. values: the config as plain values, overrides in it. runs: the numbers of the sweep's runs
+    that are not finished, None for one training run. at_once: how many of them at most. partition and image go before
+    the site's.
     """
 
     name: str
@@ -37,8 +37,8 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """files: text by path, written before anything is run. script: the one that --dry-run prints last. submit: the
-    command. watch, cancel: lines that a person can run, {id} standing for the job's number. mode: of executables."""
+    """files: text by path, written before anything is run. submit: the command. watch, cancel: lines that a person can
+    run, {id} standing for the job's number. notes: more to print."""
 
     files: dict[Path, str]
     submit: tuple[str, ...]

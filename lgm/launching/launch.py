@@ -136,8 +136,8 @@ def check(config: schema.Config, machines: Machines) -> None:
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "all 1"
     count = machines.devices
     if len(free) > 1 or fixed <= 0 or count % fixed or (not free and fixed != count):
-        raise ConfigError(f"config.mesh ({asked}) does not fit the {count} devices of {machines}; the sizes must multiply "
-                          f"to {count}, and one of them may be -1")
+        raise ConfigError(f"config.mesh ({asked}) does not fit the {count} devices of {machines}; the sizes must "
+                          f"multiply to {count}, and one of them may be -1")
     sizes |= {axis: count // fixed for axis in free}
     shares = sizes["data"] * sizes["fsdp"]
     for what, parts in ((f"data={sizes['data']} x fsdp={sizes['fsdp']}", shares),
@@ -185,5 +185,5 @@ def _refuse_running(words: Words) -> None:
     except OSError:
         return  # launched from elsewhere, and cannot be asked here
     if state:
-        raise ConfigError(f"{words.workdir} has been launched to {record['on']} as {record['id']} and is {state}; cancel "
-                          "that first, or give another --workdir")
+        raise ConfigError(f"{words.workdir} has been launched to {record['on']} as {record['id']} and is {state}; "
+                          "cancel that first, or give another --workdir")

@@ -1,4 +1,4 @@
-"""What can be asked for: TPU slices and GPU nodes, how many devices JAX sees of them, and what each cluster calls them."""
+"""What can be asked for: TPU slices and GPU nodes, how many devices JAX sees of them, and what clusters call them."""
 
 from __future__ import annotations
 

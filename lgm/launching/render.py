@@ -1,5 +1,5 @@
-"""Templates to text. Every value is quoted where it is put in, for the shell or for YAML, by the file's kind: a template
-cannot forget it. Nothing that looks like a secret leaves here."""
+"""Templates to text. Every value is quoted where it is put in, for the shell or for YAML, by the file's kind: a
+template cannot forget it. Nothing that looks like a secret leaves here."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Verbatim(str):
 
 
 def folder() -> Path:
-    """`launch/`, which stands beside the package: `pip install -e .`, the install there is, leaves it in the checkout."""
+    """`launch/`, which stands beside the package: `pip install -e .`, the install there is, leaves it where it is."""
     place = Path(lgm.__file__).resolve().parents[1] / "launch"
     if not place.is_dir():
-        raise ConfigError(f"{place} is not there: lgm launch needs the checkout's templates; install with pip install -e .")
+        raise ConfigError(f"{place} is not there: lgm launch needs the checkout's templates; pip install -e . keeps them")
     return place
 
 
@@ -89,7 +89,7 @@ def directive(value: Any, what: str = "a value") -> Verbatim:
 
 
 def refuse_secrets(text: str) -> None:
-    """Raise ConfigError where `text` holds the value of a secret variable of this environment, or what looks like one."""
+    """Raise ConfigError where `text` holds the value of a secret variable of this process, or what looks like one."""
     for name, value in os.environ.items():
         if SECRET.search(name) and len(value) >= 8 and value in text:
             raise ConfigError(f"the value of ${name} would stand in the job; name {name} in the site's [secrets], and "

@@ -17,10 +17,10 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """[slurm]. gpu: a kind of `launch/flags.toml`, or "cpu". tasks: one process a "node" or a "gpu". time: the limit, at
-    most; the run saves `save_seconds` before it and queues again. restarts: how often a run whose process was killed
-    starts again without a new checkpoint. container: "pyxis" or "apptainer", then with `image` and `mounts` (SRC:DST).
-    setup: shell lines before the run. options: more for sbatch. python: what runs lgm (default: the launching one).
+    """[slurm]. gpu: a kind of `launch/flags.toml`, or "cpu". tasks: one process a "node" or a "gpu". time: the limit; the
+    run saves `save_seconds` before it and queues again. restarts: how often a run whose process was killed starts again
+    without a new checkpoint. container: "pyxis" or "apptainer", then with `image` and `mounts` (SRC:DST). setup: shell
+    lines before the run. options: more for sbatch. python: what runs lgm (default: the launching one).
     """
 
     partition: str = ""
@@ -43,9 +43,9 @@ class Slurm:
 
 @dataclasses.dataclass(frozen=True)
 class GKE:
-    """[gke]. work: "gs://BUCKET" (mounted by the GCS FUSE driver) or "pvc:CLAIM", seen by the run as `mount`. queue: Kueue's
-    LocalQueue; flavor: the ResourceFlavor out of which a sweep's bound is made. grace_seconds: for the save at a
-    preemption. ttl_seconds: how long a finished JobSet stays. spot: run on spot nodes. priority: a PriorityClass.
+    """[gke]. work: "gs://BUCKET" (mounted by the GCS FUSE driver) or "pvc:CLAIM", seen by the run as `mount`. queue: a
+    LocalQueue of Kueue; flavor: the ResourceFlavor out of which a sweep's bound is made. grace_seconds: for the save at
+    a preemption. ttl_seconds: how long a finished JobSet stays. spot: run on spot nodes. priority: a PriorityClass.
     """
 
     image: str = ""
@@ -100,9 +100,9 @@ class Local:
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """env: variables of every job, none of them secret. secrets: names of variables whose values are secret: Slurm takes
-    them from the environment of the launch, GKE from a Secret as "SECRET/KEY", a TPU VM from Secret Manager by its name.
-    templates: a folder whose files go before those of `launch/`.
+    """env: variables of every job, none of them secret. secrets: variables whose values are secret, by where they are
+    kept: GKE takes them from a Secret, "SECRET/KEY", a TPU VM from Secret Manager, by name there, and Slurm and this
+    machine from the environment of the launch. templates: a folder whose files go before those of `launch/`.
     """
 
     env: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -137,6 +137,6 @@ def read(path: str | None) -> Site:
                 raise ConfigError(f"{file}: site.{table}.{name}={value!r} has the wrong type; give a string")
     for name in site.env:
         if SECRET.search(name):
-            raise ConfigError(f"{file}: site.env.{name} looks like a secret, which would stand in every job; name it in "
-                              "[secrets] instead, without its value")
+            raise ConfigError(f"{file}: site.env.{name} looks like a secret, which would stand in every job; name it "
+                              "in [secrets] instead, without its value")
     return site

@@ -38,7 +38,8 @@ def job(request: Request) -> Job:
     srun, prefix = container(settings, image)
     words = command(settings.python or ("python3" if image else sys.executable), request, str(config), workdir)
     script = render("slurm/job.sbatch", dict(
-        title=f"{request.label}: {machines}, launched by lgm", options=lines, variables=variables_of(machines.kind, request.site.env), kind=machines.kind,
+        title=f"{request.label}: {machines}, launched by lgm", options=lines, kind=machines.kind,
+        variables=variables_of(machines.kind, request.site.env),
         setup=settings.setup, logs=str(place / "logs"), kept=str(place / "lost"), srun=srun, command=prefix + words,
         rank_log="run-$SLURM_ARRAY_TASK_ID-rank-%t.log" if array else "rank-%t.log", array=array,
         restarts=settings.restarts, checkpoints=f"{workdir}/checkpoints",
@@ -88,8 +89,8 @@ def submit(job: Job) -> str:
 
 
 def state(record: dict[str, Any]) -> str:
-    """Where the job is: squeue's state, with its reason while it waits; of an array the number in each; "" when it is in
-    the queue no longer."""
+    """Where the job is: squeue's state, with its reason while it waits; of an array the number in each; "" when it is no
+    longer in the queue."""
     done = subprocess.run(["squeue", "--noheader", f"--jobs={record['id']}", "--array", "--format=%T %r"],
                           capture_output=True, text=True)
     rows = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip()]

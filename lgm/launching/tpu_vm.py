@@ -6,7 +6,6 @@ workers up, starts training on them and watches. Started again, it goes on with 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -14,8 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +64,7 @@ def job(request: Request) -> Job:
                f"gcloud compute tpus tpu-vm ssh {names.nodes[0]} {where} --worker=0 --command="
                f"{shlex.quote(f'tail -n 20 {workdir}/launch/logs/*.log')}"),
         cancel=f"kill {{id}}; gcloud compute tpus queued-resources delete {request.label} {where} --force --quiet",
-        notes=("# --- in this order, each tried again where the network fails, all of it again after a preemption", *told),
+        notes=("# --- in this order; each again where the network fails, all of it again after a preemption", *told),
     )
 
 
@@ -83,7 +80,7 @@ def _code(repository: str) -> tuple[str, str]:
     if not commit:
         raise ConfigError(f"{place} is no git checkout; TPU VMs clone the code at a commit, so launch from one")
     if git("status", "--porcelain", "--untracked-files=no"):
-        raise ConfigError(f"{place} has changes that are not committed, which TPU VMs would not get; commit and push them")
+        raise ConfigError(f"{place} has changes that are not committed, which TPU VMs would not get; commit and push")
     repository = repository or git("remote", "get-url", "origin")
     if not repository:
         raise ConfigError("site.tpu_vm.repository is missing; give what the workers can clone")
