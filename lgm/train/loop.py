@@ -17,6 +17,7 @@ from lgm import config as schema
 from lgm.config import Config
 from lgm.files import write_atomically
 from lgm.parallel import put_batch, replicated, shardings
+from lgm.parallel.chips import peak_flops
 from lgm.parsing import ConfigError, first_difference
 from lgm.processes import member
 from lgm.train.checkpoint import Checkpoints
@@ -218,6 +219,8 @@ class _Run:
         rate = (step - self.clock_step) * self.config.batch_size / (time.monotonic() - self.clock)
         self._start_clock(step)
         speed = {"images_per_second": rate, "tflops_per_second": 3 * self.task.forward_flops * rate / 1e12}
+        if (peak := peak_flops(jax.devices()[0])) is not None:
+            speed["mfu"] = speed["tflops_per_second"] * 1e12 / (peak * jax.device_count())
         self.log.write(step, images, {**metrics, "lr": self.rate(step - 1), **speed})
         self.progress.note(images, {"loss": metrics["loss"], "images/s": rate,
                                     "TFLOP/s": speed["tflops_per_second"]})
