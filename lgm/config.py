@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lgm.models import FAMILIES, classes, family_of
+from lgm.models.attention import Implementation
 from lgm.models.lora import LoRAConfig
 from lgm.parsing import ConfigError, as_dict, parse, read_config_file
 
@@ -78,6 +79,7 @@ class Optimizer:
     "wsd" (warm-up, stable, decay) holds the rate and lowers it linearly over the last `decay_images`. mup_base: fields
     of config.model in which a narrower model differs whose rate `lr` is: every matrix then learns at lr times its
     fan-in there over its fan-in here (muP: Yang et al. 2022, 2203.03466; of diffusion transformers, 2505.15270).
+    offload: the moments stay in the host's memory between updates, where the devices offer that.
     """
 
     lr: float = 1e-3
@@ -91,6 +93,7 @@ class Optimizer:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     mup_base: dict[str, Any] | None = None
+    offload: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,14 +149,23 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each named axis; -1 takes what is left. `rules` overrides logical -> mesh axes."""
+    """Devices along each named axis; -1 takes what is left.
+
+    dcn: the part of an axis that crosses slices or nodes, as {"data": 4}; by default of the first axis they divide.
+    rules: logical axis -> a mesh axis, several in order of preference, or None, in place of `lgm.parallel.RULES`.
+    replicate_below: parameters of fewer elements are whole on every device. microbatches: parts of a batch that follow
+    each other through the pipeline's stages; by default as many as there are stages, more leave them less idle.
+    """
 
     data: int = -1
     fsdp: int = 1
     context: int = 1
     tensor: int = 1
     stage: int = 1
+    dcn: dict[str, int] = dataclasses.field(default_factory=dict)
     rules: dict[str, Any] = dataclasses.field(default_factory=dict)
+    replicate_below: int = 0
+    microbatches: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,13 +173,16 @@ class Config:
     """A run. State after N images is a function of (config, seed, N) alone.
 
     init_from: a diffusers folder, or the folder of a run, whose denoiser's weights training starts from. lora: train
-    low-rank changes to them instead of the weights themselves; all else is then frozen.
+    low-rank changes to them instead of the weights themselves; all else is then frozen. accumulate: pieces of a batch
+    whose gradients are summed before an update, for a batch that does not fit. attention: what computes it
+    (`lgm.models.attention`).
     """
 
     name: str
     model: Any
     total_images: int
     batch_size: int = 32
+    accumulate: int = 1
     seed: int = 0
     data: Data = Data()
     autoencoder: str = "emoji64"
@@ -182,6 +197,7 @@ class Config:
     evaluation: Evaluation = Evaluation()
     log: Log = Log()
     mesh: Mesh = Mesh()
+    attention: Implementation = "auto"
 
     @property
     def steps(self) -> int:
@@ -251,6 +267,11 @@ def _check(config: Config) -> None:
     """Impossible combinations, each in one line."""
     need = lambda ok, line: None if ok else _fail(line)
     need(config.batch_size > 0, f"config.batch_size={config.batch_size} must be at least 1")
+    need(config.accumulate > 0, f"config.accumulate={config.accumulate} must be at least 1")
+    need(config.batch_size % max(config.accumulate, 1) == 0,
+         f"config.accumulate={config.accumulate} does not divide config.batch_size={config.batch_size}; give a divisor")
+    need(config.mesh.microbatches is None or config.mesh.microbatches > 0,
+         f"config.mesh.microbatches={config.mesh.microbatches} must be at least 1")
     need(
         config.total_images >= config.batch_size,
         f"config.total_images={config.total_images} is less than one batch of config.batch_size={config.batch_size}",
@@ -269,6 +290,8 @@ def _check(config: Config) -> None:
         need(config.lora is None, "config.lora is for denoisers; an autoencoder is trained whole")
         need(config.init_from is None, f"config.init_from={config.init_from!r} is for denoisers")
         need(config.optimizer.mup_base is None, "config.optimizer.mup_base is for denoisers")
+        need(config.accumulate == 1, f"config.accumulate={config.accumulate} is for denoisers: an autoencoder's loss "
+                                     "looks at the whole batch; set it to 1")
         return
     if config.optimizer.mup_base is not None:
         need(config.lora is None, "config.optimizer.mup_base is for whole models; a LoRA has no width to transfer over")

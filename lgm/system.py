@@ -18,6 +18,7 @@ from lgm import losses, process, sampling
 from lgm.config import Config, Sampling
 from lgm.models import Conditioning, Model, Params, build, lora
 from lgm.models.autoencoder import standardize, unstandardize
+from lgm.parallel import Layout, constrain, shardings, using
 from lgm.parsing import ConfigError
 from lgm.weights import load_autoencoder
 
@@ -31,7 +32,7 @@ class System:
 
     `frozen` are {"autoencoder": ...} and, by the same names, all else that is not trained. `whole(trained, frozen)`
     are the {"denoiser": ..., "text": ...} that `condition` and `denoise` take. `folder` is the text side of a
-    diffusers folder, which then is the `tokenizer` too.
+    diffusers folder, which then is the `tokenizer` too. All is computed under `layout`, where there is one.
     """
 
     config: Config
@@ -41,6 +42,7 @@ class System:
     process: process.Process
     tokenizer: Any
     folder: FolderText | None = None
+    layout: Layout | None = None
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of all that is trained."""
@@ -64,12 +66,13 @@ class System:
 
     def condition(self, params: Params, tokens_BL: jax.Array, mask_BL: jax.Array) -> Conditioning:
         """What the denoiser is told of captions."""
-        if self.folder is not None:
-            return self.folder.condition(params["text"], tokens_BL, mask_BL)
-        if self.text is None:
-            return Conditioning()
-        hidden_BLD, pooled_BP = self.text.apply(params["text"], tokens_BL, mask_BL)
-        return Conditioning(text=hidden_BLD, text_mask=mask_BL, pooled=pooled_BP)
+        with using(self.layout):
+            if self.folder is not None:
+                return self.folder.condition(params["text"], tokens_BL, mask_BL)
+            if self.text is None:
+                return Conditioning()
+            hidden_BLD, pooled_BP = self.text.apply(params["text"], tokens_BL, mask_BL)
+            return Conditioning(text=hidden_BLD, text_mask=mask_BL, pooled=pooled_BP)
 
     def tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids [B, L] int32, mask [B, L] bool), L being the text encoder's length. Raises on one that does not fit."""
@@ -84,18 +87,21 @@ class System:
 
     def denoise(self, params: Params, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
         """The network's raw output, of the config's target kind."""
-        return self.denoiser.apply(params["denoiser"], x_BHWC, t_B, cond)
+        with using(self.layout):
+            return self.denoiser.apply(params["denoiser"], constrain(x_BHWC, "batch", None, None, None), t_B, cond)
 
     def encode(self, frozen: Params, images_BHWC: jax.Array) -> jax.Array:
         """Latents of uint8 images: the posterior's mean, standardised."""
         x = images_BHWC.astype(jnp.float32) / 127.5 - 1.0
-        mean, _ = self.autoencoder.apply(frozen["autoencoder"], x, method="encode")
+        with using(self.layout):
+            mean, _ = self.autoencoder.apply(frozen["autoencoder"], x, method="encode")
         return standardize(self.autoencoder.config, mean)
 
     def decode(self, frozen: Params, latents_BHWC: jax.Array) -> jax.Array:
         """uint8 images of standardised latents."""
         z = unstandardize(self.autoencoder.config, latents_BHWC)
-        x = self.autoencoder.apply(frozen["autoencoder"], z, method="decode")
+        with using(self.layout):
+            x = self.autoencoder.apply(frozen["autoencoder"], z, method="decode")
         return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
     def grid(self, options: Sampling) -> tuple[np.ndarray, float]:
@@ -119,11 +125,12 @@ class System:
         return side, side, c.latent_channels
 
 
-def build_system(config: Config, shard: Callable[[Model], Any] | None = None) -> tuple[System, Params]:
+def build_system(config: Config, layout: Layout | None = None) -> tuple[System, Params]:
     """(system, frozen parameters) of a config: the autoencoder's and, where its text comes from a folder, the text
-    encoders'. `shard(model)` gives the shardings that they are read into; numpy arrays without it."""
+    encoders'. They are read into the places of `layout`; numpy arrays without one."""
     from lgm.data import Tokenizer
 
+    shard = sharder(layout)
     autoencoder, weights = load_autoencoder(config.autoencoder)
     frozen = {"autoencoder": weights if shard is None else jax.device_put(weights, shard(autoencoder))}
     text = tokenizer = folder = None
@@ -145,9 +152,14 @@ def build_system(config: Config, shard: Callable[[Model], Any] | None = None) ->
     if config.lora:
         denoiser = lora.adapted(denoiser, config.lora)
         denoiser.abstract()  # targets that match nothing are refused here
-    system = System(config, denoiser, text, autoencoder, gaussian, tokenizer, folder)
+    system = System(config, denoiser, text, autoencoder, gaussian, tokenizer, folder, layout)
     system.grid(config.sampling)
     return system, frozen
+
+
+def sharder(layout: Layout | None) -> Callable[[Model], Any] | None:
+    """`shard(model)`: the shardings of a model's parameters in a layout."""
+    return None if layout is None else lambda model: shardings(layout, model.abstract(), model.logical_axes())
 
 
 def named(make, section: Mapping[str, Any], key: str):

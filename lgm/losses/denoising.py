@@ -6,6 +6,7 @@ With the rectified-flow process, target "flow" and a logit-normal density it is 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -19,16 +20,36 @@ from lgm.process import Process
 Predict = Callable[[jax.Array, jax.Array, object], jax.Array]  # (x_t [B, ...], t [B], cond) -> prediction, like x_t
 
 
-def denoising(process: Process, target: str, density: Density, weighting: Weighting):
-    """`loss(predict, x, cond, key) -> (scalar float32, metrics)`: the batch mean of the weighted squared error."""
-    gaussian.coefficients(process, target, jnp.float32(0.5))  # an unknown target is refused here, not in a trace
+@dataclasses.dataclass(frozen=True)
+class Denoising:
+    """`loss(predict, x, cond, key) -> (scalar float32, metrics)`: the batch mean of the weighted squared error.
 
-    def loss(predict: Predict, x: jax.Array, cond, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        t_B, eps, _ = noised(process, density, x, key)
-        error_B = denoising_at(process, target, predict, x, cond, t_B, eps)
-        return jnp.mean(weighting(process, target, t_B) * error_B), {}
+    It is `given` what `draw` draws. A batch that is taken in pieces draws for all of it first.
+    """
 
-    return loss
+    process: Process
+    target: str
+    density: Density
+    weighting: Weighting
+
+    def __call__(self, predict: Predict, x: jax.Array, cond, key: jax.Array) -> tuple[jax.Array, dict]:
+        return self.given(predict, x, cond, *self.draw(key, x.shape))
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """(t [B], eps) for a batch of `shape` [B, ...]."""
+        return drawn(self.density, shape, key)
+
+    def given(self, predict: Predict, x: jax.Array, cond, t_B: jax.Array, eps: jax.Array) -> tuple[jax.Array, dict]:
+        """The loss at times and noise that are drawn."""
+        error_B = denoising_at(self.process, self.target, predict, x, cond, t_B, eps)
+        return jnp.mean(self.weighting(self.process, self.target, t_B) * error_B), {}
+
+
+def denoising(process: Process, target: str, density: Density, weighting: Weighting) -> Denoising:
+    """The loss of a process, a prediction target, a density of t and a weighting. Raises ValueError for an unknown
+    target."""
+    gaussian.coefficients(process, target, jnp.float32(0.5))  # refused here, not in a trace
+    return Denoising(process, target, density, weighting)
 
 
 def denoising_at(process: Process, target: str, predict: Predict, x: jax.Array, cond, t_B: jax.Array,
@@ -39,11 +60,15 @@ def denoising_at(process: Process, target: str, predict: Predict, x: jax.Array, 
     return mean_square(error)
 
 
+def drawn(density: Density, shape: tuple[int, ...], key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(t [B], eps) for a batch of `shape` [B, ...]."""
+    time_key, noise_key = jax.random.split(key)
+    return density(time_key, shape[:1]), jax.random.normal(noise_key, shape, jnp.float32)
+
+
 def noised(process: Process, density: Density, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(t [B], eps, x_t) drawn for a batch x [B, ...]."""
-    time_key, noise_key = jax.random.split(key)
-    t_B = density(time_key, x.shape[:1])
-    eps = jax.random.normal(noise_key, x.shape, jnp.float32)
+    t_B, eps = drawn(density, x.shape, key)
     return t_B, eps, gaussian.add_noise(process, x, eps, t_B)
 
 

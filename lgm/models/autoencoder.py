@@ -79,13 +79,13 @@ class Attention(nnx.Module):
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
         self.norm = GroupNorm(channels, groups, epsilon=EPSILON, silu=False)
-        self.qkv = Linear(channels, 3 * channels, ("embed", "heads"), rngs=rngs)
+        self.qkv = Linear(channels, 3 * channels, ("embed", "heads"), parts=3, rngs=rngs)
         self.out = Linear(channels, channels, ("heads", "embed"), rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         b, h, w, c = x_BHWC.shape
-        q, k, v = jnp.split(self.qkv(self.norm(x_BHWC)).reshape(b, h * w, 1, 3 * c), 3, -1)
-        y = attention(q, k, v).reshape(b, h, w, c)
+        qkv = self.qkv(self.norm(x_BHWC)).reshape(b, h * w, 3, 1, c)
+        y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(b, h, w, c)
         return x_BHWC + self.out(y)
 
 

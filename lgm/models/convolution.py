@@ -9,26 +9,39 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lgm.parallel import platform
+from lgm.parallel import constrain, current, gathered, platform
+
+INNER = ("mlp", "heads", "conv")  # logical axes of features that stay split between two products
 
 
 class Conv(nnx.Module):
     """A square convolution with bias: [B, H, W, in] -> [B, H', W', out]; `padding` is "SAME" or ((top, bottom), ...).
 
-    The weights are float32 and cast to the input's dtype, which is the dtype of the result.
+    The weights are float32 and cast to the input's dtype, which is the dtype of the result. `axes` names the logical
+    axes of the channels in and out.
     """
 
-    def __init__(self, in_channels, out_channels, size=3, *, stride=1, padding=None, zero=False, rngs: nnx.Rngs):
-        self.stride = stride
+    def __init__(self, in_channels, out_channels, size=3, *, stride=1, padding=None, zero=False,
+                 axes=("conv", "channels"), rngs: nnx.Rngs):
+        self.stride, self.axes = stride, axes
         self.padding = ((size // 2, size // 2),) * 2 if padding is None else padding
         init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
         shape = (size, size, in_channels, out_channels)
-        self.kernel = nnx.Param(init(rngs.params(), shape), axes=(None, None, "conv_in", "conv_out"))
-        self.bias = nnx.Param(jnp.zeros(out_channels), axes=("conv_out",))
+        self.kernel = nnx.Param(init(rngs.params(), shape), axes=(None, None, *axes))
+        self.bias = nnx.Param(jnp.zeros(out_channels), axes=axes[1:])
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        kernel, bias = self.kernel[...].astype(x_BHWC.dtype), self.bias[...].astype(x_BHWC.dtype)
-        return convolve(x_BHWC, kernel, self.stride, self.padding) + bias
+        kernel, bias = self.weights(x_BHWC.dtype)
+        return self.placed(convolve(x_BHWC, kernel, self.stride, self.padding) + bias)
+
+    def weights(self, dtype) -> tuple[jax.Array, jax.Array]:
+        """(kernel, bias) as arithmetic in `dtype` takes them."""
+        kernel = gathered(self.kernel[...].astype(dtype), (None, None, *self.axes))
+        return kernel, gathered(self.bias[...].astype(dtype), self.axes[1:])
+
+    def placed(self, y_BHWC: jax.Array) -> jax.Array:
+        """A result where the mesh wants it."""
+        return constrain(y_BHWC, "batch", "height", None, self.axes[1])
 
 
 def convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
@@ -41,27 +54,61 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.
 
 
 class Linear(nnx.Module):
-    """x W (+ b) over the last axis, in the input's dtype; `axes` names the two logical axes of W."""
+    """x W (+ b) over the last axis, in the input's dtype; `axes` names the two logical axes of W.
 
-    def __init__(self, in_features, out_features, axes, *, bias=True, zero=False, rngs: nnx.Rngs):
+    Where the features that come out are of several `parts` (queries, keys and values from one product), the result is
+    [..., parts, features a part]; with `parts_in` those that go in are [..., parts_in, features a part]. W is one
+    matrix all the same; a mesh splits within every part.
+    """
+
+    def __init__(self, in_features, out_features, axes, *, parts=1, parts_in=1, bias=True, zero=False, rngs: nnx.Rngs):
         init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features)), axes=axes)
-        self.bias = nnx.Param(jnp.zeros(out_features), axes=axes[1:]) if bias else None
+        self.axes, self.parts, self.parts_in = axes, parts, parts_in
+        stored = ("fused", None) if parts > 1 else (None, "fused") if parts_in > 1 else axes
+        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features)), axes=stored)
+        self.bias_axes = axes[1:] if parts == 1 else ("fused",)
+        self.bias = nnx.Param(jnp.zeros(out_features), axes=self.bias_axes) if bias else None
         self.adapter = None  # a low-rank change, where `lgm.models.lora` adds one
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self._product(x)
-        return y if self.adapter is None else y + self.adapter(x)
+        if self.bias is not None:
+            bias = gathered(self.bias[...].astype(x.dtype), self.bias_axes)
+            y = y + (bias.reshape(self.parts, -1) if self.parts > 1 else bias)
+        if self.adapter is not None:
+            y = y + self.adapter(self._flat(x)).reshape(y.shape)
+        places = ((), ("tokens",), ("height", None))[y.ndim - 2 - (self.parts > 1)]
+        y = constrain(y, "batch", *places, *(None,) * (self.parts > 1), self.axes[1])
+        return y if self.axes[1] in INNER else constrain(y, *("batch", *places, *(None,) * (y.ndim - 1 - len(places))))
+
+    def _flat(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-2], -1) if self.parts_in > 1 else x
 
     def _product(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype)
+        if current() is not None and current().mesh.size > 1:
+            return self._split_product(x, kernel)
+        x = self._flat(x)
         if platform() == "cpu":
             # one matrix of all tokens: the weights' gradient then contracts one axis, which XLA:CPU does without the
             # transposed copies it makes for two (measured in a small MMDiT's train step: a third less time)
             y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
         else:
             y = x @ kernel
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y.reshape(*y.shape[:-1], self.parts, -1) if self.parts > 1 else y
+
+    def _split_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The product on a mesh, where a part's features and not those of all parts together are what is split."""
+        inputs, outputs = self.axes
+        if self.parts > 1:
+            kernel = kernel.reshape(len(kernel), self.parts, -1)
+            kernel = gathered(kernel, ("fused", None, None), (inputs, None, outputs))
+        elif self.parts_in > 1:
+            kernel = kernel.reshape(self.parts_in, -1, kernel.shape[-1])
+            kernel = gathered(kernel, (None, None, "fused"), (None, inputs, outputs))
+        else:
+            kernel = gathered(kernel, self.axes)
+        return jnp.tensordot(x, kernel, 2 if self.parts_in > 1 else 1)
 
 
 class GroupNorm(nnx.Module):
@@ -71,8 +118,8 @@ class GroupNorm(nnx.Module):
         if channels % groups:
             raise ValueError(f"norm_groups={groups} does not divide {channels} channels; choose a divisor")
         self.groups, self.epsilon, self.silu = groups, epsilon, silu
-        self.scale = nnx.Param(jnp.ones(channels), axes=("conv_out",))
-        self.bias = nnx.Param(jnp.zeros(channels), axes=("conv_out",))
+        self.scale = nnx.Param(jnp.ones(channels), axes=("channels",))
+        self.bias = nnx.Param(jnp.zeros(channels), axes=("channels",))
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         def normalize(x_BHWC, scale, bias):
@@ -80,7 +127,8 @@ class GroupNorm(nnx.Module):
             return jax.nn.silu(y) if self.silu else y
 
         # backward recomputes from x rather than store float32 intermediates: less memory, and a tenth faster on a CPU
-        return jax.checkpoint(normalize)(x_BHWC, self.scale[...], self.bias[...])
+        scale, bias = (gathered(part[...], ("channels",)) for part in (self.scale, self.bias))
+        return jax.checkpoint(normalize)(x_BHWC, scale, bias)
 
 
 def group_norm(x_BHWC: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float) -> jax.Array:
@@ -108,7 +156,7 @@ class ResBlock(nnx.Module):
 
     def __init__(self, in_channels, out_channels, *, groups, epsilon, zero=False, rngs: nnx.Rngs):
         self.norm1 = GroupNorm(in_channels, groups, epsilon=epsilon)
-        self.conv1 = Conv(in_channels, out_channels, rngs=rngs)
+        self.conv1 = Conv(in_channels, out_channels, axes=("channels", "conv"), rngs=rngs)
         self.norm2 = GroupNorm(out_channels, groups, epsilon=epsilon)
         self.conv2 = Conv(out_channels, out_channels, zero=zero, rngs=rngs)
         self.shortcut = Conv(in_channels, out_channels, 1, rngs=rngs) if in_channels != out_channels else None
@@ -137,11 +185,12 @@ def _upsample_phases(x_BHWC: jax.Array, conv: Conv) -> jax.Array:
     summed beforehand: four 2 x 2 convolutions, whose outputs interlace.
     """
     b, h, w, _ = x_BHWC.shape
-    rows = _parity_weights(conv.kernel[...], 0)
+    kernel, bias = conv.weights(jnp.float32)
+    rows = _parity_weights(kernel, 0)
     weights = [[k.astype(x_BHWC.dtype) for k in _parity_weights(row, 1)] for row in rows]
     phase = lambda p, q: convolve(x_BHWC, weights[p][q], 1, ((1 - p, p), (1 - q, q)))
     y = jnp.stack([jnp.stack([phase(p, q) for q in (0, 1)], 3) for p in (0, 1)], 2)
-    return y.reshape(b, 2 * h, 2 * w, -1) + conv.bias[...].astype(x_BHWC.dtype)
+    return conv.placed(y.reshape(b, 2 * h, 2 * w, -1) + bias.astype(x_BHWC.dtype))
 
 
 def _parity_weights(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:

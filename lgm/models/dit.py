@@ -15,9 +15,10 @@ from flax import nnx
 
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
+from lgm.models.blocks import Remat, run_blocks
 from lgm.models.convolution import Linear
 from lgm.models.embeddings import patchify, sincos_2d, timestep_embedding, unpatchify
-from lgm.models.mmdit import MLP, run_blocks
+from lgm.models.mmdit import MLP
 from lgm.models.text_layers import Embedding, stack
 
 EPSILON, MLP_EPSILON = 1e-6, 1e-5  # of the norms before attention and at the end, and before the feed-forward network
@@ -44,7 +45,7 @@ class DiTConfig:
     learned_sigma: bool = True
     base_size: int = 16
     embedders: Literal["shared", "per_block"] = "shared"
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Remat = "none"
     group: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -93,8 +94,8 @@ class Block(nnx.Module):
         width = config.width
         self.heads = config.heads
         self.embedders = Embedders(config, rngs=rngs) if config.embedders == "per_block" else None
-        self.modulation = Linear(width, 6 * width, ("embed", "heads"), zero=True, rngs=rngs)
-        self.qkv = Linear(width, 3 * width, ("embed", "heads"), rngs=rngs)
+        self.modulation = Linear(width, 6 * width, ("embed", "features"), zero=True, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, rngs=rngs)
         self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
         self.mlp = MLP(width, 4 * width, width, jax.nn.gelu, rngs=rngs)
 
@@ -116,7 +117,7 @@ class DiT(nnx.Module):
         self.patches = Linear(patch * config.channels, width, (None, "embed"), rngs=rngs)
         self.embedders = Embedders(config, rngs=rngs) if config.embedders == "shared" else None
         self.blocks = stack(lambda key: Block(config, rngs=nnx.Rngs(key)), config.depth, rngs)
-        self.modulation = Linear(width, 2 * width, ("embed", "heads"), zero=True, rngs=rngs)
+        self.modulation = Linear(width, 2 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.out = Linear(width, patch * config.out_channels, ("embed", None), zero=True, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
@@ -134,12 +135,13 @@ class DiT(nnx.Module):
         x = self.patches(patchify(x_BHWC, config.patch_size).astype(dtype)) + places.astype(dtype)
         label_B = jnp.full(b, config.classes) if cond.label is None else cond.label
         if self.embedders is not None:
-            signal = self.embedders(t_B, label_B, dtype)
-            step = lambda block, x: block(x, signal)
+            signal = told = self.embedders(t_B, label_B, dtype)
+            step = lambda block, x, signal: block(x, signal)
         else:
             signal = jax.tree.map(lambda p: p[0], self.blocks.embedders)(t_B, label_B, dtype)  # what the end reads
-            step = lambda block, x: block(x, block.embedders(t_B, label_B, dtype))
-        x = run_blocks(self.blocks, x, step, config)
+            told = t_B, label_B
+            step = lambda block, x, told: block(x, block.embedders(*told, dtype))
+        x = run_blocks(self.blocks, x, step, config, told)
         shift, scale = jnp.split(self.modulation(jax.nn.silu(signal)), 2, -1)
         x = self.out(modulated(x, shift, scale, EPSILON))
         return unpatchify(x, config.patch_size, rows).astype(x_BHWC.dtype)

@@ -18,11 +18,13 @@ from jax import lax
 
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
+from lgm.models.blocks import Remat, run_blocks
 from lgm.models.convolution import Linear
 from lgm.models.embeddings import timestep_embedding
-from lgm.models.mmdit import MLP, RMSNorm, modulated_norm, run_blocks
+from lgm.models.mmdit import MLP, RMSNorm, modulated_norm
 from lgm.models.rotary import Table, rotary_grid, rotate
 from lgm.models.text_layers import stack
+from lgm.parallel.tokens import join, padded, part
 
 TIME_FEATURES = 256
 MLP_RATIO = 4
@@ -47,7 +49,7 @@ class FluxConfig:
     pooled_dim: int = 768
     rotary_axes: tuple[int, int, int] = (16, 56, 56)
     guidance: bool = False
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Remat = "none"
     group: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -79,7 +81,7 @@ class Heads(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
-        self.qkv = Linear(width, 3 * width, ("embed", "heads"), rngs=rngs)
+        self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, rngs=rngs)
         self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
 
     def __call__(self, x_BTD: jax.Array) -> list[jax.Array]:
@@ -93,7 +95,7 @@ class Stream(nnx.Module):
 
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         width = config.width
-        self.modulation = Linear(width, 6 * width, ("embed", "heads"), zero=True, rngs=rngs)
+        self.modulation = Linear(width, 6 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.heads = Heads(width, config.heads, rngs=rngs)
         self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
         self.mlp = MLP(width, MLP_RATIO * width, width, jax.nn.gelu, rngs=rngs)
@@ -120,11 +122,9 @@ class DoubleBlock(nnx.Module):
     def __call__(self, image_BTD, text_BLD, signal_BD, table: Table, mask):
         image_qkv, image_rest = self.image.start(image_BTD, signal_BD)
         text_qkv, text_rest = self.text.start(text_BLD, signal_BD)
-        q, k, v = (jnp.concatenate(pair, 1) for pair in zip(image_qkv, text_qkv, strict=True))
-        attended = attention(rotate(q, table), rotate(k, table), v, mask)
-        count = image_BTD.shape[1]
-        image = self.image.finish(image_BTD, attended[:, :count], image_rest)
-        return image, self.text.finish(text_BLD, attended[:, count:], text_rest)
+        q, k, v = (join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
+        image, text = part(attention(rotate(q, table), rotate(k, table), v, mask), image_BTD.shape[1])
+        return self.image.finish(image_BTD, image, image_rest), self.text.finish(text_BLD, text, text_rest)
 
 
 class SingleBlock(nnx.Module):
@@ -132,17 +132,18 @@ class SingleBlock(nnx.Module):
 
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         width = config.width
-        self.modulation = Linear(width, 3 * width, ("embed", "heads"), zero=True, rngs=rngs)
+        self.modulation = Linear(width, 3 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.heads = Heads(width, config.heads, rngs=rngs)
-        self.fc1 = Linear(width, MLP_RATIO * width, ("embed", "mlp"), rngs=rngs)
-        self.out = Linear((1 + MLP_RATIO) * width, width, ("mlp", "embed"), rngs=rngs)
+        self.fc1 = Linear(width, MLP_RATIO * width, ("embed", "mlp"), parts=MLP_RATIO, rngs=rngs)
+        parts = 1 + MLP_RATIO
+        self.out = Linear(parts * width, width, ("mlp", "embed"), parts_in=parts, rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, signal_BD: jax.Array, table: Table, mask) -> jax.Array:
         shift, scale, gate = jnp.split(self.modulation(signal_BD), 3, -1)
         y = modulated_norm(x_BTD, shift, scale)
         q, k, v = self.heads(y)
         attended = attention(rotate(q, table), rotate(k, table), v, mask).reshape(x_BTD.shape)
-        both = jnp.concatenate([attended, jax.nn.gelu(self.fc1(y))], -1)
+        both = jnp.concatenate([attended[:, :, None], jax.nn.gelu(self.fc1(y))], 2)
         return lax.optimization_barrier(x_BTD + gate[:, None] * self.out(both))
 
 
@@ -159,7 +160,7 @@ class Flux(nnx.Module):
         self.text = Linear(config.text_dim, width, (None, "embed"), rngs=rngs)
         self.double = stack(lambda key: DoubleBlock(config, rngs=nnx.Rngs(key)), config.depth, rngs)
         self.single = stack(lambda key: SingleBlock(config, rngs=nnx.Rngs(key)), config.single_depth, rngs)
-        self.modulation = Linear(width, 2 * width, ("embed", "heads"), zero=True, rngs=rngs)
+        self.modulation = Linear(width, 2 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.out = Linear(width, patch, ("embed", None), zero=True, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
@@ -169,14 +170,21 @@ class Flux(nnx.Module):
             raise ValueError(f"latents of {h} x {w} do not divide into patches of {config.patch_size}")
         rows, columns = h // config.patch_size, w // config.patch_size
         signal = self._signal(t_B, cond, dtype)
-        image, text = self.patches(pack(x_BHWC, config.patch_size).astype(dtype)), self.text(cond.text.astype(dtype))
-        table = rotary_grid(rows, columns, text.shape[1], config.rotary_axes)
-        mask = None
-        if cond.text_mask is not None:
-            mask = jnp.concatenate([jnp.ones((b, rows * columns), bool), cond.text_mask], 1)
-        image, text = run_blocks(self.double, (image, text), lambda block, xs: block(*xs, signal, table, mask), config)
-        x = jnp.concatenate([image, text], 1)
-        x = run_blocks(self.single, x, lambda block, x: block(x, signal, table, mask), config)[:, : rows * columns]
+        text, mask = padded(cond.text, cond.text_mask)
+        image, text = self.patches(pack(x_BHWC, config.patch_size).astype(dtype)), self.text(text.astype(dtype))
+        count = rows * columns
+        places = rotary_grid(rows, columns, text.shape[1], config.rotary_axes)
+        table = tuple(join(angles[:count], angles[count:], 0) for angles in places)  # in the order of joint tokens
+        mask = None if mask is None else join(jnp.ones((b, count), bool), mask)
+
+        def double(block, tokens, told):
+            return block(*tokens, told[0], table, told[1])
+
+        def single(block, x, told):
+            return block(x, told[0], table, told[1])
+
+        image, text = run_blocks(self.double, (image, text), double, config, (signal, mask))
+        x, _ = part(run_blocks(self.single, join(image, text), single, config, (signal, mask)), count)
         scale, shift = jnp.split(self.modulation(signal), 2, -1)
         y = self.out(modulated_norm(x, shift, scale))
         return unpack(y, config.patch_size, rows).astype(x_BHWC.dtype)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from lgm.models.base import Model, Params
 from lgm.models.convolution import Linear
+from lgm.parallel import gathered
 
 Adapter = dict[str, dict[str, jax.Array]]  # path of a matrix -> {"down": [..., in, rank], "up": [..., rank, out]}
 
@@ -43,12 +44,14 @@ class LowRank(nnx.Module):
     """scale (x down) up; `layers` is the leading axis of a stack of blocks, if there is one."""
 
     def __init__(self, layers: tuple[int, ...], inputs: int, outputs: int, axes: tuple, config: LoRAConfig):
-        self.scale = config.scale
+        self.scale, self.axes = config.scale, axes
         self.down = nnx.Param(jnp.zeros((*layers, inputs, config.rank)), axes=(axes[0], None))
         self.up = nnx.Param(jnp.zeros((*layers, config.rank, outputs)), axes=(None, axes[1]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.scale * ((x @ self.down[...].astype(x.dtype)) @ self.up[...].astype(x.dtype))
+        down = gathered(self.down[...].astype(x.dtype), (self.axes[0], None))
+        up = gathered(self.up[...].astype(x.dtype), (None, self.axes[1]))
+        return self.scale * ((x @ down) @ up)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,17 +16,13 @@ from jax import lax
 
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
+from lgm.models.blocks import Remat, run_blocks
 from lgm.models.convolution import Linear
 from lgm.models.embeddings import patchify, sincos_2d, timestep_embedding, unpatchify
 from lgm.models.text_layers import stack
+from lgm.parallel.tokens import join, padded, part
 
 EPSILON = 1e-6  # of every norm
-
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +32,7 @@ class MMDiTConfig:
     position_size: side of the table of positions, whose middle an image takes; base_size: the side of grid that it
     refines (patches). Row and column p of the table stand for position_scale p - position_offset, by default
     p base_size / position_size. qk_norm: "rms" normalizes queries and keys (SD3.5). dual_attention: the image of the
-    first so many blocks also attends to itself alone (SD3.5-medium). remat names what the backward pass recomputes.
+    first so many blocks also attends to itself alone (SD3.5-medium). remat names what backward finds (`blocks`).
     group: blocks laid out in one iteration of the scan over depth; 1 compiles fastest, `depth` runs fastest.
     """
 
@@ -54,7 +50,7 @@ class MMDiTConfig:
     position_offset: float = 0.0
     qk_norm: Literal["none", "rms"] = "none"
     dual_attention: int = 0
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Remat = "none"
     group: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -118,7 +114,7 @@ class Attention(nnx.Module):
     def __init__(self, config: MMDiTConfig, closing: bool = False, *, rngs: nnx.Rngs):
         width = config.width
         self.heads = config.heads
-        self.qkv = Linear(width, 3 * width, ("embed", "heads"), rngs=rngs)
+        self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, rngs=rngs)
         norm = (lambda: RMSNorm(width // config.heads)) if config.qk_norm == "rms" else (lambda: None)
         self.norm_q, self.norm_k = norm(), norm()
         self.out = None if closing else Linear(width, width, ("heads", "embed"), rngs=rngs)
@@ -147,7 +143,7 @@ class Stream(nnx.Module):
     def __init__(self, config: MMDiTConfig, *, closing: bool = False, dual: bool = False, rngs: nnx.Rngs):
         width = config.width
         self.parts = 2 if closing else 9 if dual else 6
-        self.modulation = Linear(width, self.parts * width, ("embed", "heads"), zero=True, rngs=rngs)
+        self.modulation = Linear(width, self.parts * width, ("embed", "features"), zero=True, rngs=rngs)
         self.joint = Attention(config, closing, rngs=rngs)
         self.alone = Attention(config, rngs=rngs) if dual else None
         self.mlp = None if closing else MLP(width, int(config.mlp_ratio * width), width, jax.nn.gelu, rngs=rngs)
@@ -183,11 +179,12 @@ class Block(nnx.Module):
         to_image, to_text = self.image.modulate(signal_BD), self.text.modulate(signal_BD)
         image_qkv = self.image.joint.project(modulated_norm(image_BTD, *to_image[:2]))
         text_qkv = self.text.joint.project(modulated_norm(text_BLD, *to_text[:2]))
-        count = image_BTD.shape[1]
-        q, k, v = (jnp.concatenate(pair, 1) for pair in zip(image_qkv, text_qkv, strict=True))
-        attended = attention(q[:, :count] if self.closing else q, k, v, mask)
-        image = self.image.finish(image_BTD, attended[:, :count], to_image)
-        return image, None if self.closing else self.text.finish(text_BLD, attended[:, count:], to_text)
+        q, k, v = (join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
+        if self.closing:
+            return self.image.finish(image_BTD, attention(image_qkv[0], k, v, mask), to_image), None
+        image_attended, text_attended = part(attention(q, k, v, mask), image_BTD.shape[1])
+        image = self.image.finish(image_BTD, image_attended, to_image)
+        return image, self.text.finish(text_BLD, text_attended, to_text)
 
 
 class MMDiT(nnx.Module):
@@ -205,7 +202,7 @@ class MMDiT(nnx.Module):
         self.dual = stack(lambda key: Block(config, dual=True, rngs=nnx.Rngs(key)), dual, rngs) if dual else None
         self.blocks = stack(lambda key: Block(config, rngs=nnx.Rngs(key)), plain, rngs) if plain else None
         self.last = Block(config, closing=True, rngs=rngs)
-        self.modulation = Linear(width, 2 * width, ("embed", "heads"), zero=True, rngs=rngs)
+        self.modulation = Linear(width, 2 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.out = Linear(width, patch, ("embed", None), zero=True, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
@@ -217,29 +214,15 @@ class MMDiT(nnx.Module):
         places = sincos_2d(config.width, rows, columns, config.position_size, config.base_size,
                            config.position_scale, config.position_offset)  # fmt: skip
         image = self.patches(patchify(x_BHWC, config.patch_size).astype(dtype)) + places.astype(dtype)
-        text = self.text(cond.text.astype(dtype))
+        text, mask = padded(cond.text, cond.text_mask)
+        text = self.text(text.astype(dtype))
         signal = self.time(timestep_embedding(t_B).astype(dtype)) + self.pooled(cond.pooled.astype(dtype))
         signal = jax.nn.silu(signal)
-        mask = None
-        if cond.text_mask is not None:
-            mask = jnp.concatenate([jnp.ones((b, rows * columns), bool), cond.text_mask], 1)
-        step = lambda block, xs: block(*xs, signal, mask)
+        mask = None if mask is None else join(jnp.ones((b, rows * columns), bool), mask)
+        step = lambda block, tokens, told: block(*tokens, *told)
         for blocks in (self.dual, self.blocks):
             if blocks is not None:
-                image, text = run_blocks(blocks, (image, text), step, config)
+                image, text = run_blocks(blocks, (image, text), step, config, (signal, mask))
         image, _ = self.last(image, text, signal, mask)
         scale, shift = jnp.split(self.modulation(signal), 2, -1)
         return unpatchify(self.out(modulated_norm(image, shift, scale)), config.patch_size, rows).astype(x_BHWC.dtype)
-
-
-def run_blocks(blocks: nnx.Module, x, step, config: MMDiTConfig):
-    """x <- step(block, x) over stacked blocks: a scan over groups, or all laid out when one group holds them."""
-    body = step
-    if (policy := REMAT[config.remat]) is not None:
-        body = jax.checkpoint(step, policy=policy)
-    depth = len(jax.tree.leaves(blocks)[0])
-    if config.group >= depth:
-        for i in range(depth):
-            x = body(jax.tree.map(lambda p: p[i], blocks), x)
-        return x
-    return jax.lax.scan(lambda x, block: (body(block, x), None), x, blocks, unroll=config.group)[0]

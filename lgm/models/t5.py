@@ -74,14 +74,14 @@ class Block(nnx.Module):
         self.activation, self.gated = config.activation, config.gated
         self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
         self.attn = SelfAttention(width, config.heads, config.head_width, bias=False, scale=1.0, rngs=rngs)
-        self.wi = Linear(width, inner * (2 if config.gated else 1), ("embed", "mlp"), bias=False, rngs=rngs)
+        parts = 2 if config.gated else 1
+        self.wi = Linear(width, parts * inner, ("embed", "mlp"), parts=parts, bias=False, rngs=rngs)
         self.wo = Linear(inner, width, ("mlp", "embed"), bias=False, rngs=rngs)
 
     def __call__(self, x_BLD: jax.Array, mask: jax.Array | None, bias_NTS: jax.Array) -> jax.Array:
         x = x_BLD + self.attn(self.norm1(x_BLD), mask, bias_NTS=bias_NTS)
-        gate, *linear = jnp.split(self.wi(self.norm2(x)), 2 if self.gated else 1, -1)
-        hidden = ACTIVATIONS[self.activation](gate)
-        return x + self.wo(hidden * linear[0] if self.gated else hidden)
+        y, activation = self.wi(self.norm2(x)), ACTIVATIONS[self.activation]
+        return x + self.wo(activation(y[..., 0, :]) * y[..., 1, :] if self.gated else activation(y))
 
 
 class T5Encoder(nnx.Module):

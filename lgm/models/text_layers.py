@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.models.convolution import Linear
+from lgm.parallel import gathered
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -23,10 +24,11 @@ class Embedding(nnx.Module):
 
     def __init__(self, entries: int, width: int, axes: tuple[str | None, str], *, std: float = 0.02, rngs: nnx.Rngs):
         init = nnx.initializers.normal(std)
+        self.axes = axes
         self.table = nnx.Param(init(rngs.params(), (entries, width)), axes=axes)
 
     def __call__(self, indices: jax.Array, dtype) -> jax.Array:
-        return self.table[...][indices].astype(dtype)
+        return gathered(self.table[...], self.axes)[indices].astype(dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -41,7 +43,8 @@ class LayerNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (gathered(part[...], ("embed",)) for part in (self.scale, self.bias))
+        return (y * scale + bias).astype(x.dtype)
 
 
 class SelfAttention(nnx.Module):
@@ -50,12 +53,13 @@ class SelfAttention(nnx.Module):
     def __init__(self, width, heads, head_width=None, *, bias=True, scale=None, rngs: nnx.Rngs):
         self.heads, self.scale = heads, scale
         inner = heads * (head_width or width // heads)
-        self.qkv = Linear(width, 3 * inner, ("embed", "heads"), bias=bias, rngs=rngs)
+        self.qkv = Linear(width, 3 * inner, ("embed", "heads"), parts=3, bias=bias, rngs=rngs)
         self.out = Linear(inner, width, ("heads", "embed"), bias=bias, rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, mask: jax.Array | None = None, *, causal=False, bias_NTS=None) -> jax.Array:
         b, t, _ = x_BTD.shape
-        q, k, v = (part.reshape(b, t, self.heads, -1) for part in jnp.split(self.qkv(x_BTD), 3, -1))
+        qkv = self.qkv(x_BTD).reshape(b, t, 3, self.heads, -1)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         bias = None if bias_NTS is None else bias_NTS[None]
         y = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=self.scale, is_causal=causal)
         return self.out(y.reshape(b, t, -1))

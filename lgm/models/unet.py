@@ -12,17 +12,12 @@ from flax import nnx
 
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
+from lgm.models.blocks import Remat, recomputed, run_blocks
 from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
 from lgm.models.text_layers import LayerNorm, stack
 
 EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
 PROJECTION_EPSILON = 1e-6  # of the group norm before a transformer
-
-REMAT = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +28,8 @@ class UNetConfig:
     text tokens that cross-attention reads (0: none, self-attention only). pooled_dim and micro_ids (each embedded in
     micro_dim) are added to the time embedding, as SDXL does. `linear_projection` says how a checkpoint stores the
     projections around a transformer (matrix or 1 x 1 convolution), not what is computed. `remat` names what backward
-    recomputes of each transformer block and residual block: nothing, all but products ("dots") or all ("full"). `group`
-    transformer blocks are laid out in one iteration of the scan over depth; 1 compiles fastest, the depth runs fastest.
+    finds of each transformer block and residual block (`models.blocks`). `group` transformer blocks are laid out in one
+    iteration of the scan over depth; 1 compiles fastest, the depth runs fastest.
     """
 
     channels: int = 4
@@ -50,7 +45,7 @@ class UNetConfig:
     norm_groups: int = 32
     linear_projection: bool = False
     group: int = 1
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -98,12 +93,12 @@ class CrossAttention(nnx.Module):
     def __init__(self, width: int, text_dim: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
         self.q = Linear(width, width, ("embed", "heads"), bias=False, rngs=rngs)
-        self.kv = Linear(text_dim, 2 * width, ("embed", "heads"), bias=False, rngs=rngs)
+        self.kv = Linear(text_dim, 2 * width, ("embed", "heads"), parts=2, bias=False, rngs=rngs)
         self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, text_BLD: jax.Array, mask_BL: jax.Array | None) -> jax.Array:
-        k, v = jnp.split(self.kv(text_BLD), 2, -1)
-        return self.out(attend(self.q(x_BTD), k, v, self.heads, mask_BL))
+        kv = self.kv(text_BLD)
+        return self.out(attend(self.q(x_BTD), kv[:, :, 0], kv[:, :, 1], self.heads, mask_BL))
 
 
 class SelfAttention(nnx.Module):
@@ -111,12 +106,12 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
-        self.qkv = Linear(width, 3 * width, ("embed", "heads"), bias=False, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, bias=False, rngs=rngs)
         self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        q, k, v = jnp.split(self.qkv(x_BTD), 3, -1)
-        return self.out(attend(q, k, v, self.heads, None))
+        qkv = self.qkv(x_BTD)
+        return self.out(attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.heads, None))
 
 
 def attend(q_BTD, k_BSD, v_BSD, heads: int, mask_BS: jax.Array | None) -> jax.Array:
@@ -133,15 +128,15 @@ class TransformerBlock(nnx.Module):
         self.norm2 = LayerNorm(width, EPSILON) if text_dim else None
         self.attention = SelfAttention(width, heads, rngs=rngs)
         self.cross = CrossAttention(width, text_dim, heads, rngs=rngs) if text_dim else None
-        self.fc1 = Linear(width, 8 * width, ("embed", "mlp"), rngs=rngs)
+        self.fc1 = Linear(width, 8 * width, ("embed", "mlp"), parts=2, rngs=rngs)
         self.fc2 = Linear(4 * width, width, ("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, text_BLD: jax.Array | None, mask_BL: jax.Array | None) -> jax.Array:
         x = x_BTD + self.attention(self.norm1(x_BTD))
         if self.cross is not None:
             x = x + self.cross(self.norm2(x), text_BLD, mask_BL)
-        value, gate = jnp.split(self.fc1(self.norm3(x)), 2, -1)
-        return x + self.fc2(value * gelu(gate))
+        values = self.fc1(self.norm3(x))
+        return x + self.fc2(values[:, :, 0] * gelu(values[:, :, 1]))
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -153,24 +148,19 @@ class Transformer(nnx.Module):
     """`depth` stacked transformer blocks over the pixels of a feature map, between two projections, added to it."""
 
     def __init__(self, width: int, heads: int, depth: int, config: UNetConfig, *, rngs: nnx.Rngs):
-        self.remat, self.unroll = config.remat, min(config.group, depth)
+        self.config = config
         self.norm = GroupNorm(width, config.norm_groups, epsilon=PROJECTION_EPSILON, silu=False)
-        self.proj_in = Linear(width, width, ("embed", "mlp"), rngs=rngs)
+        self.proj_in = Linear(width, width, ("embed", "features"), rngs=rngs)
         make = lambda key: TransformerBlock(width, heads, config.text_dim, rngs=nnx.Rngs(key))
         self.blocks = stack(make, depth, rngs)
-        self.proj_out = Linear(width, width, ("mlp", "embed"), zero=True, rngs=rngs)
+        self.proj_out = Linear(width, width, ("embed", "features"), zero=True, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array, text_BLD: jax.Array | None, mask_BL: jax.Array | None) -> jax.Array:
         b, h, w, c = x_BHWC.shape
-        step = recomputed(lambda x, block: (block(x, text_BLD, mask_BL), None), self.remat)
+        step = lambda block, tokens, told: block(tokens, *told)
         tokens = self.proj_in(self.norm(x_BHWC)).reshape(b, h * w, c)
-        tokens, _ = jax.lax.scan(step, tokens, self.blocks, unroll=self.unroll)
+        tokens = run_blocks(self.blocks, tokens, step, self.config, (text_BLD, mask_BL))
         return x_BHWC + self.proj_out(tokens.reshape(b, h, w, c))
-
-
-def recomputed(fn, remat: str):
-    """`fn` under the remat policy of that name."""
-    return fn if REMAT[remat] is None else jax.checkpoint(fn, policy=REMAT[remat])
 
 
 class Layer(nnx.Module):
@@ -231,7 +221,7 @@ class UNet(nnx.Module):
         self.norm_out = GroupNorm(widths[0], config.norm_groups, epsilon=EPSILON)
         self.conv_out = Conv(widths[0], config.channels, zero=True, rngs=rngs)
         # what time adds in every residual block, from one product
-        self.shifts = Linear(embedding, sum(shift_sizes(config)), ("embed", "conv_out"), rngs=rngs)
+        self.shifts = Linear(embedding, sum(shift_sizes(config)), ("embed", "features"), rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
         """The prediction at x [B, H, W, channels] and t [B] in [0, 1] (released models' timesteps are 1000 t).
@@ -272,7 +262,7 @@ class Embedder(nnx.Module):
 
     def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
         self.fc1 = Linear(features, width, (None, "embed"), rngs=rngs)
-        self.fc2 = Linear(width, width, ("embed", "mlp"), rngs=rngs)
+        self.fc2 = Linear(width, width, ("embed", "features"), rngs=rngs)
 
     def __call__(self, x_BF: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.silu(self.fc1(x_BF)))

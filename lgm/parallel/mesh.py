@@ -1,77 +1,100 @@
-"""The device mesh of a run, and where each parameter and batch lies on it."""
+"""The device mesh of a run: one grid with all named axes, over ICI within a slice or node and DCN between them."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType
 
-AXES = ("data", "fsdp", "context", "tensor", "stage")
-
-# logical axis -> mesh axis; what is not named here, or does not divide, is replicated
-RULES: dict[str, str | None] = {
-    "layers": "stage",
-    "embed": "fsdp",
-    "mlp": "tensor",
-    "heads": "tensor",
-    "vocab": "tensor",
-    "conv_in": "fsdp",
-    "conv_out": "tensor",
-}
+from lgm.parallel.rules import AXES
 
 
-def make_mesh(sizes: Mapping[str, int], devices=None) -> jax.sharding.Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None,
+              dcn: Mapping[str, int] | None = None) -> jax.sharding.Mesh:
     """A mesh with all of `AXES`; one size may be -1 and takes the devices that are left.
 
-    Raises ValueError, one line, when the sizes do not multiply to the number of devices.
+    Several slices (TPU) or nodes are laid out so that all axes but those of `dcn` stay within one: {"data": 4} says
+    that of the data axis a factor of 4 crosses from slice to slice. Without `dcn` the slices go to the first of data,
+    fsdp and stage that they divide. Raises ValueError, one line, when the sizes do not multiply to the number of
+    devices or `dcn` to that of the slices.
     """
-    devices = jax.devices() if devices is None else devices
-    shape = [sizes.get(axis, 1) for axis in AXES]
-    fixed = math.prod(s for s in shape if s != -1)
-    asked = ", ".join(f"{a}={s}" for a, s in zip(AXES, shape, strict=True) if s != 1)
-    if shape.count(-1) > 1 or fixed <= 0 or len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
-        raise ValueError(
-            f"config.mesh ({asked}) does not fit {len(devices)} devices; the sizes must multiply to {len(devices)}, "
-            "and one of them may be -1"
-        )
-    shape = [len(devices) // fixed if s == -1 else s for s in shape]
-    grid = np.asarray(devices).reshape(shape)
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = _resolved(sizes, len(devices))
+    slices = _slices(devices)
+    outer = _dcn(dict(dcn or {}), sizes, len(slices))
+    inner = {axis: sizes[axis] // outer[axis] for axis in AXES}
+    grids = [_within(list(inner.values()), members) for members in slices]
+    # [slices, inner...] -> every axis has its part of the slices as its slow part
+    grid = np.stack(grids).reshape(*outer.values(), *inner.values())
+    order = itertools.chain.from_iterable((i, i + len(AXES)) for i in range(len(AXES)))
+    grid = grid.transpose(*order).reshape(*sizes.values())
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def shardings(mesh: jax.sharding.Mesh, abstract: Any, axes: Any, rules: Mapping[str, str | None] = RULES) -> Any:
-    """A NamedSharding for every leaf of `abstract`, from its logical `axes` through `rules`.
-
-    A dimension is split where its rule's mesh axis divides it and is not already used by an earlier dimension.
-    """
-
-    def sharding(leaf, names):
-        used, spec = set(), []
-        for size, name in zip(leaf.shape, names, strict=True):
-            axis = rules.get(name)
-            fits = axis is not None and axis not in used and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
-            spec.append(axis if fits else None)
-            used.add(axis if fits else None)
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return jax.tree.map(sharding, abstract, axes)
-
-
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The whole array on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+def _resolved(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """The size of every axis, with the -1 filled in."""
+    shape = {axis: sizes.get(axis, 1) for axis in AXES}
+    asked = ", ".join(f"{axis}={size}" for axis, size in shape.items() if size != 1) or "all 1"
+    free = [axis for axis, size in shape.items() if size == -1]
+    for axis, size in shape.items():
+        if size < 1 and size != -1:
+            raise ValueError(f"config.mesh.{axis}={size} must be at least 1, or -1 for the devices that are left")
+    if len(free) > 1:
+        raise ValueError(f"config.mesh ({asked}) has -1 for {' and '.join(free)}; give it to one of them")
+    fixed = math.prod(size for size in shape.values() if size != -1)
+    if count % fixed or (not free and fixed != count):
+        fit = "leave data=-1 for the rest" if count % fixed == 0 else f"make the others' product divide {count}"
+        raise ValueError(f"config.mesh ({asked}) does not fit {count} devices, which {fixed} "
+                         f"{'do not use up' if count % fixed == 0 else 'does not divide'}; {fit}")
+    return {axis: count // fixed if size == -1 else size for axis, size in shape.items()}
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Examples split over the data-parallel axes."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def _slices(devices: list) -> list[list]:
+    """The devices of each slice (where the platform names them), else of each process."""
+    for name in ("slice_index", "process_index"):
+        groups: dict[int, list] = {}
+        for device in devices:
+            groups.setdefault(getattr(device, name, 0) or 0, []).append(device)
+        if len(groups) > 1:
+            break
+    groups = [groups[key] for key in sorted(groups)]
+    # uneven groups, as of a part of the devices, have no grid of their own: one flat grid then
+    return groups if len({len(group) for group in groups}) == 1 else [devices]
 
 
-def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's share of a batch as global arrays."""
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+def _dcn(dcn: dict[str, int], sizes: Mapping[str, int], slices: int) -> dict[str, int]:
+    """The part of every axis that crosses slices."""
+    for axis, size in dcn.items():
+        if axis not in AXES:
+            raise ValueError(f"config.mesh.dcn.{axis} is no mesh axis; there are {', '.join(AXES)}")
+        if size < 1 or sizes[axis] % size:
+            raise ValueError(f"config.mesh.dcn.{axis}={size} does not divide {axis}={sizes[axis]}, whose part between "
+                             "slices it is; give a divisor")
+    if dcn:
+        if math.prod(dcn.values()) != slices:
+            raise ValueError(f"config.mesh.dcn={dcn} must multiply to the number of slices or nodes, {slices}")
+        return {axis: dcn.get(axis, 1) for axis in AXES}
+    outer, left = dict.fromkeys(AXES, 1), slices
+    for axis in ("data", "fsdp", "stage", "context", "tensor"):
+        outer[axis] = math.gcd(sizes[axis], left)
+        left //= outer[axis]
+    if left > 1:
+        raise ValueError(f"{slices} slices or nodes do not divide into the mesh {dict(sizes)}; make data or fsdp a "
+                         f"multiple of {slices}")
+    return outer
+
+
+def _within(shape: list[int], devices: list) -> np.ndarray:
+    """One slice's grid, neighbours in it being neighbours on a TPU's interconnect."""
+    if devices[0].platform == "tpu":
+        try:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        except (NotImplementedError, ValueError, AssertionError):  # shapes that it finds no assignment for
+            pass
+    return np.asarray(devices).reshape(shape)

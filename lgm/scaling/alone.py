@@ -16,14 +16,13 @@ from pathlib import Path
 import jax
 
 from lgm.config import Config
-from lgm.parallel import make_mesh
-from lgm.parsing import as_dict
 from lgm.scaling import results
 from lgm.scaling.sweep import Run
 from lgm.train import loop
 from lgm.train.failure import NonFinite
 from lgm.train.main import task_of
 from lgm.train.optimizer import decay_start
+from lgm.train.placing import layout_of
 
 
 def train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool = False) -> None:
@@ -105,7 +104,7 @@ def _constant(config: Config) -> Config:
 
 
 def _loop(config: Config, place: Path, quiet: bool) -> None:
-    loop.train(config, place, task_of(config), make_mesh(as_dict(config.mesh)), quiet)
+    loop.train(config, place, task_of(config), layout_of(config), quiet)
 
 
 def _figures(place: Path, config: Config) -> dict[str, float]:

@@ -32,7 +32,7 @@ from lgm.scaling.latents import encoded
 from lgm.scaling.sweep import Run
 from lgm.system import System
 from lgm.train.checkpoint import Checkpoints
-from lgm.train.denoise import make_loss
+from lgm.train.denoise import make_draw, make_loss
 from lgm.train.loop import Preempted
 from lgm.train.optimizer import build_optimizer, decay_start, warmup_stable_decay
 from lgm.train.start import open_system
@@ -224,11 +224,12 @@ class _Drive:
 
 def _advance(config: Config, system: System, stacked: bool):
     """`advance(state, seed, rate, start, end, frozen, data, rows [K, B]) -> (state, losses [K])`, compiled."""
-    loss, warmup = make_loss(config, system), round(config.optimizer.warmup_images / config.batch_size)
+    loss, draw = make_loss(config, system), make_draw(config, system)
+    warmup = round(config.optimizer.warmup_images / config.batch_size)
 
     def advance(state, seed, rate, start, end, frozen, data, rows_KB):
         schedule = lambda step: warmup_stable_decay(step, rate, warmup, start, end, config.optimizer.final)
-        step = make_step(dataclasses.replace(config, seed=seed), loss, build_optimizer(config, schedule))
+        step = make_step(dataclasses.replace(config, seed=seed), loss, build_optimizer(config, schedule), draw)
 
         def one(state, rows_B):
             state, metrics = step(state, frozen, {name: array[rows_B] for name, array in data.items()})

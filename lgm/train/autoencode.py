@@ -14,25 +14,26 @@ from lgm.data import ImageSet, batches, open_images, save_grid
 from lgm.losses import reconstruction
 from lgm.models import Model, build
 from lgm.models.autoencoder import fold
-from lgm.parallel import fetch
+from lgm.parallel import Layout, batch_part, fetch, using
 from lgm.train.loop import Task
 
 
-def make_task(config: Config, mesh: jax.sharding.Mesh) -> Task:
+def make_task(config: Config, layout: Layout) -> Task:
     """Everything the loop needs to train `config`'s autoencoder."""
     autoencoder = build(config.model)
     data = config.data
     images = open_images(data.source, where=data.where, resolution=data.resolution)
     heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
+    part, parts = batch_part(layout)
     iterator = batches({"image": images.images()}, batch_size=config.batch_size, seed=config.seed,
-                       process_index=jax.process_index(), process_count=jax.process_count())
+                       process_index=part, process_count=parts)
     start = linear_start(config, images) if config.model.linear_skip else {}
     side = data.crop or data.resolution
     one = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     return Task(
         init=lambda key: {"autoencoder": initial(config, autoencoder.init(key), start)},
         logical_axes={"autoencoder": autoencoder.logical_axes()},
-        loss=make_loss(config, autoencoder),
+        loss=make_loss(config, autoencoder, layout),
         frozen={},
         batches=iterator,
         forward_flops=autoencoder.flops(one, method="reconstruct"),
@@ -73,7 +74,7 @@ def linear_start(config: Config, images: ImageSet, count: int = 2048) -> dict:
     }
 
 
-def make_loss(config: Config, autoencoder: Model):
+def make_loss(config: Config, autoencoder: Model, layout: Layout | None = None):
     """The loss of a batch {"image": uint8 [B, H, W, 3]}: random crops through the sampled posterior."""
     weights, crop = config.loss, config.data.crop
 
@@ -82,7 +83,11 @@ def make_loss(config: Config, autoencoder: Model):
         x = batch["image"].astype(jnp.float32) / 127.5 - 1.0
         if crop:
             x = random_crop(crop_key, x, crop)
-        apply = lambda method, *a: autoencoder.apply(params["autoencoder"], *a, method=method)
+
+        def apply(method, *arguments):
+            with using(layout):
+                return autoencoder.apply(params["autoencoder"], *arguments, method=method)
+
         mean, logvar = apply("encode", x)
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(noise_key, mean.shape)
         y = apply("decode", disturbed(error_key, z, weights.noise) if weights.noise else z)

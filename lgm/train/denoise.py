@@ -13,17 +13,17 @@ from lgm.data import batches, open_images, save_grid
 from lgm.drawing import draw, encode_all
 from lgm.evaluate.heldout import heldout_loss
 from lgm.evaluate.snr_grid import check_range, snr_errors
-from lgm.parallel import RULES, shardings
+from lgm.parallel import Layout, batch_part
 from lgm.system import System, build_loss
 from lgm.train.loop import Task
+from lgm.train.placing import check_latents
 from lgm.train.start import open_system
 
 
-def make_task(config: Config, mesh: jax.sharding.Mesh) -> Task:
+def make_task(config: Config, layout: Layout) -> Task:
     """Everything the loop needs to train `config`'s denoiser."""
-    rules = {**RULES, **config.mesh.rules}
-    shard = lambda model: shardings(mesh, model.abstract(), model.logical_axes(), rules)
-    system, frozen, start = open_system(config, shard)
+    system, frozen, start = open_system(config, layout)
+    check_latents(config, layout, *system.latent_shape()[:2])
     if config.evaluation.levels:
         check_range(system)
     data = config.data
@@ -34,8 +34,9 @@ def make_task(config: Config, mesh: jax.sharding.Mesh) -> Task:
     in_memory = data.latents == "memory"
     if in_memory:
         arrays["latent"] = encode_all(system, frozen, images)
+    part, parts = batch_part(layout)
     iterator = batches(arrays, image=None if in_memory else images.image, batch_size=config.batch_size,
-                       seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count())
+                       seed=config.seed, process_index=part, process_count=parts)
     count = min(len(heldout), config.evaluation.max_images)
     test = encode_all(system, frozen, heldout, count), *system.tokenize(heldout.captions[:count])
     rows = pictured(config, heldout, images)
@@ -50,25 +51,41 @@ def make_task(config: Config, mesh: jax.sharding.Mesh) -> Task:
         heldout=lambda params: heldout_loss(system, whole(params), *test) | snr_errors(system, whole(params), *test),
         pictures=lambda params, path: picture(system, whole(params), frozen, rows, path),
         start=start,
+        draw=make_draw(config, system),
     )
 
 
-def make_loss(config: Config, system: System):
-    """The loss of a batch {"latent" or "image", "tokens", "mask"}; captions are dropped here, from the step's key."""
+def make_draw(config: Config, system: System):
+    """What a batch's loss draws from the step's key: times and noise, and whose caption is dropped."""
     objective = build_loss(config, system.process)
     dropout = config.text.caption_dropout if config.text else 0.0
 
+    def draw(batch, key):
+        drop_key, key = jax.random.split(key)
+        size = len(batch["tokens"])
+        shape = batch["latent"].shape if "latent" in batch else (size, *system.latent_shape())
+        t, eps = objective.draw(key, shape)
+        return {"t": t, "eps": eps} | (
+            {"drop": jax.random.bernoulli(drop_key, dropout, (size, 1))} if dropout else {}
+        )
+
+    return draw
+
+
+def make_loss(config: Config, system: System):
+    """The loss of a batch {"latent" or "image", "tokens", "mask"} with all that was drawn for it."""
+    objective = build_loss(config, system.process)
+
     def loss(trained, frozen, batch, key):
         params = system.whole(trained, frozen)
-        drop_key, key = jax.random.split(key)
         x = batch["latent"] if "latent" in batch else system.encode(frozen, batch["image"])
         tokens, mask = batch["tokens"], batch["mask"]
-        if dropout:
+        if "drop" in batch:
             none, none_mask = system.unconditional(len(tokens))
-            drop = jax.random.bernoulli(drop_key, dropout, (len(tokens), 1))
-            tokens, mask = jnp.where(drop, none, tokens), jnp.where(drop, none_mask, mask)
+            tokens, mask = jnp.where(batch["drop"], none, tokens), jnp.where(batch["drop"], none_mask, mask)
         cond = system.condition(params, tokens, mask)
-        return objective(lambda x_t, t, cond: system.denoise(params, x_t, t, cond), x, cond, key)
+        predict = lambda x_t, t, cond: system.denoise(params, x_t, t, cond)
+        return objective.given(predict, x, cond, batch["t"], batch["eps"])
 
     return loss
 

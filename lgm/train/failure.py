@@ -26,7 +26,8 @@ def report_non_finite(workdir: Path, task, config, state, step: int, metrics: di
     values = {k: float(v) for k, v in metrics.items()}
     bad = sorted((k for k, v in values.items() if not np.isfinite(v)), key=lambda k: k != "loss")
     key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
-    gradients = jax.grad(lambda p: task.loss(p, task.frozen, batch, key)[0])
+    drawn = batch | task.draw(batch, key) if task.draw else batch
+    gradients = jax.grad(lambda p: task.loss(p, task.frozen, drawn, key)[0])
     finite = jax.jit(lambda p: jax.tree.map(lambda g: jnp.isfinite(g).all(), gradients(p)))(state.params)
     leaves = jax.tree_util.tree_leaves_with_path(finite)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in leaves if not fetch(ok)]

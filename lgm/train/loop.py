@@ -16,7 +16,7 @@ import numpy as np
 from lgm import config as schema
 from lgm.config import Config
 from lgm.files import write_atomically
-from lgm.parallel import put_batch, replicated, shardings
+from lgm.parallel import Layout, put_batch
 from lgm.parallel.chips import peak_flops
 from lgm.parsing import ConfigError, first_difference
 from lgm.processes import member
@@ -24,7 +24,8 @@ from lgm.train.checkpoint import Checkpoints
 from lgm.train.failure import report_non_finite
 from lgm.train.logs import MetricLog, ProgressLine
 from lgm.train.optimizer import build_optimizer, learning_rate
-from lgm.train.state import Loss, TrainState, init_state, make_step
+from lgm.train.placing import placed_step, state_shardings
+from lgm.train.state import Draw, Loss, TrainState, init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +44,14 @@ class Task:
     heldout: Callable[[Any], dict[str, float]]
     pictures: Callable[[Any, Path | None], np.ndarray]  # (weights, path of the PNG to write) -> the picture [H, W, 3]
     start: Callable[[Any], Any] | None = None  # shardings -> the weights to start from, where `init` does not draw them
+    draw: Draw | None = None
 
 
 class Preempted(Exception):
     """SIGTERM arrived and the state is saved; running the same command again goes on from there."""
 
 
-def train(config: Config, workdir: str | Path, make_task: Callable[[Config, jax.sharding.Mesh], Task], mesh,
+def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layout], Task], layout: Layout,
           quiet: bool = False) -> TrainState:
     """Train until `config.total_images`, starting from the folder's newest checkpoint if there is one.
 
@@ -58,42 +60,28 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, jax.
     workdir = Path(workdir)
     check_workdir(config, workdir)
     member.barrier("the same config", schema.digest(config))
-    task = make_task(config, mesh)  # before anything is written: a bad source must leave no folder behind
+    task = make_task(config, layout)  # before anything is written: a bad source must leave no folder behind
     member.barrier("data is ready")
     optimizer = build_optimizer(config)
     create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
     abstract = jax.eval_shape(create)
-    layout = state_shardings(mesh, abstract, task.logical_axes, config)
+    places = state_shardings(layout, abstract, task.logical_axes, config)
     claim_workdir(config, workdir)
     checkpoints = Checkpoints(workdir, config.log.keep)
     if checkpoints.latest() is None and task.start is not None:
-        state = jax.jit(lambda params: init_state(params, optimizer), out_shardings=layout)(task.start(layout.params))
+        state = jax.jit(lambda params: init_state(params, optimizer), out_shardings=places)(task.start(places.params))
     elif checkpoints.latest() is None:
-        state = jax.jit(create, out_shardings=layout)()
+        state = jax.jit(create, out_shardings=places)()
     else:
-        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout)
+        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
         state, data_state = checkpoints.restore(abstract)
         task.batches.set_state(data_state)
-    step_function = jax.jit(make_step(config, task.loss, optimizer), donate_argnums=0,
-                            out_shardings=(layout, replicated(mesh)))
-    run = _Run(config, workdir, task, mesh, checkpoints, step_function, quiet)
+    step = placed_step(config, task.loss, task.draw, optimizer, layout, places)
+    run = _Run(config, workdir, task, layout, checkpoints, step, quiet)
     try:
         return run.until_done(state)
     finally:
         run.close()
-
-
-def state_shardings(mesh, abstract: TrainState, logical_axes: Any, config: Config) -> TrainState:
-    """Where each leaf of the state lives; optimizer moments and EMA lie where their parameter does."""
-    from lgm.parallel import RULES
-
-    rules = {**RULES, **config.mesh.rules}
-    params = shardings(mesh, abstract.params, logical_axes, rules)
-    same = jax.tree.structure(abstract.params)
-    is_params = lambda node: jax.tree.structure(node) == same
-    opt_state = jax.tree.map(lambda node: params if is_params(node) else replicated(mesh), abstract.opt_state,
-                             is_leaf=is_params)
-    return TrainState(replicated(mesh), params, opt_state, params)
 
 
 def check_workdir(config: Config, workdir: Path) -> None:
@@ -126,8 +114,8 @@ def claim_workdir(config: Config, workdir: Path) -> None:
 class _Run:
     """One pass of the loop: the things it holds open."""
 
-    def __init__(self, config, workdir, task, mesh, checkpoints, step_function, quiet):
-        self.config, self.workdir, self.task, self.mesh = config, workdir, task, mesh
+    def __init__(self, config, workdir, task, layout, checkpoints, step_function, quiet):
+        self.config, self.workdir, self.task, self.layout = config, workdir, task, layout
         self.checkpoints, self.step_function, self.quiet = checkpoints, step_function, quiet
         self.rate = learning_rate(config)
         self.stop = False  # SIGTERM arrived
@@ -146,7 +134,7 @@ class _Run:
         pending = None  # the step whose metrics have not been looked at yet: the device never waits for the host
         self._start_clock(step)
         while step < config.steps:
-            batch = put_batch(self.mesh, next(task.batches))
+            batch = put_batch(self.layout, next(task.batches))
             state, metrics = self.step_function(state, task.frozen, batch)
             step += 1
             member.at_step(step)

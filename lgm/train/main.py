@@ -12,8 +12,7 @@ import jax
 
 from lgm import config as schema
 from lgm.files import write_atomically
-from lgm.parallel import make_mesh
-from lgm.parsing import ConfigError, as_dict
+from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
@@ -22,20 +21,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 def train(spec: str, workdir: str, overrides: list[tuple[str, str]]) -> int:
     """Train `spec` in `workdir`; returns the exit code: 0 when done, 75 when preempted and saved."""
     from lgm.train import loop
+    from lgm.train.placing import layout_of
 
     config = schema.load(spec, overrides)
     use_compilation_cache()
     keep_freed_memory()
-    mesh = make_mesh(as_dict(config.mesh))
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % shares:
-        raise ConfigError(
-            f"config.batch_size={config.batch_size} is not divisible by the mesh's data x fsdp = {shares} shares; "
-            f"give a multiple of {shares}"
-        )
+    layout = layout_of(config)
     start = time.monotonic()
     try:
-        loop.train(config, workdir, task_of(config), mesh)
+        loop.train(config, workdir, task_of(config), layout)
     except loop.Preempted as error:
         print(f"lgm train: {error}", flush=True)
         return PREEMPTED

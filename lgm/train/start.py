@@ -10,9 +10,10 @@ import jax
 
 from lgm import config as schema
 from lgm.config import Config
-from lgm.models import Model, Params, build
+from lgm.models import Params, build
+from lgm.parallel import Layout
 from lgm.parsing import ConfigError, as_dict
-from lgm.system import System, build_system
+from lgm.system import System, build_system, sharder
 from lgm.train.checkpoint import restore_weights
 from lgm.train.optimizer import build_optimizer
 from lgm.train.state import init_state
@@ -21,13 +22,13 @@ FREE = ("dtype", "remat", "group", "unroll")  # how a model computes, which anot
 Start = Callable[[Any], Params]  # shardings of what is trained, or None -> its weights
 
 
-def open_system(config: Config, shard: Callable[[Model], Any] | None = None) -> tuple[System, Params, Start | None]:
+def open_system(config: Config, layout: Layout | None = None) -> tuple[System, Params, Start | None]:
     """(system, all that is frozen, the weights to start from if not fresh ones) of a config.
 
     With `config.lora` the weights that it starts from are frozen, held in the model's dtype. Raises ConfigError, one
     line, where `config.init_from` does not fit.
     """
-    system, frozen = build_system(config, shard)
+    system, frozen = build_system(config, layout)
     if config.init_from is None:
         return system, frozen, None
     folder = (Path(config.init_from) / "model_index.json").is_file()
@@ -39,7 +40,7 @@ def open_system(config: Config, shard: Callable[[Model], Any] | None = None) -> 
     if folder and system.text:
         raise ConfigError("config.lora freezes the text encoder, which config.init_from does not hold; give "
                           "config.text.folder instead of config.text.encoder")
-    return system, frozen | _base(config, system, shard, folder), None
+    return system, frozen | _base(config, system, sharder(layout), folder), None
 
 
 def restored(config: Config, workdir: str, init: Callable[[jax.Array], Params], weights: str) -> tuple[Params, int]:

@@ -1,0 +1,61 @@
+"""Stacks of blocks: how they are made, run over, recomputed in backward, and passed from stage to stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+from jax import checkpoint_policies as policies
+from jax.ad_checkpoint import checkpoint_name
+
+from lgm.parallel import current
+from lgm.parallel.pipeline import pipeline
+
+Remat = Literal["none", "full", "attention", "dots", "offload"]
+
+# What backward finds of a block's forward pass; it recomputes the rest. The input of a block is always kept.
+POLICIES = {
+    "none": None,  # everything
+    "full": policies.nothing_saveable,  # nothing
+    "attention": policies.save_only_these_names("attention"),  # what attention gave, the dearest to recompute
+    "dots": policies.dots_with_no_batch_dims_saveable,  # what products with weights gave
+    # as "attention", with the inputs of the blocks in the host's memory until they are needed
+    "offload": policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=["attention"], names_which_can_be_offloaded=["block"], offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}  # fmt: skip
+assert set(POLICIES) == set(get_args(Remat))
+
+
+def recomputed(fn: Callable, remat: Remat) -> Callable:
+    """`fn` under the remat policy of that name."""
+    return fn if POLICIES[remat] is None else jax.checkpoint(fn, policy=POLICIES[remat])
+
+
+def run_blocks(blocks: Any, x: Any, step: Callable[[Any, Any, Any], Any], config, told: Any = None) -> Any:
+    """x <- step(block, x, told) over stacked blocks.
+
+    x and told are trees of arrays with a leading batch: what the blocks change, and what all of them read. Blocks run
+    under a scan of `config.group` at a time, or all laid out when one group holds them, with `config.remat`; where the
+    mesh has stages that the stack can fill, through the pipeline.
+    """
+
+    def block_step(block, x, told):
+        return step(block, jax.tree.map(lambda a: checkpoint_name(a, "block"), x), told)
+
+    body = recomputed(block_step, config.remat)
+
+    def run(blocks, x, told):
+        depth = len(jax.tree.leaves(blocks)[0])
+        if config.group >= depth:
+            for i in range(depth):
+                x = body(jax.tree.map(lambda p: p[i], blocks), x, told)
+            return x
+        return jax.lax.scan(lambda x, block: (body(block, x, told), None), x, blocks, unroll=config.group)[0]
+
+    layout = current()
+    if layout is not None and 1 < layout.size("stage") <= len(jax.tree.leaves(blocks)[0]):
+        return pipeline(layout, run, blocks, x, told)
+    return run(blocks, x, told)

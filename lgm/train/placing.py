@@ -1,0 +1,104 @@
+"""A config's layout: its mesh made and checked against what it trains, and where every part of the state lies."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+
+from lgm.config import Config
+from lgm.parallel import Layout, make_layout, shardings, using
+from lgm.parsing import ConfigError, as_dict
+from lgm.train.state import Draw, Loss, TrainState, make_step, offloaded
+
+
+def layout_of(config: Config, devices=None) -> Layout:
+    """The layout of a config over `devices` (all there are). Raises ValueError, one line, where it is impossible."""
+    mesh = config.mesh
+    layout = make_layout(as_dict(mesh), devices, dcn=mesh.dcn, rules=mesh.rules, replicate_below=mesh.replicate_below,
+                         microbatches=mesh.microbatches, attention=config.attention)
+    _check_batch(config, layout)
+    _check_heads(config, layout)
+    if config.optimizer.offload:
+        _check_host_memory(layout)
+    return layout
+
+
+def _check_batch(config: Config, layout: Layout) -> None:
+    shares, pieces = layout.batch_shares, config.accumulate
+    axes = " x ".join(axis for axis in layout.rules["batch"] if layout.size(axis) > 1) or "devices"
+    times = f" in each of config.accumulate={pieces} pieces" if pieces > 1 else ""
+    if config.batch_size % (shares * pieces):
+        raise ConfigError(f"config.batch_size={config.batch_size} is not divisible by the mesh's {axes} = {shares} "
+                          f"shares{times}; give a multiple of {shares * pieces}")
+    stages = layout.size("stage")
+    if stages > 1:
+        parts = layout.microbatches or stages
+        every = parts * shares // (stages if "stage" in layout.rules["batch"] else 1)
+        if config.batch_size % (every * pieces):
+            raise ConfigError(f"config.batch_size={config.batch_size} does not divide into {parts} micro-batches for "
+                              f"config.mesh.stage={stages}{times}; give a multiple of {every * pieces}, or another "
+                              "config.mesh.microbatches")
+
+
+def _check_heads(config: Config, layout: Layout) -> None:
+    heads, depths = getattr(config.model, "heads", None), getattr(config.model, "transformer_depth", None)
+    if heads is None:
+        return
+    counts = {heads} if depths is None else {h for h, depth in zip(heads, depths, strict=True) if depth} or set(heads)
+    tensor, context = layout.size("tensor"), layout.size("context")
+    divisors = [n for n in range(1, min(counts) + 1) if all(count % n == 0 for count in counts)]
+    if any(count % tensor for count in counts):
+        raise ConfigError(f"config.mesh.tensor={tensor} does not divide config.model.heads={heads}; give one of "
+                          f"{', '.join(map(str, divisors))}")
+    if layout.attention == "ulysses" and any(count % (tensor * context) for count in counts):
+        raise ConfigError(f"config.attention='ulysses' needs config.model.heads={heads} to divide by tensor x context "
+                          f"= {tensor * context}; make that one of {', '.join(map(str, divisors))}, or use 'ring'")
+
+
+def _check_host_memory(layout: Layout) -> None:
+    device = layout.mesh.local_devices[0] if layout.mesh.local_devices else None
+    kinds = {memory.kind for memory in device.addressable_memories()} if device else {"pinned_host"}
+    if "pinned_host" not in kinds:
+        raise ConfigError(f"config.optimizer.offload=True needs pinned host memory, which {device.platform} devices "
+                          f"do not offer (they have {', '.join(sorted(kinds))}); set it to False")
+
+
+def check_latents(config: Config, layout: Layout, rows: int, columns: int) -> None:
+    """Refuse a `context` that cannot split the latents [rows, columns] of a config's model."""
+    context = layout.size("context")
+    if config.family == "unet" and rows % context:
+        raise ConfigError(f"config.mesh.context={context} does not divide the {rows} rows of a latent; give a divisor")
+    patch = getattr(config.model, "patch_size", 1)
+    tokens = rows * columns // patch**2
+    if config.family != "unet" and tokens % context:
+        raise ConfigError(f"config.mesh.context={context} does not divide the {tokens} image tokens; give a divisor")
+
+
+def state_shardings(layout: Layout, abstract: TrainState, logical_axes: Any, config: Config) -> TrainState:
+    """Where each leaf of the state lives: optimizer moments and EMA lie where their parameter does (ZeRO-3), the
+    moments in the host's memory with `config.optimizer.offload`."""
+    params = shardings(layout, abstract.params, logical_axes)
+    same = jax.tree.structure(abstract.params)
+    is_params = lambda node: jax.tree.structure(node) == same
+    opt_state = jax.tree.map(lambda node: params if is_params(node) else layout.whole, abstract.opt_state,
+                             is_leaf=is_params)
+    if config.optimizer.offload:
+        opt_state = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), opt_state)
+    return TrainState(layout.whole, params, opt_state, params)
+
+
+def placed_step(config: Config, loss: Loss, draw: Draw | None, optimizer, layout: Layout, places: TrainState):
+    """The compiled train step `(state, frozen, batch) -> (state, metrics)` under a layout; the state is donated and
+    stays at `places`, those of `state_shardings`."""
+    step = make_step(config, loss, optimizer, draw)
+    if config.optimizer.offload:
+        step = offloaded(step, places.opt_state)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, layout.whole))
+    def placed(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
+        with using(layout):
+            return step(state, frozen, batch)
+
+    return placed

@@ -1,0 +1,123 @@
+"""One program on every mesh: loss, gradients and parameters of 8 devices are those of one, and each form of parallelism
+sends what it should and nothing else."""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+TOLERANCE = 1e-5  # relative, after three steps in float32: sums over devices are taken in another order
+
+
+def mesh(**sizes):
+    return {"mesh": {"data": 1} | sizes}
+
+
+# DiT's products of axes, quick enough for every day
+QUICK = (
+    mesh(fsdp=8),
+    mesh(fsdp=2, tensor=2, context=2),
+    mesh(stage=2, fsdp=2, context=2, microbatches=4) | {"attention": "ring"},
+)
+MESHES = (
+    mesh(data=8),
+    mesh(fsdp=8),
+    mesh(context=8),
+    mesh(tensor=4, data=2),
+    mesh(stage=2, data=4),
+    mesh(data=2, fsdp=2, tensor=2),
+    mesh(fsdp=2, tensor=2, context=2),
+    mesh(stage=2, tensor=2, data=2),
+    mesh(stage=2, fsdp=2, context=2, microbatches=4) | {"attention": "ring"},
+    mesh(fsdp=2, tensor=2, context=2) | {"attention": "ulysses"},
+    mesh(fsdp=4, data=2) | {"accumulate": 2},
+    mesh(data=2, tensor=2, context=2, rules={"tokens": ["context", "tensor"]}),
+    mesh(fsdp=8, replicate_below=2000) | {"model": {"remat": "full"}, "optimizer": {"offload": True}},
+)
+
+
+@functools.cache
+def rows(family: str, cases: tuple[str, ...]) -> list[dict]:
+    """What `equality.py` prints."""
+    command = [sys.executable, str(FOLDER / "equality.py"), family, f"[{', '.join(cases)}]"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def as_keys(cases):
+    return tuple(json.dumps(case) for case in cases)
+
+
+def assert_equal(row):
+    assert row["loss"] <= TOLERANCE, row["case"]
+    assert row["gradients"][0] <= TOLERANCE, row
+    assert row["params"][0] <= TOLERANCE, row
+
+
+@pytest.mark.parametrize("number", range(len(QUICK)))
+def test_three_steps_of_dit_are_those_of_one_device(number):
+    assert_equal(rows("dit", as_keys(QUICK))[number])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(MESHES)))
+@pytest.mark.parametrize("family", ["unet", "dit", "mmdit", "flux"])
+def test_three_steps_are_those_of_one_device(family, number):
+    assert_equal(rows(family, as_keys(MESHES))[number])
+
+
+def sent(row, kind, looped=None):
+    """Elements of the results of a kind of collective, in the scan over blocks, outside, or both."""
+    return [size for size, loop in row["collectives"].get(kind, []) if looped in (None, loop)]
+
+
+LARGEST = 32 * 6 * 32  # elements of DiT's largest parameter of one block; a stack of them is three times that
+
+
+def test_fsdp_gathers_one_block_at_a_time():
+    row = rows("dit", as_keys(QUICK))[0]
+    assert sent(row, "all-gather", True) and max(sent(row, "all-gather")) <= LARGEST
+    assert not sent(row, "all-to-all") and not sent(row, "collective-permute", True)
+
+
+def test_tensor_and_context_exchange_activations_in_the_block():
+    row = rows("dit", as_keys(QUICK))[1]
+    tokens = 16 // 2 * 16 // 2 * 32  # of the residual stream on one device
+    assert sent(row, "all-reduce", True).count(tokens) >= 2  # forward, after attention and after the MLP
+    keys = 16 // 2 * 16 * 32 // 2  # keys of all tokens on one device
+    assert sent(row, "all-gather", True).count(keys) >= 2
+    assert max(sent(row, "all-gather", True)) <= LARGEST
+
+
+def test_stages_and_rings_pass_on_to_neighbours():
+    row = rows("dit", as_keys(QUICK))[2]
+    assert sent(row, "collective-permute", True)
+    assert max(sent(row, "all-gather", True), default=0) <= LARGEST
+
+
+@functools.cache
+def attention_rows() -> list[list[float]]:
+    done = subprocess.run([sys.executable, str(FOLDER / "attention_on_meshes.py")], capture_output=True, text=True,
+                          cwd=FOLDER.parent.parent)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_attention_of_every_kind_is_that_of_one_device(number):
+    assert max(attention_rows()[number]) <= 1e-6
+
+
+def test_a_state_is_created_in_its_places_and_never_whole():
+    done = subprocess.run([sys.executable, str(FOLDER / "first_state.py")], capture_output=True, text=True,
+                          cwd=FOLDER.parent.parent)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    row = json.loads(done.stdout)
+    assert row["same"]  # the bits of one device
+    assert row["held"] < 1.05 * row["state"] / 8  # parameters, both moments, EMA: an eighth of all but the scalars
+    assert row["temporary"] < row["state"] / 8
