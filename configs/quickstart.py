@@ -2,23 +2,27 @@
 
     lgm train --config=configs/quickstart.py --workdir=runs/quickstart
 
-About 4 minutes on 2 free CPU cores (105 images/s). Expect faces of the right shape, colour and style, most with eyes
-and mouth in place but rough, and a held-out loss near 0.53. Times lean towards noise (a logit-normal of mean 0.7):
-what a caption decides is decided there, and an even density hardly visits it.
+About 4 minutes on 2 free CPU cores. Expect faces that are recognisable as their captions in their styles, and a
+held-out loss that falls from 2.1 to about 0.6. Muon learns which caption goes with which face in half of AdamW's
+steps, and times lean towards noise (a logit-normal of mean 1.5), because there is decided what a caption decides.
 """
 
 from ml_collections import ConfigDict
+
+FACES = tuple(f"face-{kind}" for kind in (
+    "smiling", "affection", "tongue", "neutral-skeptical", "sleepy", "unwell", "hat", "glasses", "concerned",
+))  # fmt: skip
 
 
 def get_config():
     return ConfigDict(dict(
         name="quickstart",
         batch_size=16,
-        total_images=24_000,
+        total_images=16_000,
         data=dict(
             source="emoji64",
-            where=dict(subcategory="face-", split="train"),
-            heldout_where=dict(subcategory="face-", split="heldout"),
+            where=dict(subcategory=FACES, split="train"),
+            heldout_where=dict(subcategory=FACES, split="heldout"),
         ),
         text=dict(
             encoder=dict(
@@ -32,8 +36,8 @@ def get_config():
             position_size=8, base_size=16, qk_norm="rms",
         ),
         process=dict(name="rectified_flow"),
-        loss=dict(target="flow", density=dict(name="logit_normal", mean=0.7, std=1.4)),
-        optimizer=dict(lr=5e-3, warmup_images=2_000, schedule="cosine", b2=0.99),
+        loss=dict(target="flow", density=dict(name="logit_normal", mean=1.5, std=1.3)),
+        optimizer=dict(name="muon", lr=8e-3, warmup_images=1_000, schedule="cosine", b2=0.99),
         ema=dict(half_life_images=1_000),
         sampling=dict(solver="euler", steps=30, guidance=2.0, count=16, every_images=8_000),
         evaluation=dict(every_images=8_000),

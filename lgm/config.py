@@ -74,14 +74,17 @@ class AutoencoderLoss:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW. The learning rate rises linearly over `warmup_images`, then follows `schedule` down to `final` x lr.
+    """AdamW or Muon. The rate rises linearly over `warmup_images`, then follows `schedule` down to `final` x lr.
 
-    "wsd" (warm-up, stable, decay) holds the rate and lowers it linearly over the last `decay_images`. mup_base: fields
-    of config.model in which a narrower model differs whose rate `lr` is: every matrix then learns at lr times its
-    fan-in there over its fan-in here (muP: Yang et al. 2022, 2203.03466; of diffusion transformers, 2505.15270).
-    offload: the moments stay in the host's memory between updates, where the devices offer that.
+    Muon makes the update of every hidden matrix orthogonal (Jordan 2024; of AdamW's size, 2502.16982) and leaves the
+    rest to AdamW with Nesterov momentum: more time a step, fewer steps. "wsd" (warm-up, stable, decay) holds the rate
+    and lowers it linearly over the last `decay_images`. mup_base: fields of config.model in which a narrower model
+    differs whose rate `lr` is: every matrix then learns at lr times its fan-in there over its fan-in here (muP: Yang et
+    al. 2022, 2203.03466; of diffusion transformers, 2505.15270). offload: the moments stay in the host's memory between
+    updates, where the devices offer that.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_images: int = 0
@@ -279,6 +282,8 @@ def _check(config: Config) -> None:
     need(0 <= config.optimizer.warmup_images <= config.total_images,
          f"config.optimizer.warmup_images={config.optimizer.warmup_images} must lie between 0 and "
          f"config.total_images={config.total_images}")
+    need(config.optimizer.name != "muon" or config.optimizer.mup_base is None,
+         "config.optimizer.mup_base is for name='adamw'; Muon's updates do not depend on the width, leave it out")
     need(config.optimizer.lr > 0, f"config.optimizer.lr={config.optimizer.lr} must be above 0")
     need(config.log.every_images > 0, f"config.log.every_images={config.log.every_images} must be at least 1")
     need(config.evaluation.levels >= 0, f"config.evaluation.levels={config.evaluation.levels} must not be negative")

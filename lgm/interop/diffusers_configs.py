@@ -100,6 +100,9 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
     """config.json of a UNet2DConditionModel."""
     if not config.text_dim:
         raise ValueError("diffusers' UNet2DConditionModel needs text; a U-Net with text_dim=0 cannot be exported")
+    if config.residual:
+        raise ValueError("diffusers' UNet2DConditionModel does not add its input; train one with residual=False to "
+                         "export")
     added = {}
     if config.added_dim:
         if config.micro_ids != MICRO_IDS or not config.pooled_dim:

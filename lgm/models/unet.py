@@ -29,7 +29,9 @@ class UNetConfig:
     micro_dim) are added to the time embedding, as SDXL does. `linear_projection` says how a checkpoint stores the
     projections around a transformer (matrix or 1 x 1 convolution), not what is computed. `remat` names what backward
     finds of each transformer block and residual block (`models.blocks`). `group` transformer blocks are laid out in one
-    iteration of the scan over depth; 1 compiles fastest, the depth runs fastest.
+    iteration of the scan over depth; 1 compiles fastest, the depth runs fastest. `residual` (none of the released
+    models) adds the input to the output: a prediction of eps then begins as "all of x_t is noise" instead of having to
+    learn to copy it, to the precision that high noise asks for, through every layer.
     """
 
     channels: int = 4
@@ -44,6 +46,7 @@ class UNetConfig:
     micro_dim: int = 256
     norm_groups: int = 32
     linear_projection: bool = False
+    residual: bool = False
     group: int = 1
     remat: Remat = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -254,7 +257,8 @@ class UNet(nnx.Module):
                 x = apply(layer, jnp.concatenate([x, skips.pop()], -1))
             if level.resample is not None:
                 x = upsample(x, level.resample, skips[-1].shape[1:3])  # not quite double if it was odd on the way down
-        return self.conv_out(self.norm_out(x)).astype(x_BHWC.dtype)
+        y = self.conv_out(self.norm_out(x)).astype(x_BHWC.dtype)
+        return x_BHWC + y if config.residual else y
 
 
 class Embedder(nnx.Module):

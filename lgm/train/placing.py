@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+import optax
 
 from lgm.config import Config
 from lgm.parallel import Layout, make_layout, shardings, using
@@ -81,8 +82,10 @@ def state_shardings(layout: Layout, abstract: TrainState, logical_axes: Any, con
     moments in the host's memory with `config.optimizer.offload`."""
     params = shardings(layout, abstract.params, logical_axes)
     same = jax.tree.structure(abstract.params)
-    is_params = lambda node: jax.tree.structure(node) == same
-    opt_state = jax.tree.map(lambda node: params if is_params(node) else layout.whole, abstract.opt_state,
+    masked = lambda node: isinstance(node, optax.MaskedNode)  # a parameter that another optimizer updates
+    is_params = lambda node: jax.tree.structure(node, is_leaf=masked) == same
+    beside = lambda node: jax.tree.map(lambda place, leaf: leaf if masked(leaf) else place, params, node)
+    opt_state = jax.tree.map(lambda node: beside(node) if is_params(node) else layout.whole, abstract.opt_state,
                              is_leaf=is_params)
     if config.optimizer.offload:
         opt_state = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), opt_state)

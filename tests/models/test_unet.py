@@ -1,5 +1,7 @@
 """The U-Net against diffusers' with the same random weights."""
 
+import dataclasses
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lgm.interop.diffusers_configs import write_unet
 from lgm.interop.keymap import names_of, to_ours, to_theirs
 from lgm.interop.keys_unet import unet_rules
 from lgm.models import Conditioning, build
@@ -133,6 +136,20 @@ def test_a_new_model_predicts_zero_and_needs_no_text_if_built_without():
     like = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     y = jax.eval_shape(model.apply, model.abstract(), like(1, 4, 4, 4), like(1), Conditioning())
     assert y.shape == (1, 4, 4, 4)
+
+
+def test_a_residual_model_begins_as_the_identity_and_differs_by_its_input():
+    config = UNetConfig(block_channels=(8,), transformer_depth=(0,), heads=(1,), text_dim=0, norm_groups=4)
+    plain, residual = build(config), build(dataclasses.replace(config, residual=True))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
+    t = jnp.array([0.2, 0.9])
+    params = residual.init(jax.random.key(0))
+    np.testing.assert_array_equal(residual.apply(params, x, t, Conditioning()), x)
+    params["conv_out"]["kernel"] += 0.1
+    expected = x + plain.apply(params, x, t, Conditioning())
+    np.testing.assert_allclose(residual.apply(params, x, t, Conditioning()), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="residual=False"):
+        write_unet(dataclasses.replace(config, text_dim=8, residual=True))
 
 
 def test_a_bfloat16_model_keeps_float32_parameters_and_the_input_dtype():
