@@ -59,8 +59,8 @@ def _check_heads(config: Config, layout: Layout) -> None:
 
 
 def _check_host_memory(layout: Layout) -> None:
-    device = layout.mesh.local_devices[0] if layout.mesh.local_devices else None
-    kinds = {memory.kind for memory in device.addressable_memories()} if device else {"pinned_host"}
+    device = layout.mesh.devices.flat[0]
+    kinds = {memory.kind for memory in device.addressable_memories()}
     if "pinned_host" not in kinds:
         raise ConfigError(f"config.optimizer.offload=True needs pinned host memory, which {device.platform} devices "
                           f"do not offer (they have {', '.join(sorted(kinds))}); set it to False")

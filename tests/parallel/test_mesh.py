@@ -1,12 +1,14 @@
 """How arrays are cut by the table of rules, how slices and nodes lie in a mesh, and what is said of impossible ones."""
 
 import dataclasses
+import types
 
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from lgm import config as schema
+from lgm.cli import main
 from lgm.models import build, classes
 from lgm.models.table import presets
 from lgm.parallel import AXES, RULES, batch_part, make_layout, make_mesh, partition, with_overrides
@@ -24,6 +26,9 @@ class Device:
     platform: str = "gpu"
     device_kind: str = "fake"
     client: object = None
+
+    def addressable_memories(self):
+        return [types.SimpleNamespace(kind="device")]
 
 
 def sizes(**given):
@@ -133,6 +138,7 @@ UNET = dict(family="unet", block_channels=[32, 96], transformer_depth=[0, 1], he
     (dict(mesh=dict(stage=2, microbatches=8)), "does not divide into 8 micro-batches .* give a multiple of 32"),
     (dict(mesh=dict(tensor=8)), "config.mesh.tensor=8 does not divide config.model.heads=4; give one of 1, 2, 4"),
     (dict(mesh=dict(context=8), attention="ulysses"), "to divide by tensor x context = 8; make that one of 1, 2, 4"),
+    (dict(optimizer=dict(offload=True)), "offload=True needs pinned host memory, which gpu devices do not offer"),
     (dict(mesh=dict(tensor=4), model=UNET), r"config.mesh.tensor=4 does not divide .*\(1, 6\); give one of 1, 2, 3, 6"),
 ])  # fmt: skip
 def test_an_impossible_layout_is_one_line_that_names_the_key(values, line):
@@ -158,3 +164,11 @@ def test_a_context_that_cannot_split_the_latents_is_refused():
     check_latents(made, layout, 8, 8)
     with pytest.raises(ConfigError, match="config.mesh.context=8 does not divide the 9 image tokens; give a divisor"):
         check_latents(made, layout, 6, 6)
+
+
+def test_lgm_train_on_an_impossible_mesh_is_one_line_and_leaves_nothing(tmp_path, tiny_config, capsys):
+    workdir = tmp_path / "run"
+    count = jax.device_count() + 1
+    assert main(["train", f"--config={tiny_config}", f"--workdir={workdir}", f"--config.mesh.fsdp={count}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"fsdp={count}) does not fit {jax.device_count()} devices" in line and not workdir.exists()

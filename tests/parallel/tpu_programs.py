@@ -28,8 +28,10 @@ def program(case: dict) -> dict:
     batch = {k: placed(v, layout.batch) for k, v in equality.batch_of(0).items()}
     compiled = step.lower(jax.tree.map(placed, state, places), {}, batch).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
-    return {"collectives": equality.collectives(text), "kernels": text.count("tpu_custom_call"),
-            "host": memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
+    moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt_state))
+    return {"kernels": text.count("tpu_custom_call"), "scattered": text.count("calls=%all-reduce-scatter"),
+            "permuted": text.count("collective-permute-start"), "moments": moments,
+            "host_argument": memory.host_argument_size_in_bytes, "host_temporary": memory.host_temp_size_in_bytes,
             "argument": memory.argument_size_in_bytes}  # fmt: skip
 
 
