@@ -24,7 +24,7 @@ EXAMPLES = {
     "launch": "lgm launch --on=slurm --config=configs/emoji.py --workdir=/shared/runs/emoji --nodes=2 --dry-run\n"
               "         lgm launch --on=gke --config=configs/emoji.py --workdir=emoji --topology=v5e:4x4 --slices=2\n"
               "         lgm launch sweep --on=slurm --config=sweep.py --workdir=/shared/runs/sweep --at-once=8",
-    "status": "lgm status runs/quickstart runs/emoji",
+    "status": "lgm status --json runs/quickstart runs/emoji",
     "inspect": "lgm inspect --preset=flux_dev --preset=t5_v1_1_xxl\n"
                "         lgm inspect --from=models/sd15 --levels=2",
 }

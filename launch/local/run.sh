@@ -14,7 +14,7 @@ once() {
     port=$((20000 + RANDOM % 12000))
     for ((rank = 0; rank < {{ processes }}; rank++)); do
         LGM_COORDINATOR=127.0.0.1:$port LGM_PROCESSES={{ processes }} LGM_PROCESS_ID=$rank \
-            {% for word in command %}{{ word }} {% endfor %}"$@" >> "$logs/${1:+run-$1-}rank-$rank.log" 2>&1 &
+            {{ command | words }} "$@" >> "$logs/${1:+run-$1-}rank-$rank.log" 2>&1 &
         pids+=($!)
     done
     trap 'kill -TERM "${pids[@]}" 2>/dev/null; told=1' TERM INT
@@ -41,10 +41,11 @@ echo "$(date +%FT%T) start, pid $$"
 keep_on
 {% else %}
 failed=0
-for run in{% for run in runs %} {{ run }}{% endfor %}; do
+for run in {{ runs | words }}; do
     keep_on "$run" || failed=$?
     [[ -n ${told:-} ]] && break
 done
+{{ gather | words }} || failed=$?
 (exit "$failed")
 {% endif %}
 code=$?

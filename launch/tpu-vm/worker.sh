@@ -39,7 +39,8 @@ mounted() {
 {% endif %}
 }
 
-running() { [[ -f $home/pid ]] && kill -0 "$(cat "$home/pid")" 2> /dev/null; }
+# its code is written a moment before the process has gone
+running() { [[ -f $home/pid && ! -f $home/code.txt ]] && kill -0 "$(cat "$home/pid")" 2> /dev/null; }
 
 start() {
     if running; then return; fi
@@ -64,7 +65,7 @@ CONFIG_{{ marker | verbatim }}
 }
 
 wait_for() {
-    while running && [[ ! -f $home/code.txt ]]; do sleep 5; done
+    while running; do sleep 5; done
     [[ -f $home/code.txt ]] || exit 137  # gone without a word
     code_was=$(cat "$home/code.txt")
     [[ $code_was == 0 ]] || tail -n 5 {{ logs }}/"$(hostname)".log >&2

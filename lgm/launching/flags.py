@@ -10,7 +10,7 @@ from lgm.launching.render import folder
 
 
 def variables_of(kind: str, env: Mapping[str, str]) -> list[dict[str, Any]]:
-    """[{"name", "value", "why": lines}] of a GPU kind, then the site's; all XLA flags are one XLA_FLAGS, the site's last."""
+    """[{"name", "value", "why": lines}] of a GPU kind, then the site's; XLA flags are one variable, the site's last."""
     table = tomllib.loads((folder() / "flags.toml").read_text())
     found = [variable(entry["name"], entry["value"], entry["why"]) for entry in table["variable"]
              if kind in entry["gpus"] and entry["name"] not in env]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lgm.launching.machines import Machines
+from lgm.launching.render import refuse_secrets
 from lgm.launching.site import Site
 from lgm.parsing import ConfigError
 
@@ -38,13 +39,18 @@ class Request:
 @dataclasses.dataclass(frozen=True)
 class Job:
     """files: text by path, written before anything is run. submit: the command. watch, cancel: lines that a person can
-    run, {id} standing for the job's number. notes: more to print."""
+    run, {id} standing for the job's number. notes: more to print. None can be made that holds a secret.
+    """
 
     files: dict[Path, str]
     submit: tuple[str, ...]
     watch: tuple[str, ...]
     cancel: str
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for text in (*self.files.values(), *self.submit, *self.watch, self.cancel, *self.notes):
+            refuse_secrets(text)
 
 
 def slug(name: str) -> str:
@@ -60,6 +66,11 @@ def command(python: str, request: Request, config: str, workdir: str) -> list[st
     verb = "train" if request.runs is None else "sweep"
     words = [python, "-m", "lgm.cli", verb, f"--config={config}", f"--workdir={workdir}"]
     return words if request.runs is None else [*words, "--only"]
+
+
+def gathering(words: list[str]) -> list[str]:
+    """The words that write a sweep's table, from those that train a run of it."""
+    return [*words[:-1], "--gather"]
 
 
 def plain_path(path: str, flag: str) -> str:

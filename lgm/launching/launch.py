@@ -77,15 +77,29 @@ def launch(words: Words, overrides: Sequence[tuple[str, str]]) -> int:
         print(dry_run(job))
         return 0
     _refuse_running(words)
+    new = [path for path in job.files if not path.exists()]
     for path, text in job.files.items():
         write_atomically(path, text.encode())
-    number = module.submit(job)
+    try:
+        number = module.submit(job)
+    except ConfigError:
+        _unwrite(new, Path(words.workdir))
+        raise
     record = {"on": words.on, "id": number, "name": request.label, "workdir": str(Path(words.workdir).absolute()),
-              "machines": str(machines), "kind": machines.kind, "devices": machines.devices, "launched": time.time(),
+              "machines": str(machines), "launched": time.time(),
               "namespace": site.gke.namespace, "zone": site.tpu_vm.zone, "project": site.tpu_vm.project}
     write_atomically(Path(words.workdir) / RECORD, (json.dumps(record, indent=2) + "\n").encode())
     print(spoken(job, number, words))
     return 0
+
+
+def _unwrite(files: Sequence[Path], workdir: Path) -> None:
+    """Leave no trace of a job that was refused."""
+    for path in files:
+        path.unlink(missing_ok=True)
+    for folder in (workdir / "launch", workdir):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def dry_run(job: Job) -> str:
@@ -126,26 +140,16 @@ def asked_for(words: Words, site: sites.Site) -> Machines:
 
 
 def check(config: schema.Config, machines: Machines) -> None:
-    """Raise ConfigError where the config's mesh or batch does not fit the machines."""
-    axes = ("data", "fsdp", "context", "tensor", "stage")
-    sizes = {axis: getattr(config.mesh, axis) for axis in axes}
-    fixed = 1
-    for size in sizes.values():
-        fixed *= size if size != -1 else 1
-    free = [axis for axis, size in sizes.items() if size == -1]
-    asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "all 1"
-    count = machines.devices
-    if len(free) > 1 or fixed <= 0 or count % fixed or (not free and fixed != count):
-        raise ConfigError(f"config.mesh ({asked}) does not fit the {count} devices of {machines}; the sizes must "
-                          f"multiply to {count}, and one of them may be -1")
-    sizes |= {axis: count // fixed for axis in free}
-    shares = sizes["data"] * sizes["fsdp"]
-    for what, parts in ((f"data={sizes['data']} x fsdp={sizes['fsdp']}", shares),
-                        (f"the {machines.processes} processes of {machines}", machines.processes)):
-        if config.batch_size % parts:
-            low, high = config.batch_size // parts * parts, -(-config.batch_size // parts) * parts
-            raise ConfigError(f"config.batch_size={config.batch_size} does not divide over {what}; give "
-                              f"{f'{low} or ' if low else ''}{high}")
+    """Raise ConfigError where the config's mesh, heads or batch do not fit the machines, as training itself checks."""
+    from lgm.parallel.layout import batch_part
+    from lgm.train.placing import layout_of
+
+    try:
+        layout = layout_of(config, machines.stand_ins())
+        for process in range(machines.processes):
+            batch_part(layout, process)
+    except ValueError as error:
+        raise ConfigError(f"{error} ({machines})") from None
 
 
 def _sweep(words: Words, overrides, machines: Machines) -> tuple[str, tuple[int, ...], int]:
@@ -154,9 +158,8 @@ def _sweep(words: Words, overrides, machines: Machines) -> tuple[str, tuple[int,
 
     plan = sweep.load(words.config, overrides)
     runs = sweep.expand(plan)
-    for run in runs:
-        for config in run.configs:
-            check(config, machines)
+    for config in {run.group: run.configs[0] for run in runs}.values():  # runs of a group share their shapes
+        check(config, machines)
     missing = tuple(i for i, run in enumerate(runs) if not results.finished(Path(words.workdir), run))
     return plan.name, missing, len(runs)
 

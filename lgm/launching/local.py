@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lgm.launching.job import Job, Request, command
+from lgm.launching.job import Job, Request, command, gathering
 from lgm.launching.render import render
 
 
@@ -26,7 +26,7 @@ def job(request: Request) -> Job:
     script = render("local/run.sh", dict(
         title=f"{request.label}: {request.machines.processes} processes on this machine, launched by lgm",
         folder=str(Path.cwd()), variables=variables, logs=str(place / "logs"), processes=request.machines.processes,
-        command=words, runs=request.runs, restarts=settings.restarts,
+        command=words, gather=gathering(words), runs=request.runs, restarts=settings.restarts,
     ), request.site.templates)
     rank = "rank-0.log" if request.runs is None else f"run-{request.runs[0]}-rank-0.log"
     return Job(files={config: json.dumps(request.values, indent=2) + "\n", place / "run.sh": script},

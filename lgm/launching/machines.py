@@ -38,6 +38,17 @@ GPUS = {  # kind: the label cloud.google.com/gke-accelerator
 
 
 @dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks of a device: which it is, of which process, in which slice or node. `platform` is none whose
+    interconnect has coordinates, which only a device that is there could tell."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+
+
+@dataclasses.dataclass(frozen=True)
 class Machines:
     """What one run uses: `groups` slices of TPU hosts, or nodes, with `hosts` in each and `chips` a host.
 
@@ -61,6 +72,11 @@ class Machines:
     def processes(self) -> int:
         """Training processes in all."""
         return self.groups * self.hosts * self.processes_a_host
+
+    def stand_ins(self) -> list[Device]:
+        """All devices, to lay a mesh over without one of them being here."""
+        each, slice_size = self.devices // self.processes, self.devices // self.groups
+        return [Device(i, i // each, i // slice_size) for i in range(self.devices)]
 
     @property
     def topology(self) -> str:

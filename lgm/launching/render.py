@@ -1,8 +1,9 @@
 """Templates to text. Every value is quoted where it is put in, for the shell or for YAML, by the file's kind: a
-template cannot forget it. Nothing that looks like a secret leaves here."""
+template cannot forget it."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -35,26 +36,24 @@ def folder() -> Path:
     """`launch/`, which stands beside the package: `pip install -e .`, the install there is, leaves it where it is."""
     place = Path(lgm.__file__).resolve().parents[1] / "launch"
     if not place.is_dir():
-        raise ConfigError(f"{place} is not there: lgm launch needs the checkout's templates; pip install -e . keeps them")
+        raise ConfigError(f"{place} is not there: lgm launch needs the checkout's templates; use pip install -e .")
     return place
 
 
 def render(name: str, values: Mapping[str, Any], templates: str = "") -> str:
     """`launch/{name}` with `values`, quoted for YAML in a .yaml, for the shell elsewhere. Raises ConfigError, one line,
-    for a name that the template has no value for, or a secret in the result."""
+    for a name that the template has no value for."""
     places = [templates, str(folder())] if templates else [str(folder())]
     quote = yaml_quote if name.endswith(".yaml") else shell_quote
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(places), undefined=jinja2.StrictUndefined, finalize=quote, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
     )
-    environment.filters["verbatim"] = Verbatim
+    environment.filters |= {"verbatim": Verbatim, "words": lambda words: Verbatim(" ".join(map(quote, words)))}
     try:
-        text = environment.get_template(name).render(values)
+        return environment.get_template(name).render(values)
     except jinja2.TemplateError as error:
         raise ConfigError(f"the template {name}: {type(error).__name__}: {error.message}") from None
-    refuse_secrets(text)
-    return text
 
 
 def shell_quote(value: Any) -> str:
@@ -91,7 +90,7 @@ def directive(value: Any, what: str = "a value") -> Verbatim:
 def refuse_secrets(text: str) -> None:
     """Raise ConfigError where `text` holds the value of a secret variable of this process, or what looks like one."""
     for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= 8 and value in text:
+        if SECRET.search(name) and len(value) >= 8 and (value in text or json.dumps(value)[1:-1] in text):
             raise ConfigError(f"the value of ${name} would stand in the job; name {name} in the site's [secrets], and "
                               "keep its value out of the config and the site")
     for what, pattern in PATTERNS.items():

@@ -17,7 +17,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """[slurm]. gpu: a kind of `launch/flags.toml`, or "cpu". tasks: one process a "node" or a "gpu". time: the limit; the
+    """[slurm]. gpu: a kind of `launch/flags.toml`, or "cpu". tasks: one process a "node" or a "gpu". time: limit; the
     run saves `save_seconds` before it and queues again. restarts: how often a run whose process was killed starts again
     without a new checkpoint. container: "pyxis" or "apptainer", then with `image` and `mounts` (SRC:DST). setup: shell
     lines before the run. options: more for sbatch. python: what runs lgm (default: the launching one).

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lgm.launching.flags import variables_of
-from lgm.launching.job import Job, Request, command, plain_path
+from lgm.launching.job import Job, Request, command, gathering, plain_path
 from lgm.launching.render import directive, render
 from lgm.parsing import ConfigError
 
@@ -41,6 +41,7 @@ def job(request: Request) -> Job:
         title=f"{request.label}: {machines}, launched by lgm", options=lines, kind=machines.kind,
         variables=variables_of(machines.kind, request.site.env),
         setup=settings.setup, logs=str(place / "logs"), kept=str(place / "lost"), srun=srun, command=prefix + words,
+        gather=gathering(words),
         rank_log="run-$SLURM_ARRAY_TASK_ID-rank-%t.log" if array else "rank-%t.log", array=array,
         restarts=settings.restarts, checkpoints=f"{workdir}/checkpoints",
     ), request.site.templates)
@@ -89,8 +90,8 @@ def submit(job: Job) -> str:
 
 
 def state(record: dict[str, Any]) -> str:
-    """Where the job is: squeue's state, with its reason while it waits; of an array the number in each; "" when it is no
-    longer in the queue."""
+    """Where the job is: squeue's state, with its reason while it waits; of an array the number in each; "" when it has
+    left the queue."""
     done = subprocess.run(["squeue", "--noheader", f"--jobs={record['id']}", "--array", "--format=%T %r"],
                           capture_output=True, text=True)
     rows = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip()]

@@ -60,7 +60,7 @@ def of_run(folder: Path, record: dict | None, queue: str, alone: bool = True) ->
     rate = last.get("images_per_second")
     row = {
         "run": str(folder), "images": images, "total_images": total, "loss": last.get("loss"),
-        "mfu": last.get("mfu", _mfu(last, record)), "checkpoint": None if saved is None else saved[0] * batch,
+        "mfu": last.get("mfu"), "checkpoint": None if saved is None else saved[0] * batch,
         "checkpoint_seconds_ago": None if saved is None else time.time() - saved[1],
         "seconds_left": 0.0 if done else (total - images) / rate if total and rate else None,
         "written_seconds_ago": time.time() - (folder / "metrics.jsonl").stat().st_mtime,
@@ -98,16 +98,6 @@ def _queue(record: dict | None) -> str:
         return importlib.import_module(f"lgm.launching.{ENGINES[record['on']]}").state(record)
     except OSError as error:
         return f"unknown ({record['on']}: {error.strerror or error})"
-
-
-def _mfu(row: dict, record: dict | None) -> float | None:
-    """From the row's FLOP/s and the peak of what it was launched on."""
-    if not row or not record or "tflops_per_second" not in row:
-        return None
-    from lgm.parallel.chips import CHIPS
-
-    chip = CHIPS.get(record["kind"])
-    return None if chip is None else row["tflops_per_second"] * 1e12 / (record["devices"] * chip.share.flops)
 
 
 def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:

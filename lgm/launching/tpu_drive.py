@@ -15,6 +15,8 @@ from lgm.processes.bounds import LOST, PREEMPTED
 QUEUED = ("CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES")
 GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING")
 SSH_FAILED = 255  # ssh's own failure, not the command's
+CONNECTED = 300.0  # seconds after which an ssh that fails had been connected
+SETUPS = 3  # attempts at a worker's environment: package servers fail at times
 # what gcloud says where trying again cannot help
 FINAL = ("PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED", "Quota", "quota", "not have permission",
          "Reauthentication", "unrecognized arguments", "Invalid choice")
@@ -63,13 +65,14 @@ def run_command(words: Sequence[str]) -> Done:
 
 
 class Driver:
-    """One run. `order`: what `tpu_vm.job` wrote. `execute` runs one command, `sleep` waits; tests give their own."""
+    """One run. `order`: what `tpu_vm.job` wrote. `execute` runs one command, `sleep` waits, `clock` tells seconds."""
 
     def __init__(self, order: dict[str, Any], script: str, execute: Callable[[Sequence[str]], Done] = run_command,
-                 sleep: Callable[[float], None] = time.sleep, say: Callable[[str], None] | None = None):
+                 sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic,
+                 say: Callable[[str], None] | None = None):
         self.order, self.script = order, script
         self.names = Names(order["name"], order["project"], order["zone"], order["slices"])
-        self.execute, self.sleep = execute, sleep
+        self.execute, self.sleep, self.clock = execute, sleep, clock
         self.say = say or (lambda line: print(f"{time.strftime('%FT%T')} {line}", flush=True))
 
     def run(self) -> int:
@@ -94,11 +97,11 @@ class Driver:
         """What a run takes when nothing fails, in order; for people."""
         yield self._create_words()
         yield self._describe_words()
-        for node in self.names.nodes:
-            yield self._ssh_words(node, "cat > worker.sh <<< ...; bash worker.sh setup")
-        for part in ("start", "wait"):
+        runs = self.order["runs"] or (None,)
+        for part in ("setup", "start", "wait"):
             for node in self.names.nodes:
-                yield self._ssh_words(node, f"bash worker.sh {part}")
+                words = [] if part != "start" or runs[0] is None else [f"--only={runs[0]}"]
+                yield self._ssh_words(node, self._remote(part, words, "WORKER_SH_IN_BASE64"))
         yield self._delete_words()
 
     def _until_done(self, words: list[str]) -> int:
@@ -106,9 +109,14 @@ class Driver:
         lost = 0
         while True:
             self._acquire()
-            code = self._on_all("setup", [])
-            if code is not None and code != 0:
-                raise Failed(f"the workers could not be set up (code {code})")
+            for _ in range(SETUPS):
+                code = self._on_all("setup", [])
+                if not code:  # done, or the slices have gone
+                    break
+                self.say(f"setting the workers up failed with code {code}")
+                self._pause()
+            else:
+                raise Failed(f"the workers could not be set up in {SETUPS} attempts (code {code})")
             if code == 0:
                 code = self._on_all("start", words)
                 code = self._on_all("wait", []) if code == 0 else code
@@ -159,7 +167,9 @@ class Driver:
         """
         worst = 0
         for node in self.names.nodes:
-            for attempt in range(self.order["tries"]):
+            attempt = 0
+            while attempt < self.order["tries"]:
+                begun = self.clock()
                 done = self.execute(self._ssh_words(node, self._remote(part, words)))
                 if done.code != SSH_FAILED and not (done.code == 1 and done.says(("ERROR: (gcloud",))):
                     break
@@ -167,7 +177,8 @@ class Driver:
                     raise Failed(f"gcloud: {_last(done.err)}")
                 if self._state() != "ACTIVE":
                     return None
-                self.say(f"{node}: ssh failed ({_last(done.err)}), attempt {attempt + 1} of {self.order['tries']}")
+                attempt = 1 if self.clock() - begun > CONNECTED else attempt + 1  # a line that held did not fail
+                self.say(f"{node}: ssh failed ({_last(done.err)}), attempt {attempt} of {self.order['tries']}")
                 self._pause()
             else:
                 raise Failed(f"{node} could not be reached in {self.order['tries']} attempts: {_last(done.err)}")
@@ -199,9 +210,9 @@ class Driver:
         self.sleep(self.order["pause_seconds"])
         return self.order["pause_seconds"]
 
-    def _remote(self, part: str, words: list[str]) -> str:
+    def _remote(self, part: str, words: list[str], text: str | None = None) -> str:
         """The script goes along each time, so that every worker has this one."""
-        text = base64.b64encode(self.script.encode()).decode()
+        text = text or base64.b64encode(self.script.encode()).decode()
         return shlex.join(["bash", "-c", f"echo {text} | base64 -d > lgm-worker.sh && exec bash lgm-worker.sh "
                                          f"{shlex.join([part, *words])}"])
 

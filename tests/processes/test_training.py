@@ -9,10 +9,8 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from run_state import final
 
 from lgm.cli import main
 
@@ -79,17 +77,6 @@ def wait_for_step(workdir, step, processes):
 def children(process):
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
         return [int(word) for word in file.read().split()]
-
-
-def final(workdir):
-    """(step, every array of the state) of a folder's newest checkpoint."""
-    place = workdir / "checkpoints"
-    step = max(int(path.name) for path in place.iterdir() if path.name.isdigit())
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(place / str(step) / "state").item_metadata.tree
-        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        state = reader.restore(place / str(step) / "state", restore_args=plain)
-    return step, [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -1,0 +1,154 @@
+"""GKE manifests against the schemas of Kubernetes and the field names of JobSet and Kueue."""
+
+import copy
+import json
+
+import jobs
+import jobset_api
+import kubernetes_validate
+import pytest
+import yaml
+
+from lgm.launching import gke, machines
+from lgm.launching.job import Request
+from lgm.parsing import ConfigError
+
+VERSION = "1.33"
+VARIANTS = {
+    "tpu": ("gke-tpu", {}, {}),
+    "gpu": ("gke-gpu", {}, {}),
+    "everything": ("gke-tpu", {}, dict(gke=dict(spot=True, service_account="runner", priority="high", namespace="lgm",
+                                                grace_seconds=25))),
+    "sweep": ("gke-tpu", dict(runs=(0, 3), at_once=2), {}),
+    "gpu sweep": ("gke-gpu", dict(runs=(0, 3)), {}),
+}
+
+
+@pytest.fixture(scope="module")
+def values():
+    return jobs.read("configs/quickstart.py")[0]
+
+
+def documents(values, monkeypatch, variant):
+    engine, words, changes = VARIANTS[variant]
+    text = next(iter(jobs.job(engine, values, monkeypatch, **words, **changes).files.values()))
+    return list(yaml.safe_load_all(text))
+
+
+def validate(document):
+    """Against the schema of Kubernetes, nothing unknown allowed."""
+    kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+def as_job(jobset):
+    """The Job that the JobSet controller makes of the one replicated job, and the Pod that is made of that."""
+    replicated = jobset["spec"]["replicatedJobs"][0]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": f"{jobset['metadata']['name']}-0"},
+           **replicated["template"]}
+    template = job["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", **template["metadata"]},
+           "spec": template["spec"]}
+    return job, pod
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_part_is_valid(values, monkeypatch, variant):
+    found = documents(values, monkeypatch, variant)
+    schemas = {"JobSet": jobset_api.JOBSET, "ClusterQueue": jobset_api.CLUSTER_QUEUE,
+               "LocalQueue": jobset_api.LOCAL_QUEUE}
+    for document in found:
+        if document["kind"] in schemas:
+            assert jobset_api.mistakes(document, schemas[document["kind"]]) == []
+        else:
+            validate(document)
+    for jobset in (d for d in found if d["kind"] == "JobSet"):
+        for part in as_job(jobset):
+            validate(part)
+
+
+def test_the_validators_see_mistakes(values, monkeypatch):
+    jobset = documents(values, monkeypatch, "tpu")[1]
+    wrong = copy.deepcopy(jobset)
+    wrong["spec"]["replicatedJobs"][0]["replica"] = 2
+    assert jobset_api.mistakes(wrong, jobset_api.JOBSET) == [".spec.replicatedJobs[0].replica is no field"]
+    wrong = copy.deepcopy(jobset)
+    wrong["spec"]["failurePolicy"]["rules"][0]["action"] = "Restart"
+    assert len(jobset_api.mistakes(wrong, jobset_api.JOBSET)) == 1
+    job, pod = as_job(jobset)
+    for part, change in ((job, lambda s: s.update(backofLimit=0)), (pod, lambda s: s.update(restartpolicy="Never")),
+                         (pod, lambda s: s["containers"][0].update(imagee="x"))):
+        broken = copy.deepcopy(part)
+        change(broken["spec"])
+        with pytest.raises(Exception, match="additional|unexpected|Additional|not allowed|imagee|restartpolicy|backof"):
+            validate(broken)
+
+
+def test_slices_hosts_and_chips(values, monkeypatch):
+    jobset = documents(values, monkeypatch, "tpu")[1]
+    part = jobset["spec"]["replicatedJobs"][0]
+    job, pod = as_job(jobset)
+    assert part["replicas"] == 2 and job["spec"]["parallelism"] == job["spec"]["completions"] == 4
+    assert pod["spec"]["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
+    assert pod["spec"]["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+                                           "cloud.google.com/gke-tpu-topology": "4x4"}
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 300
+    assert jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "vision" and jobset["spec"]["suspend"]
+    assert pod["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+
+
+def test_gpu_pods_find_each_other(values, monkeypatch):
+    jobset = documents(values, monkeypatch, "gpu")[1]
+    _, pod = as_job(jobset)
+    env = {v["name"]: v.get("value", v.get("valueFrom")) for v in pod["spec"]["containers"][0]["env"]}
+    name = jobset["metadata"]["name"]
+    # <jobset>-<replicated job>-<job>-<pod>.<subdomain, which is the jobset's name>
+    assert env["LGM_COORDINATOR"] == f"{name}-{jobset['spec']['replicatedJobs'][0]['name']}-0-0.{name}:8476"
+    assert env["LGM_PROCESSES"] == "2" and "job-completion-index" in env["LGM_PROCESS_ID"]["fieldRef"]["fieldPath"]
+
+
+def test_a_preemption_does_not_count_and_a_lost_process_does(values, monkeypatch):
+    jobset = documents(values, monkeypatch, "tpu")[1]
+    job, _ = as_job(jobset)
+    codes, disruption = job["spec"]["podFailurePolicy"]["rules"]
+    assert codes["onExitCodes"]["values"] == [75] and disruption["onPodConditions"][0]["type"] == "DisruptionTarget"
+    policy = jobset["spec"]["failurePolicy"]
+    assert policy["rules"][0]["action"] == "RestartJobSetAndIgnoreMaxRestarts" and policy["maxRestarts"] == 3
+
+
+def test_a_sweep_is_one_jobset_a_run_within_its_own_quota(values, monkeypatch):
+    queue, local, _, *sets = documents(values, monkeypatch, "sweep")
+    assert [s["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["command"][-1]
+            for s in sets] == ["--only=0", "--only=3"]
+    resource = queue["spec"]["resourceGroups"][0]["flavors"][0]["resources"][0]
+    assert resource == {"name": "google.com/tpu", "nominalQuota": 2 * 2 * 16}  # runs x slices x chips
+    assert {s["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for s in sets} == {local["metadata"]["name"]}
+
+
+@pytest.mark.parametrize(("changes", "part"), [
+    (dict(gke=dict(work="")), "site.gke.work"), (dict(gke=dict(work="gs://a/b")), "site.gke.work"),
+    (dict(gke=dict(image="")), "--image"), (dict(secrets={"HF_TOKEN": "x"}), "SECRET/KEY"),
+])
+def test_what_is_missing_is_named(values, monkeypatch, changes, part):
+    with pytest.raises(ConfigError, match=part):
+        jobs.job("gke-tpu", values, monkeypatch, **changes)
+
+
+def test_jobsets_in_words(monkeypatch):
+    def item(terminal="", suspend=False, ready=0):
+        return {"spec": {"suspend": suspend, "replicatedJobs": [{"replicas": 2}]},
+                "status": {"terminalState": terminal, "replicatedJobsStatus": [{"ready": ready}]}}
+
+    def answer(*items, code=0):
+        done = gke.subprocess.CompletedProcess([], code, json.dumps({"items": items}), "no such cluster")
+        monkeypatch.setattr(gke.subprocess, "run", lambda *a, **k: done)
+        return gke.state({"namespace": "default", "name": "x"})
+
+    assert answer(item(ready=2)) == "RUNNING" and answer(item(suspend=True)) == "QUEUED"
+    assert answer(item("Completed")) == "" and answer(item("Failed")) == "FAILED" and answer() == ""
+    assert answer(item("Completed"), item(ready=2), item(suspend=True)) == "1 Completed, 1 Running, 1 Queued"
+    assert answer(code=1) == "unknown (no such cluster)"
+
+
+def test_a_single_gpu_node_needs_nobody(values):
+    request = Request("one", values, "runs/one", jobs.site(gke=dict(work="pvc:x")), machines.gpu_nodes("h100", 1, 8))
+    assert "LGM_PROCESS" not in next(iter(gke.job(request).files.values()))

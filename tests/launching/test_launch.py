@@ -1,0 +1,228 @@
+"""`lgm launch` and `lgm status` from the command line: what is refused, what is said, and what this machine runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import jobs
+import pytest
+
+from lgm.cli import main
+from lgm.launching import machines, render, slurm, status
+from lgm.launching import site as sites
+from lgm.parsing import ConfigError
+
+QUICKSTART = str(jobs.ROOT / "configs/quickstart.py")
+
+
+@pytest.fixture
+def site(tmp_path):
+    def write(text):
+        path = tmp_path / "site.toml"
+        path.write_text(text)
+        return f"--site={path}"
+
+    return write
+
+
+def refused(capsys, *words):
+    assert main(["launch", *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("lgm launch: "), lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(("words", "parts"), [
+    (["--on=slurm", "--nodes=3"], ["config.batch_size=16", "24 shares", "3 x 8 h100"]),
+    (["--on=slurm", "--nodes=0"], ["--nodes=0"]),
+    (["--on=slurm", "--topology=v5e:4x4"], ["--topology=v5e:4x4", "--nodes"]),
+    (["--on=slurm", "--at-once=2"], ["--at-once", "lgm launch sweep"]),
+    (["--on=slurm", "--config.mesh.fsdp=5"], ["config.mesh", "fsdp=5", "8 devices"]),
+    (["--on=slurm", "--config.mesh.data=2"], ["config.mesh", "data=2", "8"]),
+    (["--on=slurm", "--config.mesh.tensor=8"], ["config.mesh.tensor=8", "config.model.heads=4"]),
+    (["--on=slurm", "--config.optimizer.lrr=1"], ["did you mean 'lr'"]),
+    (["--on=slurm", "--image=x.sqsh"], ["--image", "container"]),
+    (["--on=gke"], ["site.gke.image"]),
+    (["--on=gke", "--topology=v5e:4x4", "--nodes=2"], ["--nodes", "--topology"]),
+    (["--on=gke", "--topology=v5e:4x4x4"], ["v5e:4x4x4", "2 sides"]),
+    (["--on=gke", "--topology=v5:4x4"], ["'v5'", "did you mean"]),
+    (["--on=gke", "--topology=v5e:3x3"], ["v5e:3x3", "4 a host"]),
+    (["--on=gke", "--topology=v5e:8x8"], ["config.batch_size=16", "64"]),
+    (["--on=gke", "--topology=v5e:4x4", "--slices=0"], ["--slices=0"]),
+    (["--on=tpu-vm"], ["--topology is missing"]),
+    (["--on=tpu-vm", "--topology=tpu7x:2x2x1"], ["tpu7x", "--on=gke"]),
+    (["--on=tpu-vm", "--topology=v5e:4x4"], ["site.tpu_vm.project"]),
+])
+def test_what_cannot_work_is_one_line_before_anything_is_written(capsys, tmp_path, words, parts):
+    workdir = tmp_path / "run"
+    line = refused(capsys, f"--config={QUICKSTART}", f"--workdir={workdir}", *words)
+    assert all(part in line for part in parts), line
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(("text", "parts"), [
+    ("[slurm]\npartitoin = 'x'", ["site.slurm.partitoin", "did you mean 'partition'"]),
+    ("[slurm]\ngpus_per_node = 'x'", ["site.slurm.gpus_per_node", "int"]),
+    ("[slurm]\ngpu = 'h10'", ["'h10'", "did you mean 'h100'"]),
+    ("[slurm]\npartition = 'a b'", ["site.slurm.partition", "' '"]),
+    ("[slurm]\ncontainer = 'pyxis'", ["pyxis", "--image"]),
+    ("[slurm", ["site.toml"]),
+    ("[env]\nHF_TOKEN = 'x'", ["site.env.HF_TOKEN", "[secrets]"]),
+    ("[env]\n'A B' = 'x'", ["site.env.A B"]),
+    ("[env]\nA = 1", ["site.env.A=1", "string"]),
+])
+def test_a_site_that_cannot_be_is_one_line(capsys, tmp_path, site, text, parts):
+    line = refused(capsys, f"--config={QUICKSTART}", f"--workdir={tmp_path}/run", "--on=slurm", site(text))
+    assert all(part in line for part in parts), line
+
+
+def test_the_example_site_is_one(capsys, tmp_path, monkeypatch):
+    found = sites.read(str(jobs.ROOT / "launch/sites/example.toml"))
+    assert found.slurm.gpu == "h100" and found.secrets
+    monkeypatch.setenv("LGM_SITE", str(tmp_path / "nowhere.toml"))
+    assert "nowhere.toml" in refused(capsys, f"--config={QUICKSTART}", "--workdir=x", "--on=slurm")
+
+
+def test_a_folder_that_slurm_cannot_name_is_refused(capsys):
+    assert "--workdir" in refused(capsys, "--on=slurm", f"--config={QUICKSTART}", "--workdir=/tmp/a b")
+    assert "--workdir" in refused(capsys, "--on=slurm", f"--config={QUICKSTART}", "--workdir=/tmp/%j")
+
+
+def test_a_cluster_that_is_not_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "--dry-run" in refused(capsys, "--on=slurm", f"--config={QUICKSTART}", f"--workdir={tmp_path}/run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_machines():
+    several = machines.tpu_slices("v5p:4x4x8", 2)
+    assert (several.hosts, several.chips, several.devices, several.processes) == (32, 4, 256, 64)
+    assert machines.tpu_slices("v6e:2x4", 1).hosts == 1 and machines.tpu_slices("v6e:2x4", 1).chips == 8
+    assert machines.tpu_slices("tpu7x:2x2x2", 1).devices == 16
+    assert machines.gpu_nodes("h100", 2, 8, process_a_gpu=True).processes == 16
+    assert slurm.numbers((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
+
+
+def test_every_flag_has_a_reason_and_is_known_to_xla(monkeypatch):
+    table = tomllib.loads((render.folder() / "flags.toml").read_text())
+    assert all(len(entry["why"]) > 20 for entry in table["variable"] + table["xla"])
+    assert {kind for entry in table["variable"] for kind in entry["gpus"]} == set(machines.GPUS)
+    # XLA ends a program at a flag that it does not know
+    flags = " ".join(entry["flag"] for entry in table["xla"])
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=env, check=True, capture_output=True)
+
+
+def test_templates_of_a_site_go_before_ours(tmp_path):
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/job.sbatch").write_text("own {{ title }}\n")
+    assert render.render("slurm/job.sbatch", {"title": "a b"}, str(tmp_path)) == "own 'a b'\n"
+    assert "mkdir" in render.render("local/run.sh", dict(
+        title="", folder="/", variables=(), logs="x", processes=1, command=["x"], gather=[], runs=None, restarts=1,
+    ), str(tmp_path))
+    with pytest.raises(ConfigError, match="titel"):
+        (tmp_path / "slurm/job.sbatch").write_text("{{ titel }}")
+        render.render("slurm/job.sbatch", {"title": "x"}, str(tmp_path))
+
+
+@pytest.fixture
+def pretend(tmp_path, site):
+    """A site whose python notes what it was told and ends with the codes in a file, one each time."""
+    program = tmp_path / "python"
+    program.write_text(f"""#!/bin/bash
+echo "$LGM_PROCESS_ID of $LGM_PROCESSES: $*" >> {tmp_path}/said
+code=$(head -n 1 {tmp_path}/codes-${{LGM_PROCESS_ID:-0}}); sed -i 1d {tmp_path}/codes-${{LGM_PROCESS_ID:-0}}
+if [[ $code == wait ]]; then trap 'exit 75' TERM; while :; do sleep 0.1; done; fi
+exit ${{code:-0}}
+""")
+    program.chmod(0o755)
+
+    def codes(*lists):
+        for index, numbers in enumerate(lists):
+            (tmp_path / f"codes-{index}").write_text("".join(f"{n}\n" for n in numbers))
+        return site(f'[local]\npython = "{program}"\nrestarts = 2\n')
+
+    return codes
+
+
+def until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("codes", "starts", "end"), [
+    (((0,), (0,)), 1, 0), (((75, 0), (75, 0)), 2, 0), (((76, 75, 0), (137, 75, 0)), 3, 0),
+    (((76, 76, 76, 0), (76, 76, 76, 0)), 3, 76), (((2,), (0,)), 1, 2),
+])
+def test_processes_on_this_machine(capsys, tmp_path, pretend, codes, starts, end):
+    workdir = tmp_path / "run"
+    assert main(["launch", "--on=local", f"--config={QUICKSTART}", f"--workdir={workdir}", "--nodes=2",
+                 pretend(*codes)]) == 0
+    assert re.search(r"submitted \d+ to local", capsys.readouterr().out)
+    log = workdir / "launch/job.log"
+    until(lambda: log.exists() and re.search(r"ended with code \d+\n$", log.read_text()))
+    assert log.read_text().endswith(f"ended with code {end}\n")
+    said = (tmp_path / "said").read_text().splitlines()
+    assert len(said) == 2 * starts
+    command = f"-m lgm.cli train --config={workdir}/launch/config.json --workdir={workdir}"
+    assert set(said) == {f"{i} of 2: {command}" for i in range(2)}
+    assert json.loads((workdir / "launch/config.json").read_text())["name"] == "quickstart"
+
+
+def test_a_run_on_this_machine_is_one_job_that_can_be_cancelled(capsys, tmp_path, pretend):
+    workdir = tmp_path / "run"
+    words = ["launch", "--on=local", f"--config={QUICKSTART}", f"--workdir={workdir}", pretend(("wait",))]
+    assert main(words) == 0
+    pid = int(re.search(r"submitted (\d+)", capsys.readouterr().out).group(1))
+    until((tmp_path / "said").exists)
+    assert main(["status", str(workdir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"run": str(workdir), "state": "RUNNING"}]
+    assert "is RUNNING; cancel that first" in refused(capsys, *words[1:])
+    os.kill(pid, 15)
+    log = workdir / "launch/job.log"
+    until(lambda: "ended with code 75" in log.read_text())
+    assert len((tmp_path / "said").read_text().splitlines()) == 1  # told to stop is not started again
+
+
+def test_status_of_a_run(tiny_run, capsys):
+    assert main(["status", str(tiny_run)]) == 0
+    text = capsys.readouterr().out
+    assert "96/96" in text and "finished" in text
+    assert main(["status", str(tiny_run), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert row["images"] == row["checkpoint"] == 96 and row["seconds_left"] == 0 and 0 < row["loss"] < 10
+
+
+def test_status_of_a_run_on_its_way(tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    (run / "launch").mkdir(parents=True)
+    (run / "checkpoints/20").mkdir(parents=True)
+    (run / "checkpoints/9").mkdir()
+    (run / "config.json").write_text(json.dumps({"total_images": 1000, "batch_size": 10}))
+    (run / "launch/job.json").write_text(json.dumps({"on": "slurm", "id": "7"}))
+    rows = [{"step": 25, "images": 250, "loss": 0.5, "images_per_second": 50.0, "mfu": 0.5},
+            {"step": 25, "images": 250, "heldout_loss": 0.4}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 26, "im')
+    monkeypatch.setattr(slurm, "state", lambda record: f"RUNNING as {record['id']}")
+    row = status.of_folder(run)[0]
+    assert (row["state"], row["images"], row["loss"], row["checkpoint"]) == ("RUNNING as 7", 250, 0.5, 200)
+    assert row["seconds_left"] == 15 and row["mfu"] == pytest.approx(0.5)
+    assert main(["status", str(run)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "250/1,000" in text and "50%" in text and "0:00:15" in text
+    monkeypatch.setattr(slurm, "state", lambda record: "")
+    assert status.of_folder(run)[0]["state"] == "stopped"
+    with pytest.raises(ConfigError, match="folder of no run"):
+        status.of_folder(tmp_path / "nowhere")
+
+
+def test_a_launch_finds_its_templates_where_the_package_is(tmp_path):
+    assert render.folder() == jobs.ROOT / "launch"
+    assert (Path(render.folder()) / "Dockerfile").is_file()

@@ -1,0 +1,244 @@
+"""A real Slurm cluster of two nodes on this machine: jobs that are preempted, killed and refused, and sweeps as arrays.
+
+tools/slurm_cluster.sh makes it, as root, from Debian's packages: apt-get install slurm-wlm munge
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from run_state import final
+
+from lgm.cli import main
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "slurm_cluster.sh"
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(dict(
+        name="Small one", batch_size=8, total_images=1600,
+        data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses"), crop=48),
+        model=dict(family="autoencoder", latent_channels=4, block_channels=(24,), layers_per_block=1, patch_size=8,
+                   norm_groups=4, mid_attention=False),
+        optimizer=dict(lr=1e-3, warmup_images=80), ema=dict(half_life_images=160),
+        evaluation=dict(batch_size=8, max_images=8), sampling=dict(count=2),
+        log=dict(every_images=16, checkpoint_every_images=80),
+    ))
+"""
+SWEEP = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(dict(
+        name="tiny", images=(40,), seeds=(0, 1, 2), cooldown=0.4,
+        base=dict(
+            batch_size=8, data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses")),
+            text=dict(encoder=dict(family="clip_text", vocab_size=4096, width=16, depth=1, heads=1, max_length=16)),
+            optimizer=dict(warmup_images=16), ema=dict(half_life_images=10**9, ramp=0.1),
+            evaluation=dict(times=1, levels=2, batch_size=16, max_images=8), sampling=dict(count=0, steps=2),
+            log=dict(every_images=16, checkpoint_every_images=16),
+        ),
+        architectures=dict(mmdit=dict(family="mmdit", sizes=(1,), lr=1e-3, shape=dict(
+            head_size=16, aspect=16.0, channels=32, patch_size=1, text_dim=16, pooled_dim=16, position_size=8,
+            base_size=8))),
+        objectives=dict(flow=dict(process=dict(name="rectified_flow"), loss=dict(target="flow"))),
+    ))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """SLURM_CONF of a running cluster."""
+    missing = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+    if missing or os.getuid() != 0:
+        why = f"{', '.join(missing)} missing" if missing else "not root"
+        pytest.fail(f"no Slurm cluster can be made here ({why}): as root, apt-get install slurm-wlm munge")
+    folder = tempfile.mkdtemp(prefix="lgm-slurm-")
+    subprocess.run([TOOL, "start", folder], check=True, stdout=subprocess.DEVNULL)  # its daemons keep what they inherit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
+        yield folder
+        subprocess.run(["scancel", "--user=root"], check=False)
+        subprocess.run([TOOL, "stop", folder], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    path = tmp_path_factory.mktemp("site") / "site.toml"
+    cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    path.write_text(f"""
+[env]
+JAX_PLATFORMS = "cpu"
+JAX_COMPILATION_CACHE_DIR = "{cache}"
+JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = "0"
+PYTHONPATH = "{ROOT}"
+[slurm]
+gpu = "cpu"
+python = "{sys.executable}"
+""")
+    return path
+
+
+def launch(*words):
+    """(exit code, what was printed) of `lgm launch`."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["launch", *map(str, words)])
+    return code, out.getvalue() + err.getvalue()
+
+
+def shown(job):
+    done = subprocess.run(["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True)
+    return re.findall(r"JobState=(\S+)", done.stdout)
+
+
+def wait_until(true, what, workdir, seconds=900):
+    start = time.monotonic()
+    while not true():
+        if time.monotonic() - start > seconds:
+            logs = "\n".join(f"--- {p}\n{p.read_text()[-2000:]}" for p in Path(workdir).glob("launch/**/*.log"))
+            pytest.fail(f"no {what} within {seconds} s\n{logs}")
+        time.sleep(0.2)
+
+
+def rows(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def last_step(workdir):
+    return max((row["step"] for row in rows(workdir) if "loss" in row), default=0)
+
+
+def log_of(workdir):
+    return "".join(path.read_text() for path in (workdir / "launch").glob("job-*.log"))
+
+
+def training_process(job, rank):
+    """The process that trains as `rank` of a job: the child of the task that Slurm started."""
+    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()}
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            variables = set(place.read_bytes().split(b"\0"))
+            if wanted <= variables and any(v.startswith(b"LGM_MEMBER=") for v in variables):
+                return int(place.parent.name)
+    return None
+
+
+def test_a_job_preempted_and_killed_ends_with_the_bits_of_an_undisturbed_one(cluster, site, tmp_path):
+    config = tmp_path / "small.py"
+    config.write_text(CONFIG)
+    words = ["--on=slurm", f"--config={config}", f"--site={site}", "--nodes=2"]
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+
+    code, text = launch(*words, f"--workdir={undisturbed}")
+    assert code == 0, text
+    job = re.search(r"submitted (\d+) to slurm", text).group(1)
+    assert f"scancel {job}" in text and "resume:  lgm" in text
+    code, text = launch(*words, f"--workdir={undisturbed}")
+    assert code == 2 and f"has been launched to slurm as {job}" in text  # no second writer of one folder
+    wait_until(lambda: shown(job) == ["COMPLETED"], "end", undisturbed)
+    assert last_step(undisturbed) == 200
+    assert {path.name for path in (undisturbed / "launch" / "logs").iterdir()} == {"rank-0.log", "rank-1.log"}
+
+    code, text = launch(*words, f"--workdir={disturbed}")
+    job = re.search(r"submitted (\d+) to slurm", text).group(1)
+    wait_until(lambda: last_step(disturbed) >= 2, "step", disturbed)
+    urgent = subprocess.run(
+        ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=true"],
+        capture_output=True, text=True, check=True).stdout.strip()
+    wait_until(lambda: shown(urgent) == ["COMPLETED"], "end of the job that goes first", disturbed)
+    wait_until(lambda: "start 1 of job" in log_of(disturbed), "second start", disturbed)
+    assert "DUE TO PREEMPTION" in log_of(disturbed)
+    saved, _ = final(disturbed)  # all processes saved one step when they were told to stop
+    assert 2 <= saved < 200
+    assert f"stopped by SIGTERM at step {saved}" in (disturbed / "launch/logs/rank-1.log").read_text()
+
+    wait_until(lambda: last_step(disturbed) > saved + 2, "step after the restart", disturbed)
+    os.kill(training_process(job, 1), signal.SIGKILL)
+    wait_until(lambda: "queued again" in log_of(disturbed), "requeue", disturbed)
+    for rank in (0, 1):
+        log = (disturbed / f"launch/logs/rank-{rank}.log").read_text()
+        assert re.search(r"process 1 \(n2, pid \d+\) was killed by SIGKILL .* after step \d+", log), log
+    wait_until(lambda: shown(job) == ["COMPLETED"], "end after the kill", disturbed)
+
+    (step, ours), (_, theirs) = final(disturbed), final(undisturbed)
+    assert step == 200 and all(a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True))
+    assert log_of(disturbed).count("start ") == 3
+
+
+def test_a_job_that_is_cancelled_stays_cancelled_and_launching_again_goes_on(cluster, site, tmp_path):
+    config = tmp_path / "small.py"
+    config.write_text(CONFIG)
+    workdir = tmp_path / "run"
+    words = ["--on=slurm", f"--config={config}", f"--site={site}", f"--workdir={workdir}"]
+    job = re.search(r"submitted (\d+)", launch(*words)[1]).group(1)
+    wait_until(lambda: last_step(workdir) >= 2, "step", workdir)
+    subprocess.run(["scancel", job], check=True)
+    wait_until(lambda: shown(job) == ["CANCELLED"] and not subprocess.run(
+        ["squeue", "--noheader", f"--jobs={job}"], capture_output=True, text=True).stdout, "end", workdir)
+    saved = final(workdir)[0]
+    assert saved < 200 and "queued again" not in log_of(workdir)
+    job = re.search(r"submitted (\d+)", launch(*words)[1]).group(1)
+    wait_until(lambda: shown(job) == ["COMPLETED"], "end", workdir)
+    assert final(workdir)[0] == 200
+
+
+def test_a_sweep_is_an_array_whose_missing_run_is_completed_by_launching_again(cluster, site, tmp_path):
+    config = tmp_path / "sweep.py"
+    config.write_text(SWEEP)
+    workdir = tmp_path / "sweep"
+    words = ["sweep", "--on=slurm", f"--config={config}", f"--site={site}", f"--workdir={workdir}", "--at-once=2"]
+    code, text = launch(*words)
+    assert code == 0, text
+    job = re.search(r"submitted (\d+)", text).group(1)
+    wait_until(lambda: "RUNNING" in shown(f"{job}_1"), "start of run 1", workdir)
+    assert shown(f"{job}_2") != ["RUNNING"]  # two at once
+    subprocess.run(["scancel", f"{job}_1"], check=True)
+    wait_until(lambda: not subprocess.run(["squeue", "--noheader", f"--jobs={job}"], capture_output=True,
+                                          text=True).stdout, "end of the others", workdir)
+    table = (workdir / "runs.csv").read_text().splitlines()
+    assert len(table) == 3  # a header and two runs
+    code, text = launch(*words, "--dry-run")
+    assert code == 0 and "--array=1%2\n" in text  # what is finished is not run again
+    code, text = launch(*words)
+    job = re.search(r"submitted (\d+)", text).group(1)
+    wait_until(lambda: not subprocess.run(["squeue", "--noheader", f"--jobs={job}"], capture_output=True,
+                                          text=True).stdout, "end of run 1", workdir)
+    assert len((workdir / "runs.csv").read_text().splitlines()) == 4
+    code, text = launch(*words)
+    assert code == 0 and "all 3 runs are finished" in text
+
+
+def test_what_cannot_work_is_refused_before_the_queue_hears_of_it(cluster, site, tmp_path):
+    config = tmp_path / "small.py"
+    config.write_text(CONFIG)
+    before = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
+    workdir = tmp_path / "run"
+    for override, part in (("--config.batch_size=9", "config.batch_size=9"), ("--config.mesh.fsdp=3", "fsdp=3"),
+                           ("--config.optimizer.lrr=1", "did you mean 'lr'")):
+        code, text = launch("--on=slurm", f"--config={config}", f"--site={site}", f"--workdir={workdir}", "--nodes=2",
+                            override)
+        assert code == 2 and part in text and len(text.splitlines()) == 1 and not workdir.exists()
+    code, text = launch("--on=slurm", f"--config={config}", f"--site={site}", f"--workdir={workdir}", "--nodes=2",
+                        "--partition=nowhere")
+    assert code == 2 and "sbatch refused the job" in text and "partition" in text and not workdir.exists()
+    assert subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout == before
