@@ -66,6 +66,7 @@ def job(request: Request) -> Job:
         watch=(f"kubectl get jobsets {chosen}", f"kubectl logs --follow --namespace={settings.namespace} --selector="
                f"jobset.sigs.k8s.io/jobset-name={runs[0]['name']},batch.kubernetes.io/job-completion-index=0"),
         cancel=f"kubectl delete jobsets {chosen}",
+        remote=f"gs://{bucket}/{request.workdir.lstrip('/')}" if bucket else "",
     )
 
 

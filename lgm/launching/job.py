@@ -39,7 +39,8 @@ class Request:
 @dataclasses.dataclass(frozen=True)
 class Job:
     """files: text by path, written before anything is run. submit: the command. watch, cancel: lines that a person can
-    run, {id} standing for the job's number. notes: more to print. None can be made that holds a secret.
+    run, {id} standing for the job's number. notes: more to print. remote: the run's folder in gs://, where it is that.
+    None can be made that holds a secret.
     """
 
     files: dict[Path, str]
@@ -47,6 +48,7 @@ class Job:
     watch: tuple[str, ...]
     cancel: str
     notes: tuple[str, ...] = ()
+    remote: str = ""
 
     def __post_init__(self):
         for text in (*self.files.values(), *self.submit, *self.watch, self.cancel, *self.notes):

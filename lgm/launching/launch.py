@@ -86,7 +86,7 @@ def launch(words: Words, overrides: Sequence[tuple[str, str]]) -> int:
         _unwrite(new, Path(words.workdir))
         raise
     record = {"on": words.on, "id": number, "name": request.label, "workdir": str(Path(words.workdir).absolute()),
-              "machines": str(machines), "launched": time.time(),
+              "machines": str(machines), "launched": time.time(), "remote": job.remote,
               "namespace": site.gke.namespace, "zone": site.tpu_vm.zone, "project": site.tpu_vm.project}
     write_atomically(Path(words.workdir) / RECORD, (json.dumps(record, indent=2) + "\n").encode())
     print(spoken(job, number, words))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
+import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,11 +42,31 @@ def of_folder(workdir: Path) -> list[dict[str, Any]]:
     if not workdir.is_dir() or (record is None and not any(workdir.rglob("metrics.jsonl"))):
         raise ConfigError(f"{workdir} is the folder of no run: it has neither launch/job.json nor metrics.jsonl")
     queue = _queue(record)
+    if record and record.get("remote") and not any(workdir.rglob("metrics.jsonl")):
+        return _remote(workdir, record, queue)
     folders = [workdir] if (workdir / "metrics.jsonl").exists() else sorted(
         path.parent for path in workdir.rglob("metrics.jsonl"))
     if not folders:
         return [{"run": str(workdir), "state": queue or "not started"}]
     return [of_run(folder, record, queue, alone=folder == workdir) for folder in folders]
+
+
+def _remote(workdir: Path, record: dict, queue: str) -> list[dict[str, Any]]:
+    """The row of a run whose folder is in Cloud Storage, from copies of what it tells."""
+    place = record["remote"]
+    with tempfile.TemporaryDirectory() as copies:
+        folder = Path(copies)
+        for name in ("config.json", "metrics.jsonl"):
+            done = subprocess.run(["gcloud", "storage", "cat", f"{place}/{name}"], capture_output=True)
+            if done.returncode == 0:
+                (folder / name).write_bytes(done.stdout)
+        if not (folder / "metrics.jsonl").exists():
+            return [{"run": str(workdir), "state": queue or "not started"}]
+        listed = subprocess.run(["gcloud", "storage", "ls", f"{place}/checkpoints/"], capture_output=True, text=True)
+        for line in listed.stdout.split():
+            (folder / "checkpoints" / line.rstrip("/").rpartition("/")[2]).mkdir(parents=True, exist_ok=True)
+        row = of_run(folder, record, queue)
+    return [row | {"run": str(workdir), "checkpoint_seconds_ago": None, "written_seconds_ago": None}]
 
 
 def of_run(folder: Path, record: dict | None, queue: str, alone: bool = True) -> dict[str, Any]:
@@ -75,7 +97,8 @@ def spoken(key: str, row: dict[str, Any]) -> str:
     if key == "images" and value is not None:
         return f"{value:,}/{row['total_images']:,}" if row.get("total_images") else f"{value:,}"
     if key == "checkpoint" and value is not None:
-        return f"{value:,}, {_span(row['checkpoint_seconds_ago'])} ago"
+        age = row["checkpoint_seconds_ago"]
+        return f"{value:,}" if age is None else f"{value:,}, {_span(age)} ago"
     if key == "left":
         seconds = row.get("seconds_left")
         return "" if not seconds else _span(seconds)

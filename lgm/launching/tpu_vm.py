@@ -65,6 +65,7 @@ def job(request: Request) -> Job:
                f"{shlex.quote(f'tail -n 20 {workdir}/launch/logs/*.log')}"),
         cancel=f"kill {{id}}; gcloud compute tpus queued-resources delete {request.label} {where} --force --quiet",
         notes=("# --- in this order; each again where the network fails, all of it again after a preemption", *told),
+        remote=f"{settings.work}/{request.workdir.lstrip('/')}" if settings.work else "",
     )
 
 

@@ -13,7 +13,7 @@ import jobs
 import pytest
 
 from lgm.cli import main
-from lgm.launching import machines, render, slurm, status
+from lgm.launching import gke, machines, render, slurm, status
 from lgm.launching import site as sites
 from lgm.parsing import ConfigError
 
@@ -221,6 +221,28 @@ def test_status_of_a_run_on_its_way(tmp_path, capsys, monkeypatch):
     assert status.of_folder(run)[0]["state"] == "stopped"
     with pytest.raises(ConfigError, match="folder of no run"):
         status.of_folder(tmp_path / "nowhere")
+
+
+def test_status_of_a_run_in_cloud_storage(tmp_path, monkeypatch, capsys):
+    bucket = tmp_path / "bucket"
+    (bucket / "runs/x/checkpoints/20").mkdir(parents=True)
+    (bucket / "runs/x/config.json").write_text(json.dumps({"total_images": 1000, "batch_size": 10}))
+    (bucket / "runs/x/metrics.jsonl").write_text('{"step": 25, "images": 250, "loss": 0.5, "images_per_second": 50}\n')
+    (tmp_path / "gcloud").write_text(f"""#!/bin/bash
+[[ $1 == storage ]] && path={bucket}/${{3#gs://b/}}
+case $2 in cat) cat "$path" ;; ls) for x in "$path"*; do echo "gs://b/${{x#{bucket}/}}/"; done ;; esac
+""")
+    (tmp_path / "gcloud").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    run = tmp_path / "run"
+    (run / "launch").mkdir(parents=True)
+    (run / "launch/job.json").write_text(json.dumps({"on": "gke", "name": "x", "remote": "gs://b/runs/x"}))
+    monkeypatch.setattr(gke, "state", lambda record: "RUNNING")
+    row = status.of_folder(run)[0]
+    assert (row["run"], row["state"], row["images"], row["checkpoint"]) == (str(run), "RUNNING", 250, 200)
+    assert main(["status", str(run)]) == 0 and "250/1,000" in capsys.readouterr().out
+    (bucket / "runs/x/metrics.jsonl").unlink()
+    assert status.of_folder(run) == [{"run": str(run), "state": "RUNNING"}]
 
 
 def test_a_launch_finds_its_templates_where_the_package_is(tmp_path):
