@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.parallel import constrain, current, gathered, platform
+from lgm.parallel.halo import convolve_rows
 
 INNER = ("mlp", "heads", "conv")  # logical axes of features that stay split between two products
 
 
 class Conv(nnx.Module):
-    """A square convolution with bias: [B, H, W, in] -> [B, H', W', out]; `padding` is "SAME" or ((top, bottom), ...).
+    """A square convolution with bias: [B, H, W, in] -> [B, H', W', out]; `padding` is ((top, bottom), ...).
 
     The weights are float32 and cast to the input's dtype, which is the dtype of the result. `axes` names the logical
     axes of the channels in and out.
@@ -48,6 +49,10 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.
     """Cross-correlation of x [B, H, W, in] with a kernel [h, w, in, out]; a 1 x 1 one as the product that it is."""
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return x_BHWC @ kernel[0, 0]
+    return convolve_rows(_convolve, x_BHWC, kernel, stride, padding)
+
+
+def _convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x_BHWC, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

@@ -73,9 +73,9 @@ def _dcn(dcn: dict[str, int], sizes: Mapping[str, int], slices: int) -> dict[str
     for axis, size in dcn.items():
         if axis not in AXES:
             raise ValueError(f"config.mesh.dcn.{axis} is no mesh axis; there are {', '.join(AXES)}")
-        if size < 1 or sizes[axis] % size:
-            raise ValueError(f"config.mesh.dcn.{axis}={size} does not divide {axis}={sizes[axis]}, whose part between "
-                             "slices it is; give a divisor")
+        if not isinstance(size, int) or size < 1 or sizes[axis] % size:
+            raise ValueError(f"config.mesh.dcn.{axis}={size!r} does not divide {axis}={sizes[axis]}, whose part it is "
+                             "between slices; give a divisor")
     if dcn:
         if math.prod(dcn.values()) != slices:
             raise ValueError(f"config.mesh.dcn={dcn} must multiply to the number of slices or nodes, {slices}")

@@ -42,6 +42,8 @@ def with_overrides(overrides: Mapping[str, str | Sequence[str] | None], where: s
     for name, value in overrides.items():
         if name not in RULES:
             raise ValueError(f"{where}.{name} is no logical axis; there are {', '.join(RULES)}")
+        if not (value is None or isinstance(value, (str, tuple, list))):
+            raise ValueError(f"{where}.{name}={value!r} is no mesh axis; give one, a list of them, or None")
         axes = () if value is None else (value,) if isinstance(value, str) else tuple(value)
         for axis in axes:
             if axis not in AXES:

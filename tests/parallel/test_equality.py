@@ -71,6 +71,23 @@ def test_three_steps_are_those_of_one_device(family, number):
     assert_equal(rows(family, as_keys(MESHES))[number])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["unet", "dit", "mmdit", "flux"])
+def test_fsdp_has_the_gradients_of_data_parallelism_bit_for_bit(family):
+    """Examples lie alike and are summed in one order; only the norm that clips is summed in another."""
+    assert rows(family, as_keys(MESHES))[1]["bits"][0] == 0
+
+
+@pytest.mark.slow
+def test_a_unets_rows_are_split_with_halos():
+    row = rows("unet", as_keys(MESHES))[6]
+    assert sent(row, "collective-permute", False) and max(sent(row, "collective-permute", False)) < MAP
+    assert max(sent(row, "all-gather", False)) < MAP
+
+
+MAP = 16 // 2 * 8 * 8 * 16  # elements of one device's examples at the first level, all rows
+
+
 def sent(row, kind, looped=None):
     """Elements of the results of a kind of collective, in the scan over blocks, outside, or both."""
     return [size for size, loop in row["collectives"].get(kind, []) if looped in (None, loop)]
@@ -104,8 +121,9 @@ def test_stages_and_rings_pass_on_to_neighbours():
 
 
 @functools.cache
-def attention_rows() -> list[list[float]]:
-    done = subprocess.run([sys.executable, str(FOLDER / "attention_on_meshes.py")], capture_output=True, text=True,
+def printed(program: str) -> list:
+    """The lines of a program beside this page."""
+    done = subprocess.run([sys.executable, str(FOLDER / program)], capture_output=True, text=True,
                           cwd=FOLDER.parent.parent)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -113,14 +131,16 @@ def attention_rows() -> list[list[float]]:
 
 @pytest.mark.parametrize("number", range(9))
 def test_attention_of_every_kind_is_that_of_one_device(number):
-    assert max(attention_rows()[number]) <= 1e-6
+    assert max(printed("attention_on_meshes.py")[number]) <= 1e-6
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_a_convolution_of_split_rows_and_channels_is_that_of_one_device(number):
+    assert max(printed("convolution_on_meshes.py")[number]) <= 5e-6  # a bias sums 128 terms of both signs
 
 
 def test_a_state_is_created_in_its_places_and_never_whole():
-    done = subprocess.run([sys.executable, str(FOLDER / "first_state.py")], capture_output=True, text=True,
-                          cwd=FOLDER.parent.parent)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    row = json.loads(done.stdout)
+    (row,) = printed("first_state.py")
     assert row["same"]  # the bits of one device
     assert row["held"] < 1.05 * row["state"] / 8  # parameters, both moments, EMA: an eighth of all but the scalars
     assert row["temporary"] < row["state"] / 8

@@ -97,6 +97,7 @@ def test_slices_are_the_slow_part_of_the_axis_that_crosses_them():
     (dict(fsdp=0), {}, "config.mesh.fsdp=0 must be at least 1"),
     (dict(data=8), {"dta": 2}, "config.mesh.dcn.dta is no mesh axis; there are data, fsdp"),
     (dict(data=8), {"data": 3}, "config.mesh.dcn.data=3 does not divide data=8"),
+    (dict(data=8), {"data": "2"}, "config.mesh.dcn.data='2' does not divide data=8"),
     (dict(data=8), {"data": 4}, "must multiply to the number of slices or nodes, 2"),
 ])  # fmt: skip
 def test_impossible_meshes_are_one_line_that_says_what_would_do(mesh, dcn, line):
@@ -132,6 +133,7 @@ UNET = dict(family="unet", block_channels=[32, 96], transformer_depth=[0, 1], he
 @pytest.mark.parametrize(("values", "line"), [
     (dict(mesh=dict(rules={"embd": "fsdp"})), "config.mesh.rules.embd is no logical axis; there are layers, embed"),
     (dict(mesh=dict(rules={"embed": "fdsp"})), "rules.embed='fdsp': 'fdsp' is no mesh axis; there are data"),
+    (dict(mesh=dict(rules={"embed": 8})), "rules.embed=8 is no mesh axis; give one, a list of them, or None"),
     (dict(mesh=dict(rules={"embed": ["fsdp", "fsdp"]})), "names a mesh axis twice"),
     (dict(batch_size=12), "config.batch_size=12 is not divisible by the mesh's data = 8 shares; give a multiple of 8"),
     (dict(accumulate=4), "data = 8 shares in each of config.accumulate=4 pieces; give a multiple of 32"),
