@@ -167,6 +167,7 @@ class ResBlock(nnx.Module):
         self.shortcut = Conv(in_channels, out_channels, 1, rngs=rngs) if in_channels != out_channels else None
 
     def __call__(self, x_BHWC: jax.Array, shift_BC: jax.Array | None = None) -> jax.Array:
+        x_BHWC = constrain(x_BHWC, "batch", "height", None, None)  # or the shortcut would have its channels split
         h = self.conv1(self.norm1(x_BHWC))
         if shift_BC is not None:
             h = h + shift_BC[:, None, None]
