@@ -14,7 +14,8 @@ EXAMPLES = {
     "sample": 'lgm sample --workdir=runs/quickstart --prompt="grinning face emoji, noto style" --out=x.png --seed=1\n'
               '         lgm sample --from=models/sd15 --prompt="a red fox in the snow" --size=512 --out=fox.png',
     "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json",
-    "export": "lgm export --workdir=runs/quickstart --out=exported",
+    "export": "lgm export --workdir=runs/quickstart --out=exported\n"
+              "         lgm export --from=models/sd15 --single-file=x.safetensors --dtype=float16 --out=models/x",
     "import": "lgm import --from=models/sd15 --workdir=runs/sd15",
     "sweep": "lgm sweep --config=configs/scaling/smoke.py --workdir=runs/smoke\n"
              "         lgm sweep --config=configs/scaling/pod.py --workdir=runs/pod --list\n"
@@ -112,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     released.add_argument("--strength", type=float, help="how much of --image is replaced, in (0, 1] (default: 0.8)")
     released.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
     released.add_argument("--single-file", help="a checkpoint in an original layout, read instead of the folder's")
+    released.add_argument("--true-guidance", type=float, help="of Flux: extrapolate from --negative by this scale")
+    released.add_argument("--tile", type=int, help="decode in tiles of so many pixels, for images too large to decode")
     released.add_argument("--dtype", choices=("float32", "bfloat16"), help="of networks but the VAE (default: float32)")
     released.add_argument("--noise", help="a .npy of x_T [N, h, w, C] in latent pixels instead of --seed's")
 
@@ -121,9 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--weights", choices=("ema", "raw"), default="ema")
 
     export = verb("export", _export, "Write a run as a folder of diffusers, of a LoRA, or one that `lgm` reads.")
-    export.add_argument("--workdir", required=True, help="the run's folder")
+    origin = export.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--workdir", help="the run's folder")
+    origin.add_argument("--from", dest="folder", help="a folder of diffusers to write anew, changed as below")
     export.add_argument("--out", required=True, help="the folder to write")
-    export.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    export.add_argument("--weights", choices=("ema", "raw"), help="which weights of a run (default: ema)")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of a diffusers folder's weights")
+    changed = export.add_argument_group("with --from")
+    changed.add_argument("--single-file", help="a checkpoint in an original layout, to take networks from")
+    changed.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
 
     import_ = verb("import", _import, "Make a run that starts from a diffusers folder, with a config.py to train it.")
     import_.add_argument("--from", dest="folder", required=True, help="a folder of diffusers")
@@ -222,7 +231,8 @@ def _train(arguments, overrides) -> int:
 def _sample(arguments, overrides) -> int:
     common = {name: getattr(arguments, name) for name in ("seed", "count", "steps", "guidance", "solver")}
     given = lambda *names: {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    released = given("negative", "size", "image", "strength", "lora", "single_file", "dtype", "noise")
+    released = given("negative", "size", "image", "strength", "lora", "single_file", "dtype", "noise",
+                     "true_guidance", "tile")
     if arguments.folder is None:
         if released:
             raise ConfigError(f"--{min(released).replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
@@ -252,9 +262,21 @@ def _evaluate(arguments, overrides) -> int:
 
 
 def _export(arguments, overrides) -> int:
-    from lgm.train import main
+    if arguments.folder is None:
+        from lgm.train import main
 
-    return main.export(arguments.workdir, arguments.out, weights=arguments.weights)
+        for name in ("single_file", "lora"):
+            if getattr(arguments, name):
+                raise ConfigError(f"--{name.replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
+        return main.export(arguments.workdir, arguments.out, weights=arguments.weights or "ema", dtype=arguments.dtype)
+    if arguments.weights:
+        raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
+    from lgm.interop import drawing, exports
+
+    loras = [drawing.lora_of(text) for text in arguments.lora or ()]
+    print(exports.export_folder(arguments.folder, arguments.out, single_file=arguments.single_file, loras=loras,
+                                dtype=arguments.dtype))
+    return 0
 
 
 def _import(arguments, overrides) -> int:

@@ -24,7 +24,8 @@ DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which images. `source` is "emoji64", a folder or a zip; `where` filters by metadata fields.
+    """Which images. `source` is "emoji64", a folder or a zip; `where` filters by metadata fields; the field `caption`
+    is what each image is called.
 
     `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
     """
@@ -32,6 +33,7 @@ class Data:
     source: str = "emoji64"
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
     heldout_where: dict[str, Any] = dataclasses.field(default_factory=dict)
+    caption: str = "text"
     resolution: int = 64
     crop: int | None = None
     latents: Literal["memory", "step"] = "memory"
@@ -40,21 +42,27 @@ class Data:
 @dataclasses.dataclass(frozen=True)
 class Text:
     """What captions are read with: an `encoder` trained jointly with the denoiser from scratch, on `tokenizer`'s ids,
-    or the frozen text encoders and tokenizers of a diffusers `folder`."""
+    or the frozen text encoders and tokenizers of a diffusers `folder`. With `classes` captions name one of those, and a
+    class-conditional denoiser is told its number."""
 
     encoder: Any = None
     folder: str | None = None
+    classes: tuple[str, ...] = ()
     tokenizer: str = "emoji64"
     caption_dropout: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingLoss:
-    """What the network predicts (eps, x, v or flow), where in t it is trained and how errors are weighted."""
+    """What the network predicts (eps, x, v or flow), where in t it is trained and how errors are weighted.
+
+    `variance` weighs the variational bound from which a network with learned sigma learns its variances; 1 is DiT's.
+    """
 
     target: Literal["eps", "x", "v", "flow"] = "flow"
     density: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"})
     weighting: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "constant"})
+    variance: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +240,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     values["model"] = _parse_model(values.get("model"), "config.model")
     if isinstance(values.get("text"), Mapping):
         text = dict(values["text"])
-        if text.get("encoder") is not None or not text.get("folder"):
+        if text.get("encoder") is not None or not (text.get("folder") or text.get("classes")):
             text["encoder"] = _parse_model(text.get("encoder"), "config.text.encoder")
         values["text"] = text
     loss_class = AutoencoderLoss if family_of(values["model"]) == "autoencoder" else DenoisingLoss
@@ -314,6 +322,7 @@ def _check(config: Config) -> None:
     need(not getattr(config.model, "guidance", False) or (config.text is not None and config.text.folder is not None),
          "config.model.guidance=True is for a Flux distilled from guidance, which needs its config.text.folder; set it "
          "to False")
+    _check_classes(config, need)
     if config.text is not None and config.text.encoder is not None:
         width = config.text.encoder.width
         text_dim = getattr(config.model, "text_dim", width)
@@ -327,6 +336,22 @@ def mup_base(config: Config):
     if "family" in changes:
         raise ConfigError("config.optimizer.mup_base.family: the family is config.model's; leave it out")
     return parse(type(config.model), as_dict(config.model) | changes, "config.optimizer.mup_base")
+
+
+def _check_classes(config: Config, need) -> None:
+    """A DiT is told classes, all others text."""
+    classes, dit = config.text.classes if config.text else (), config.family == "dit"
+    need(not classes or dit, f"config.text.classes are for a dit; a {config.family} is told text")
+    need(not dit or config.text is None or config.text.encoder is None,
+         "config.text.encoder is for text, which a dit is not told; give the names of its classes, config.text.classes")
+    if dit:
+        need(len(classes) <= config.model.classes,
+             f"config.text.classes are {len(classes)}, more than config.model.classes={config.model.classes}")
+    need(len({name.strip().lower() for name in classes}) == len(classes), "config.text.classes has a name twice")
+    variance = config.loss.variance
+    need(variance >= 0, f"config.loss.variance={variance} must be at least 0")
+    need(not variance or getattr(config.model, "learned_sigma", False),
+         f"config.loss.variance={variance} needs a dit with config.model.learned_sigma=True")
 
 
 def _fail(line: str):

@@ -25,27 +25,24 @@ def draw(system: System, params, frozen, captions: list[str], seed: int = 0, **c
     `changes` replace fields of the config's `sampling` (solver, steps, guidance, schedule).
     """
     options = dataclasses.replace(system.config.sampling, **changes)
-    solver = sampling.solver(options.solver)
     tokens, mask = system.tokenize(captions)
     images = []
     for start in range(0, len(captions), CHUNK):
         rows = np.minimum(np.arange(start, start + CHUNK), len(captions) - 1)
-        latents = _draw_chunk(system, solver, options, params, tokens[rows], mask[rows], rows, seed)
+        latents = _draw_chunk(system, options, params, tokens[rows], mask[rows], rows, seed)
         images.append(fetch(_decode(system, frozen, latents))[: len(captions) - start])
     return np.concatenate(images)
 
 
-def _draw_chunk(system: System, solver, options: Sampling, params, tokens, mask, rows, seed: int) -> jax.Array:
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows))
-    shape = system.latent_shape()
-    noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
-    times, scale = system.grid(options)
+def _draw_chunk(system: System, options: Sampling, params, tokens, mask, rows, seed: int) -> jax.Array:
+    noise = sampling.noise(seed, rows, system.latent_shape())
+    walk, solver, scale = system.walk(options)
     guidance, context = float(options.guidance), _contexts(system, params, tokens, mask)
     if getattr(system.config.model, "guidance", False):  # distilled: the network is told the scale
         told = dataclasses.replace(context[0], guidance=jnp.full(len(tokens), guidance))
         guidance, context = 1.0, (told, context[1])
     predict = _guided(system, guidance, options.clip)
-    return sampling.loop(solver, system.process, system.config.loss.target, predict, noise * scale, times,
+    return sampling.loop(solver, system.process, system.config.loss.target, predict, noise * scale, walk,
                          (params, context))
 
 

@@ -69,6 +69,8 @@ class System:
         with using(self.layout):
             if self.folder is not None:
                 return self.folder.condition(params["text"], tokens_BL, mask_BL)
+            if self.config.text and self.config.text.classes:
+                return Conditioning(label=tokens_BL[:, 0])
             if self.text is None:
                 return Conditioning()
             hidden_BLD, pooled_BP = self.text.apply(params["text"], tokens_BL, mask_BL)
@@ -85,10 +87,13 @@ class System:
         ids, mask = self.tokenizer.unconditional if self.tokenizer else (np.zeros((1,), np.int32), np.ones((1,), bool))
         return jnp.tile(jnp.asarray(ids), (count, 1)), jnp.tile(jnp.asarray(mask), (count, 1))
 
-    def denoise(self, params: Params, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
-        """The network's raw output, of the config's target kind."""
+    def denoise(self, params: Params, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning,
+                method: str = "__call__") -> jax.Array:
+        """The network's raw output, of the config's target kind; of its `method` "with_variance" also, beside it, where
+        a network with learned sigma puts its log variance."""
+        x_BHWC = constrain(x_BHWC, "batch", None, None, None)
         with using(self.layout):
-            return self.denoiser.apply(params["denoiser"], constrain(x_BHWC, "batch", None, None, None), t_B, cond)
+            return self.denoiser.apply(params["denoiser"], x_BHWC, t_B, cond, method=method)
 
     def encode(self, frozen: Params, images_BHWC: jax.Array) -> jax.Array:
         """Latents of uint8 images: the posterior's mean, standardised."""
@@ -104,19 +109,22 @@ class System:
             x = self.autoencoder.apply(frozen["autoencoder"], z, method="decode")
         return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
-    def grid(self, options: Sampling) -> tuple[np.ndarray, float]:
-        """(falling times [steps + 1], the factor of the noise that x_T is), of lgm's grid or of a diffusers scheduler.
+    def walk(self, options: Sampling) -> tuple[sampling.Walk, sampling.Solver, float]:
+        """(falling times, the solver that walks them, the factor of the noise that x_T is), on lgm's grid or as a
+        diffusers scheduler has them.
 
         `options.schedule` is what `sampling.times` takes or, with its "_class_name", a scheduler_config.json.
         """
         if "_class_name" not in options.schedule:
-            return sampling.times(self.process, options.steps, **options.schedule), 1.0
+            times = sampling.times(self.process, options.steps, **options.schedule)
+            return sampling.Walk(times), sampling.solver(options.solver), 1.0
         from lgm.interop.schedulers import read_schedule
 
         schedule = read_schedule(options.schedule)
         rows, columns, _ = self.latent_shape()
-        times = schedule.times(options.steps, rows * columns // 4, even=self.config.family == "flux")
-        return times, float(self.process.b(times[0])) if schedule.scaled_start else 1.0
+        walk = schedule.walk(options.steps, rows * columns // 4, even=self.config.family == "flux")
+        scale = float(self.process.b(walk.times[0])) if schedule.scaled_start else 1.0
+        return walk, schedule.method(walk.times, options.solver), scale
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of a latent at the config's resolution."""
@@ -128,7 +136,7 @@ class System:
 def build_system(config: Config, layout: Layout | None = None) -> tuple[System, Params]:
     """(system, frozen parameters) of a config: the autoencoder's and, where its text comes from a folder, the text
     encoders'. They are read into the places of `layout`; numpy arrays without one."""
-    from lgm.data import Tokenizer
+    from lgm.data import Tokenizer, class_names
 
     shard = sharder(layout)
     autoencoder, weights = load_autoencoder(config.autoencoder)
@@ -138,8 +146,11 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
         from lgm.interop.imports import load_text
 
         side = config.data.resolution
-        folder, frozen["text"] = load_text(config.text.folder, (side, side), config.model.dtype, shard)
+        folder, frozen["text"] = load_text(config.text.folder, (side, side), config.model.dtype, shard,
+                                           config.text.classes)
         tokenizer = folder
+    elif config.text and config.text.classes:
+        tokenizer = class_names(config.model.classes, config.text.classes)
     elif config.text:
         text = build(config.text.encoder)
         tokenizer = Tokenizer(config.text.tokenizer, max_length=config.text.encoder.max_length)
@@ -147,13 +158,12 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
             raise ConfigError(f"config.text.encoder.vocab_size={text.config.vocab_size} is too small for the "
                               f"{tokenizer.vocab_size} entries of config.text.tokenizer={config.text.tokenizer!r}")
     gaussian = named(process.build, config.process, "config.process")
-    sampling.solver(config.sampling.solver)  # a name that is not there is refused before anything is trained
     denoiser = build(config.model)
     if config.lora:
         denoiser = lora.adapted(denoiser, config.lora)
         denoiser.abstract()  # targets that match nothing are refused here
     system = System(config, denoiser, text, autoencoder, gaussian, tokenizer, folder, layout)
-    system.grid(config.sampling)
+    system.walk(config.sampling)  # a solver or grid that is not there is refused before anything is trained
     return system, frozen
 
 
@@ -177,4 +187,9 @@ def build_loss(config: Config, gaussian: process.Process):
     """The denoising loss of a config: `loss(predict, x, cond, key) -> (scalar, metrics)`."""
     density = named(losses.density, config.loss.density, "config.loss.density")
     weighting = named(losses.weighting, config.loss.weighting, "config.loss.weighting")
+    if config.loss.variance:
+        try:
+            return losses.hybrid(gaussian, config.loss.target, density, weighting, config.loss.variance)
+        except ValueError as error:
+            raise ConfigError(f"config.loss.variance={config.loss.variance}: {error}") from None
     return losses.denoising(gaussian, config.loss.target, density, weighting)

@@ -1,9 +1,11 @@
 """Images, captions, tokens and batches of them."""
 
+from lgm.data.class_names import class_names
 from lgm.data.grid import save_grid
 from lgm.data.images import ImageSet, open_images
 from lgm.data.latents import read_cache, write_index, write_shard
 from lgm.data.pipeline import batches
 from lgm.data.wordpiece import Tokenizer
 
-__all__ = ["ImageSet", "Tokenizer", "batches", "open_images", "read_cache", "save_grid", "write_index", "write_shard"]
+__all__ = ["ImageSet", "Tokenizer", "batches", "class_names", "open_images", "read_cache", "save_grid", "write_index",
+           "write_shard"]  # fmt: skip

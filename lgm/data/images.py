@@ -75,14 +75,16 @@ class ImageSet:
         return dataclasses.replace(self, rows=tuple(self.rows[int(i)] for i in indices))
 
 
-def open_images(source: str, where: Mapping[str, Any] | None = None, resolution: int = 64) -> ImageSet:
+def open_images(source: str, where: Mapping[str, Any] | None = None, resolution: int = 64,
+                caption: str = "text") -> ImageSet:
     """The images of `source` whose metadata match `where`.
 
     `source` is "emoji64", a folder or a zip with a metadata.jsonl (one JSON object a line with "file_name", "text" and
     any other fields), or "tfds:NAME[:SPLIT]" for a prepared TensorFlow Datasets name. `where` maps a field to a value,
     to a list of values, or to a prefix ending in "-" or "*": {"subcategory": "face-"}; a field that holds a list
-    matches by any of its items. Raises ValueError in one line for a source that cannot be read, metadata without
-    captions, a named image that is not there, or a filter that leaves nothing.
+    matches by any of its items. `caption` is the field that is each image's caption. Raises ValueError in one line for
+    a source that cannot be read, metadata without captions, a named image that is not there, or a filter that leaves
+    nothing.
     """
     if resolution < 1:
         raise ValueError(f"config.data.resolution={resolution} must be at least 1")
@@ -93,6 +95,8 @@ def open_images(source: str, where: Mapping[str, Any] | None = None, resolution:
         storage = _open(source)
         rows = _checked(_json_lines(storage.read(METADATA), source), storage, f"{source}/{METADATA}", "line")
     rows = _select(rows, where or {}, source)
+    if caption != "text":
+        rows = [{**row, "text": _caption(row, caption, source)} for row in rows]
     return ImageSet(source, storage, tuple(rows), resolution)
 
 
@@ -191,6 +195,13 @@ def _select(rows: list[dict[str, Any]], where: Mapping[str, Any], source: str) -
             raise ValueError(f"{problem}; there are {shown}")
         rows, asked = matching, f"{asked or ' with'} {field}={wanted!r}"
     return rows
+
+
+def _caption(row: dict[str, Any], field: str, source: str) -> str:
+    if not isinstance(row.get(field), (str, int)) or not str(row[field]).strip():
+        known = near_miss(field, row) if field not in row else f", which is {row[field]!r} there"
+        raise ValueError(f"config.data.caption={field!r}: {source}'s {row['file_name']} has no such text{known}")
+    return str(row[field])
 
 
 def _items(value: Any) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,7 +22,8 @@ from lgm.interop.components import (
 )
 from lgm.interop.lora import LoRA, check_all_used, merge
 from lgm.interop.original_names import Original
-from lgm.interop.schedulers import Schedule, read_schedule, write_schedule
+from lgm.interop.schedulers import read_schedule, write_schedule
+from lgm.interop.schedules import Schedule
 from lgm.interop.single_file import original_of, section
 from lgm.interop.weights import Weights, open_weights
 from lgm.models import Model, Params, build
@@ -135,7 +137,7 @@ def load_pipeline(
     check_all_used(loras, used)
     if single is not None and not any(path == single.path for path, _ in used):
         raise ValueError(f"{single.path} holds no network of a {name}; is it of another system?")
-    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
+    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", name)
     size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
     pipeline = Pipeline(name, models, classes, tokenizers, schedule, schedule.build(), size, options)
@@ -146,7 +148,7 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, list]]:
     """(model_index.json, its parts that are there). Raises ValueError where a necessary one is not."""
     path = folder / "model_index.json"
     index = read_json(path)
-    name = index.get("_class_name", "")
+    name = index["_class_name"] = re.sub("Img2ImgPipeline$", "Pipeline", str(index.get("_class_name", "")))
     if name not in LAYOUTS:
         raise ValueError(f"{path}: _class_name={name!r} is not known{near_miss(name, LAYOUTS)}")
     parts = {place: entry for place, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
@@ -198,6 +200,9 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
         if pipeline.sample_size != DEFAULT_SIZE.get(pipeline.name):
             config = temporary / pipeline.layout.denoiser / "config.json"
             write_json(config, read_json(config) | {"sample_size": pipeline.sample_size})
+        vae = temporary / "vae" / "config.json"  # whose size is that of the tiles that diffusers may decode in
+        side = pipeline.sample_size * pipeline.models["vae"].config.factor
+        write_json(vae, read_json(vae) | {"sample_size": side})
         absent = {place: [None, None] for place in OPTIONAL.get(pipeline.name, ()) if place not in index}
         write_json(temporary / "model_index.json", index | absent | dict(pipeline.options))
         temporary.chmod(0o755)
@@ -216,8 +221,12 @@ OPTIONAL = {
 }
 
 
-def _read_schedule(path: Path) -> Schedule:
+# what diffusers' pipeline sets in any scheduler's configuration, whatever its file says
+CORRECTED = {"StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False}}
+
+
+def _read_schedule(path: Path, name: str) -> Schedule:
     try:
-        return read_schedule(read_json(path))
+        return read_schedule(read_json(path) | CORRECTED.get(name, {}))
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -15,6 +17,8 @@ from lgm.files import write_atomically
 from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.lora import LoRA, read_lora
 from lgm.interop.pipelines import latent_size, text_to_image
+from lgm.models import Model
+from lgm.parallel import make_layout, shardings
 
 
 def draw_from_folder(
@@ -35,12 +39,15 @@ def draw_from_folder(
     single_file: str | Path | None = None,
     dtype: str = "float32",
     noise: str | Path | None = None,
+    true_guidance: float = 1.0,
+    tile: int | None = None,
 ) -> np.ndarray:
     """Draw `count` images of each prompt with a diffusers folder, write them to one PNG and return them [N, H, W, 3].
 
     One image is written as it is, several as a grid with their prompts. `size` is (height, width) in pixels, "512" or
     "512x768". `image` is a picture to start from; `lora` are files to merge, "path" or "path:strength"; `noise` is a
-    .npy file of x_T [N, h, w, C] instead of what `seed` gives. The arguments that decide nothing about the weights are
+    .npy file of x_T [N, h, w, C] instead of what `seed` gives. On several devices every network is split over them, so
+    that none need hold it whole. The arguments that decide nothing about the weights are
     checked before they are loaded. Raises ValueError, one line, for what cannot be.
     """
     for prompt in prompts:
@@ -58,8 +65,10 @@ def draw_from_folder(
     if image is not None and size is not None:
         start = resized(start, size)
     start_noise = None if noise is None else read_noise(noise)
-    merged = [_lora(text) for text in lora]
-    pipeline, params = load_pipeline(folder, dtype=dtype, single_file=single_file, loras=merged)
+    merged = [lora_of(text) for text in lora]
+    pipeline, params = load_pipeline(
+        folder, dtype=dtype, single_file=single_file, loras=merged, shard=over_all_devices()
+    )
     if size is not None:
         latent_size(pipeline, size)
     captions = [prompt for prompt in prompts for _ in range(count)]
@@ -76,6 +85,8 @@ def draw_from_folder(
         noise=start_noise,
         image=None if start is None else np.repeat(start[None], len(captions), 0),
         strength=strength,
+        true_guidance=true_guidance,
+        tile=tile,
     )
     images = np.round(images * 255).astype(np.uint8)
     if len(images) == 1:
@@ -85,6 +96,14 @@ def draw_from_folder(
     else:
         save_grid(out, images, captions, scale=1)
     return images
+
+
+def over_all_devices() -> Callable[[Model], Any] | None:
+    """`shard(model)` that splits a model's matrices over all devices, or None where there is one."""
+    if jax.device_count() == 1:
+        return None
+    layout = make_layout({"tensor": -1})
+    return lambda model: shardings(layout, model.abstract(), model.logical_axes())
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -122,7 +141,7 @@ def read_noise(path: str | Path) -> np.ndarray:
     return noise.astype(np.float32)
 
 
-def _lora(text: str) -> LoRA:
+def lora_of(text: str) -> LoRA:
     """The LoRA of "path" or "path:strength"."""
     path, _, strength = text.rpartition(":")
     if not path or Path(text).exists():

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lgm import config as schema
@@ -21,8 +22,10 @@ from lgm.interop.components import COMPONENTS, read_json, save_component, write_
 from lgm.interop.diffusers_dir import Pipeline, load_pipeline, save_pipeline
 from lgm.interop.keymap import flatten, unflatten
 from lgm.interop.keys_dit import per_block
+from lgm.interop.lora import LoRA
 from lgm.interop.lora_export import STEM, save_lora
-from lgm.interop.schedulers import Schedule, read_schedule
+from lgm.interop.schedulers import read_schedule
+from lgm.interop.schedules import Schedule
 from lgm.interop.weights import open_weights, save
 from lgm.models import Model, Params, build
 from lgm.models.autoencoder import AutoencoderConfig
@@ -32,27 +35,44 @@ from lgm.system import System, build_system
 from lgm.weights import save_autoencoder
 
 WEIGHTS, AUTOENCODER, TOKENIZER = "model", "autoencoder", "tokenizer.json"
+DTYPES = {None: None, "float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 CLASS_OF = {"unet": "UNet2DConditionModel", "mmdit": "SD3Transformer2DModel", "dit": "DiTTransformer2DModel",
             "flux": "FluxTransformer2DModel"}  # fmt: skip
 
 
-def export_run(system: System, trained: Params, frozen: Params, out: str) -> str:
+def export_run(system: System, trained: Params, frozen: Params, out: str, dtype: str | None = None) -> str:
     """Write a denoiser's run to the new folder `out`, whole or not at all; returns one line on what was written.
+
+    The weights of a diffusers folder are cast to `dtype` where given.
 
     Raises ValueError, one line, where a folder's text encoders tie the run to diffusers and a part has no equal there.
     """
     if Path(out).exists():
         raise ConfigError(f"--out={out} is there already; give the name of a new folder")
+    if dtype is not None and (system.config.lora or system.folder is None):
+        raise ConfigError(f"--dtype={dtype} goes with a run that is exported as a folder of diffusers")
     if system.config.lora:
         _export_lora(system, trained["lora"], out)
         return f"wrote {out}/{STEM}.safetensors, which diffusers' load_lora_weights and `lgm sample --lora` read"
     if system.folder is None:
         _export_own(system, trained, frozen, out)
-        reason = "captions are masked and their encoder is trained along" if system.text else "it has no captions"
+        reason = "captions are masked and their encoder is trained along" if system.text else "it has no text"
         return f"wrote {out}, which `lgm sample --from` reads; diffusers has no such pipeline: {reason}"
     pipeline, params = _pipeline_of(system, trained, frozen)
-    save_pipeline(out, pipeline, params)
+    save_pipeline(out, pipeline, params, DTYPES[dtype])
     return f"wrote {out}, a {pipeline.name} that diffusers and `lgm sample --from` read"
+
+
+def export_folder(
+    folder: str, out: str, *, single_file: str | None = None, loras: Sequence[LoRA] = (), dtype: str | None = None
+) -> str:
+    """Write a diffusers folder anew, with the networks of a `single_file` in its own's place, `loras` merged and the
+    weights cast to `dtype`; returns one line on what was written. Raises ValueError, one line, as `load_pipeline`."""
+    if Path(out).exists():
+        raise ConfigError(f"--out={out} is there already; give the name of a new folder")
+    pipeline, params = load_pipeline(folder, single_file=single_file, loras=loras)
+    save_pipeline(out, pipeline, params, DTYPES[dtype])
+    return f"wrote {out}, a {pipeline.name} that diffusers, `lgm sample --from` and `lgm import` read"
 
 
 def _export_lora(system: System, adapter: Params, out: str) -> None:
@@ -80,6 +100,9 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
     models = dict(theirs.models) | {place: build(model), "vae": Model(_plain(system), system.autoencoder.module)}
     side = system.latent_shape()[0]
     size = model.base_size * model.patch_size if hasattr(model, "base_size") else side
+    if config.text.classes:
+        options = {**theirs.options, "id2label": dict(enumerate(config.text.classes))}
+        theirs = dataclasses.replace(theirs, options=options)
     pipeline = dataclasses.replace(theirs, models=models, schedule=schedule, process=schedule.build(), sample_size=size)
     return pipeline, params | {place: weights, "vae": frozen["autoencoder"]}
 
@@ -111,7 +134,7 @@ def _export_own(system: System, trained: Params, frozen: Params, out: str) -> No
         tensors = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(trained).items()}
         save(tensors.items(), folder, WEIGHTS)
         save_autoencoder(folder / AUTOENCODER, system.autoencoder.config, frozen["autoencoder"], np.float32)
-        if system.tokenizer:
+        if system.text:
             write_atomically(folder / TOKENIZER, system.tokenizer.tokenizer.to_str().encode())
         write_json(folder / "config.json", values)
 
@@ -127,7 +150,7 @@ def open_exported(folder: str) -> tuple[System, Params, Params]:
     """(system, its whole parameters, frozen parameters) of a folder of our own kind. Raises ValueError, one line."""
     path = Path(folder)
     values = read_json(path / "config.json") | {"autoencoder": str(path / AUTOENCODER)}
-    if values.get("text"):
+    if values.get("text") and values["text"].get("encoder"):
         values["text"] = values["text"] | {"tokenizer": str(path / TOKENIZER)}
     system, frozen = build_system(schema.from_dict(values))
     parts = {"denoiser": system.denoiser} | ({"text": system.text} if system.text else {})

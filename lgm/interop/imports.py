@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import config as schema
+from lgm.data import open_images
 from lgm.files import write_atomically
 from lgm.interop.components import component, read_config, write_json
 from lgm.interop.diffusers_dir import Pipeline, load_pipeline
@@ -67,11 +68,20 @@ class FolderText:
 
 
 def load_text(
-    folder: str, size: tuple[int, int], dtype: str, shard: Callable[[Model], Any] | None = None
+    folder: str,
+    size: tuple[int, int],
+    dtype: str,
+    shard: Callable[[Model], Any] | None = None,
+    classes: Sequence[str] = (),
 ) -> tuple[FolderText, dict[str, Params]]:
-    """(the text side of a folder, the parameters of its text encoders by place), computed and held in `dtype`."""
+    """(the text side of a folder, the parameters of its text encoders by place), computed and held in `dtype`.
+
+    `classes` are names for those of a class-conditional system, in the place of its own.
+    """
     places = ("text_encoder", "text_encoder_2", "text_encoder_3")
     pipeline, params = load_pipeline(folder, dtype=dtype, shard=shard, only=places)
+    if classes:
+        pipeline = dataclasses.replace(pipeline, options={**pipeline.options, "id2label": dict(enumerate(classes))})
     lengths = {place: ids.shape[1] for place, ids in nothing(pipeline, 1).items()}
     return FolderText(pipeline, size, lengths), params
 
@@ -136,6 +146,12 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
         "name": "discrete", "steps": pipeline.schedule.process["steps"]}  # fmt: skip
     defaults = defaults_of(pipeline)
     distilled = pipeline.name == "FluxPipeline"  # guidance is an input of the network, or it knows none
+    data, text, variance = {}, {}, {}
+    if pipeline.name == "DiTPipeline":  # the shipped images have classes of their own
+        field = "subcategory"
+        data["caption"] = field
+        text["classes"] = sorted({row[field] for row in open_images("emoji64").rows})[: model.classes]
+        variance = {"variance": 1.0} if model.learned_sigma else {}
     return {
         "name": name,
         "batch_size": 8,
@@ -147,11 +163,12 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
             "where": {"split": "train"},
             "heldout_where": {"split": "heldout"},
             "resolution": pipeline.sample_size * autoencoder.factor,
+            **data,
         },
-        "text": {"folder": folder, "caption_dropout": 0.0 if distilled else 0.1},
+        "text": {"folder": folder, "caption_dropout": 0.0 if distilled else 0.1, **text},
         "model": {"family": family_of(model), **as_dict(model)},
         "process": dict(pipeline.schedule.process),
-        "loss": {"target": pipeline.schedule.target, "density": density},
+        "loss": {"target": pipeline.schedule.target, "density": density, **variance},
         "optimizer": {"lr": 1e-5, "warmup_images": 800, "schedule": "constant", "weight_decay": 0.01},
         "ema": {"half_life_images": 2_000},
         "sampling": {

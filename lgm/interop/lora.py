@@ -31,7 +31,7 @@ PREFIXES = {
     "unet": ("unet.", "lora_unet_", "diffusion_model."),
     "transformer": ("transformer.", "lora_unet_", "lora_transformer_", "diffusion_model."),
     "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_"),
-    "text_encoder_2": ("text_encoder_2.", "lora_te2_"),
+    "text_encoder_2": ("text_encoder_2.", "lora_te2_", "lora_te3_"),  # the latter is Flux's T5 in kohya's scripts
     "text_encoder_3": ("text_encoder_3.", "lora_te3_"),
 }
 _OTHERS = ("dora_scale", "lora_magnitude_vector", "hada_w", "lokr_w")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -15,6 +16,7 @@ from lgm.interop.diffusers_dir import Pipeline
 from lgm.interop.prompts import condition, unconditional
 from lgm.models import Conditioning, Params
 from lgm.models.autoencoder import standardize, unstandardize
+from lgm.models.tiling import tiled_decode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,8 @@ def text_to_image(
     image: jax.Array | None = None,
     strength: float = 0.8,
     t5_tokens: int | None = None,
+    true_guidance: float = 1.0,
+    tile: int | None = None,
 ) -> np.ndarray:
     """Images [B, H, W, 3], float32 in [0, 1], of B prompts (DiT's are classes: "class 207" or a name the folder has).
 
@@ -65,10 +69,12 @@ def text_to_image(
         steps, guidance, solver: the system's and its scheduler's by default. Flux takes guidance as an input of its
             network; the others extrapolate from the unconditional prediction where it is above 1.
         size: (height, width) in pixels; by default what the denoiser was trained at.
-        noise: x_T [B, h, w, C] in latent pixels; drawn from `seed` by default.
+        noise: x_T [B, h, w, C] in latent pixels; by default that of image i is a function of (seed, i) alone.
         image: start from these images [B, H, W, 3] in [0, 1] with noise of `strength` in (0, 1]: only the last
             strength x steps steps are made.
         t5_tokens: the length that texts are padded to for T5.
+        true_guidance: Flux alone: extrapolate from `negative` by this scale, at twice the cost.
+        tile: decode in overlapping tiles of so many pixels a side, which bounds the memory of large images.
 
     Raises ValueError, one line, for what cannot be.
     """
@@ -80,18 +86,24 @@ def text_to_image(
     size = size or (pipeline.sample_size * autoencoder.factor,) * 2
     shape = (len(prompts), *latent_size(pipeline, size), autoencoder.latent_channels)
     if noise is None:
-        noise = jax.random.normal(jax.random.key(seed), shape)
+        noise = sampling.noise(seed, range(shape[0]), shape[1:])
     if noise.shape != shape:
         raise ValueError(f"noise has shape {noise.shape}; {len(prompts)} images of {size} need {shape}")
 
     distilled = pipeline.name == "FluxPipeline"
     cond = condition(pipeline, params, prompts, size, guidance=guidance, t5_tokens=t5_tokens)
-    scale = 1.0 if distilled or guidance <= 1.0 else float(guidance)
-    uncond = None if scale == 1.0 else unconditional(pipeline, params, len(prompts), size, negative, t5_tokens)
+    wanted = (1.0 if negative is None else true_guidance) if distilled else guidance
+    scale = max(1.0, float(wanted))
+    if scale == 1.0 and negative is not None:
+        what = "true_guidance" if distilled else "guidance"
+        warnings.warn(f"negative={negative!r} changes nothing at {what} 1; give a {what} above 1", stacklevel=2)
+    uncond = None
+    if scale > 1.0:
+        uncond = unconditional(pipeline, params, len(prompts), size, negative, t5_tokens, guidance=guidance)
 
     tokens = shape[1] * shape[2] // 4  # the flow models cut latents into patches of 2 x 2
-    times = pipeline.schedule.times(steps, tokens, even=distilled)
-    process = pipeline.process
+    walk = pipeline.schedule.walk(steps, tokens, even=distilled)
+    times, process = walk.times, pipeline.process
     if image is not None and pipeline.schedule.spacing == "flow":
         strength = _rounded_up(strength, steps)
     if image is None:
@@ -99,19 +111,28 @@ def text_to_image(
     else:
         z = _encode(pipeline, params["vae"], jnp.asarray(image, jnp.float32))
         x, times = sampling.from_image(process, z, noise, times, strength)
-    method = sampling.solver(solver or pipeline.schedule.solver)
+    method = pipeline.schedule.method(walk.times, solver)
     arguments = (params[pipeline.layout.denoiser], cond, uncond)
-    x = sampling.loop(method, process, pipeline.schedule.target, _predictor(pipeline, scale), x, times, arguments,
-                      jax.random.key(seed))  # fmt: skip
-    return np.asarray(_decode(pipeline, params["vae"], x))
+    x = sampling.loop(method, process, pipeline.schedule.target, _predictor(pipeline, scale), x, walk, arguments,
+                      jax.random.key(seed), len(times) - 1)  # fmt: skip
+    decode = functools.partial(_decode, pipeline, params["vae"])
+    if tile is not None:
+        images = tiled_decode(decode, x, factor=autoencoder.factor, tile=_tile(tile, autoencoder.factor))
+    else:
+        images = np.concatenate([decode(x[i : i + 1]) for i in range(len(x))])  # one by one: less memory
+    return np.clip(images, 0.0, 1.0)
+
+
+def _tile(pixels: int, factor: int) -> int:
+    if pixels < 4 * factor or pixels % factor:
+        raise ValueError(f"tile={pixels} must be a multiple of {factor} pixels, at least {4 * factor}")
+    return pixels // factor
 
 
 def latent_size(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int]:
     """(h, w) in latent pixels of an image of `size`. Raises ValueError where the network cannot take it."""
     factor = pipeline.models["vae"].config.factor
-    config = pipeline.denoiser.config
-    levels = len(getattr(config, "block_channels", ()))
-    unit = factor * (2 ** (levels - 1) if levels else getattr(config, "patch_size", 2))
+    unit = factor * getattr(pipeline.denoiser.config, "patch_size", 1)
     if min(size) < 1 or size[0] % unit or size[1] % unit:
         raise ValueError(f"an image of {size[0]} x {size[1]} cannot be drawn; use multiples of {unit} pixels")
     return size[0] // factor, size[1] // factor
@@ -149,7 +170,7 @@ def _encode(pipeline: Pipeline, params: Params, image_BHWC: jax.Array) -> jax.Ar
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(pipeline: Pipeline, params: Params, z_BHWC: jax.Array) -> jax.Array:
-    """Images in [0, 1]."""
+    """Images of which black is 0 and white 1."""
     vae = pipeline.models["vae"]
     image = vae.apply(params, unstandardize(vae.config, z_BHWC), method="decode")
-    return jnp.clip(0.5 * image + 0.5, 0.0, 1.0)
+    return 0.5 * image + 0.5

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lgm.data.class_names import ClassNames
 from lgm.interop.diffusers_dir import Pipeline
 from lgm.models import Conditioning, Model, Params
-from lgm.parsing import near_miss
 
 Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]
 T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512}
@@ -42,20 +42,21 @@ def unconditional(
     size: tuple[int, int],
     negative: str | None = None,
     t5_tokens: int | None = None,
+    guidance: float = 1.0,
 ) -> Conditioning:
     """What guidance extrapolates from: the conditioning of `negative`, or of no prompt at all.
 
     SDXL's folder may ask that no prompt be zeros instead of the encoding of an empty text.
     """
     ids = nothing(pipeline, count, t5_tokens) if negative is None else tokenize(pipeline, [negative] * count, t5_tokens)
-    cond = encode(pipeline, params, ids, size)
+    cond = encode(pipeline, params, ids, size, guidance)
     return zeroed(cond) if negative is None and zeros_for_nothing(pipeline) else cond
 
 
 def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int | None = None) -> Ids:
     """The ids [B, L] of `prompts` for every text encoder by its place; of a class-conditional system their labels."""
     if pipeline.name == "DiTPipeline":
-        return {"label": np.array([[class_of(pipeline, prompt)] for prompt in prompts], np.int32)}
+        return {"label": class_names_of(pipeline).encode(prompts)[0]}
     t5 = t5_tokens or T5_TOKENS.get(pipeline.name)
     length = lambda place: t5 if pipeline.classes[place] == "T5EncoderModel" else None
     ids = {place: part.encode(prompts, length(place))[0] for place, part in pipeline.tokenizers.items()}
@@ -111,28 +112,11 @@ def encode(
     return Conditioning(text=run("text_encoder_2"), pooled=pooled, guidance=scale)
 
 
-def class_of(pipeline: Pipeline, prompt: str) -> int:
-    """The class that a prompt names: "class 207", "207", or a name of the folder's id2label.
-
-    Raises ValueError, one line, for one that is not there.
-    """
-    classes = pipeline.denoiser.config.classes
-    number = prompt.strip().lower().removeprefix("class").strip()
-    if number.isdecimal():
-        if int(number) >= classes:
-            raise ValueError(f"{prompt!r}: there are {classes} classes, from 0 to {classes - 1}")
-        return int(number)
+def class_names_of(pipeline: Pipeline) -> ClassNames:
+    """The classes of a class-conditional system, with the names of the folder's id2label."""
     labels = pipeline.options.get("id2label") or {}
     names = {name.strip().lower(): int(key) for key, value in labels.items() for name in value.split(",")}
-    if prompt.strip().lower() not in names:
-        hint = near_miss(prompt.strip().lower(), names) if names else ""
-        raise ValueError(f"{prompt!r} names no class; write \"class 207\" or a name of id2label{_short(hint)}")
-    return names[prompt.strip().lower()]
-
-
-def _short(hint: str) -> str:
-    """A hint that does not list a thousand classes."""
-    return hint if "did you mean" in hint else ""
+    return ClassNames(pipeline.denoiser.config.classes, names)
 
 
 @functools.partial(jax.jit, static_argnums=0)

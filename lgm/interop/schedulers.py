@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from lgm import process as gaussian
+from lgm.interop.fields import expect
+from lgm.interop.schedules import FLOW_ENTRIES, Schedule
 from lgm.parsing import near_miss
-from lgm.process import Process, shift_time
 from lgm.sampling import SOLVERS
 
 # our solver for each class of theirs; all share the process, so any other solver may be taken instead
@@ -23,6 +21,7 @@ SOLVER_OF = {
     "FlowMatchEulerDiscreteScheduler": "euler",
     "DDPMScheduler": "ddpm",
     "PNDMScheduler": "plms",
+    "LMSDiscreteScheduler": "lms",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "HeunDiscreteScheduler": "heun",
     "FlowMatchHeunDiscreteScheduler": "heun",
@@ -31,94 +30,31 @@ SOLVER_OF = {
 }
 TARGET_OF = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 BETAS_OF = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squared_cosine"}
-TINY_TIME = 1e-7  # above 0, so that the last step keeps the noise of the table's first entry
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How a released model is sampled.
-
-    process: options of `lgm.process.build`. target: what the network predicts. spacing: where in the table (or in
-    [0, 1] of a flow) the steps lie, moved up by `offset` entries; `sigmas` respaces them by noise level. between: steps
-    may lie between two entries. open_end: entries are spaced for one more step, which would be at the first entry
-    (multistep solvers). last: the sampler ends at the data, or at the table's first entry. scaled_start: x_T is b(T)
-    noise rather than noise. A flow's times are moved by `shift` or, with `dynamic`, by the number of image tokens:
-    (tokens, shift) at either end of a straight line. config: the scheduler_config.json that all this was read from.
-    """
-
-    process: dict[str, Any]
-    target: str
-    solver: str
-    spacing: Literal["leading", "trailing", "linspace", "flow"]
-    offset: int = 0
-    sigmas: Literal["table", "karras", "exponential"] = "table"
-    between: bool = False
-    open_end: bool = False
-    last: Literal["data", "first"] = "data"
-    scaled_start: bool = False
-    shift: float = 1.0
-    dynamic: tuple[tuple[int, float], tuple[int, float]] | None = None
-    dynamic_kind: Literal["exponential", "linear"] = "exponential"
-    terminal: float | None = None
-    config: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
-
-    def build(self) -> Process:
-        """The process."""
-        options = dict(self.process)
-        return gaussian.build(options.pop("name"), **options)
-
-    def times(self, steps: int, tokens: int | None = None, even: bool = False) -> np.ndarray:
-        """[steps + 1] falling times. A dynamic flow needs the number of image `tokens`.
-
-        `even` spaces a flow's times evenly from 1 to 1 / steps before they are shifted (Flux's pipeline), instead of to
-        the scheduler's own lowest noise level (SD3's). Raises ValueError for a number of steps that cannot be.
-        """
-        if self.spacing == "flow":
-            return self._flow_times(steps, tokens, even)
-        entries = self.process["steps"]
-        if not 0 < steps <= entries:
-            raise ValueError(f"steps={steps} must lie between 1 and the {entries} steps that the model was trained on")
-        k = self._table_entries(steps, entries)
-        last = 0.0 if self.last == "data" else TINY_TIME
-        return np.append(k / entries, last).astype(np.float32)
-
-    def _table_entries(self, steps: int, entries: int) -> np.ndarray:
-        count = steps + self.open_end
-        if self.spacing == "linspace":
-            k = np.linspace(0, entries - 1, count)[::-1][:steps]
-            k = k if self.between else k.round()
-        elif self.spacing == "trailing":
-            k = np.arange(entries, 0, -entries / steps).round() - 1
-        else:
-            k = (np.arange(count) * (entries // count))[::-1][:steps] + self.offset
-        if self.sigmas == "table":
-            return np.minimum(k, entries - 1)
-        process = self.build()
-        table = np.asarray(-0.5 * process.log_snr(np.arange(entries) / entries), np.float64)  # log sigma
-        low, high = table[[0, -1]] if self.open_end else np.interp(k[[-1, 0]], np.arange(entries), table)
-        ramp = np.linspace(0, 1, steps)
-        if self.sigmas == "karras":  # Karras et al. 2022, 2206.00364, eq. 5
-            levels = 7 * np.log(np.exp(high / 7) + ramp * (np.exp(low / 7) - np.exp(high / 7)))
-        else:
-            levels = high + ramp * (low - high)
-        return np.interp(levels, table, np.arange(entries))
-
-    def _flow_times(self, steps: int, tokens: int | None, even: bool) -> np.ndarray:
-        if steps < 1:
-            raise ValueError(f"steps={steps} must be at least 1")
-        lowest = 1 / 1000 if self.dynamic else shift_time(1 / 1000, self.shift)
-        t = np.linspace(1.0, 1 / steps if even else lowest, steps)
-        if self.dynamic is None:
-            t = shift_time(t, self.shift)
-        else:
-            if tokens is None:
-                raise ValueError("the times of this schedule depend on the image's size; give the number of tokens")
-            (base, base_shift), (most, most_shift) = self.dynamic
-            mu = base_shift + (most_shift - base_shift) * (tokens - base) / (most - base)
-            t = shift_time(t, math.exp(mu) if self.dynamic_kind == "exponential" else mu)
-        if self.terminal:
-            t = 1.0 - (1.0 - t) * (1.0 - self.terminal) / (1.0 - t[-1])
-        return np.append(t, 0.0).astype(np.float32)
+_SPACING_OF = {"linspace": "linspace", "leading": "leading", "trailing": "trailing"}
+_BY_SIGMA = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
+             "LMSDiscreteScheduler")  # fmt: skip
+_LINSPACE = (*_BY_SIGMA, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # by default
+_CLIP_BY_DEFAULT = {"DDIMScheduler": True, "DDPMScheduler": True, "HeunDiscreteScheduler": False}
+# what each class can do besides that has no equal here; keys of other classes stand in its files too and say nothing
+_REFUSED = {
+    "DDIMScheduler": ("thresholding",),
+    "DDPMScheduler": ("thresholding",),
+    "EulerDiscreteScheduler": ("sigma_min", "sigma_max"),
+    "DPMSolverMultistepScheduler": ("thresholding", "variance_type", "use_dynamic_shifting"),
+    "UniPCMultistepScheduler": ("thresholding", "solver_p", "disable_corrector", "use_dynamic_shifting",
+                                "shift_terminal"),
+    "FlowMatchEulerDiscreteScheduler": ("use_karras_sigmas", "use_exponential_sigmas", "stochastic_sampling",
+                                        "invert_sigmas"),
+}  # fmt: skip
+_FIXED = {
+    "DDPMScheduler": {"variance_type": ("fixed_small",)},
+    "PNDMScheduler": {"skip_prk_steps": (True,)},
+    "EulerDiscreteScheduler": {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
+    "DPMSolverMultistepScheduler": {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+                                    "solver_type": ("midpoint", "heun"), "solver_order": (2, 1, 3)},
+    "UniPCMultistepScheduler": {"solver_type": ("bh2",), "predict_x0": (True,), "solver_order": (2, 1, 3),
+                                "lower_order_final": (True,)},
+}  # fmt: skip
 
 
 def read_schedule(config: Mapping[str, Any]) -> Schedule:
@@ -134,48 +70,117 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
     if solver not in SOLVERS:
         warnings.warn(f"there is no solver of {name}; sampling with ddim instead", stacklevel=2)
         solver = "ddim"
-    _refuse(config, "use_beta_sigmas", "invert_sigmas", "trained_betas", "thresholding", "stochastic_sampling")
+    for key in ("use_beta_sigmas", "trained_betas", *_REFUSED.get(name, ())):
+        if config.get(key):
+            raise ValueError(f"scheduler_config.json: {key}={config[key]!r} is not supported; only without it")
+    for key, allowed in _FIXED.get(name, {}).items():
+        _expect(config, key, *allowed)
+    _expect(config, "num_train_timesteps", FLOW_ENTRIES)  # what the networks count in
     if name.startswith("FlowMatch"):
-        _refuse(config, "use_karras_sigmas", "use_exponential_sigmas")
-        ends = (config.get("base_image_seq_len", 256), config.get("base_shift", 0.5)), (
-            config.get("max_image_seq_len", 4096), config.get("max_shift", 1.15))  # fmt: skip
-        return Schedule(
-            process={"name": "rectified_flow"},
-            target="flow",
-            solver=solver,
-            spacing="flow",
-            shift=config.get("shift", 1.0),
-            dynamic=ends if config.get("use_dynamic_shifting") else None,
-            dynamic_kind=config.get("time_shift_type", "exponential"),
-            terminal=config.get("shift_terminal"),
-            config=dict(config),
-        )
-    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        raise ValueError("scheduler_config.json: use_flow_sigmas needs a FlowMatchEulerDiscreteScheduler instead")
+        return _flow(config, solver)
+    if config.get("use_flow_sigmas") and "Multistep" in name or config.get("prediction_type") == "flow_prediction":
+        return _flow_levels(config, solver)
+    return _diffusion(config, name, solver)
+
+
+def _flow(config: Mapping[str, Any], solver: str) -> Schedule:
+    ends = (config.get("base_image_seq_len", 256), config.get("base_shift", 0.5)), (
+        config.get("max_image_seq_len", 4096), config.get("max_shift", 1.15))  # fmt: skip
+    return Schedule(
+        process={"name": "rectified_flow"},
+        target="flow",
+        solver=solver,
+        spacing="flow",
+        shift=config.get("shift", 1.0),
+        dynamic=ends if config.get("use_dynamic_shifting") else None,
+        dynamic_kind=config.get("time_shift_type", "exponential"),
+        terminal=config.get("shift_terminal"),
+        config=dict(config),
+    )
+
+
+def _flow_levels(config: Mapping[str, Any], solver: str) -> Schedule:
+    """A multistep scheduler of diffusion put to a flow's noise levels."""
+    if solver not in ("dpmpp_2m", "unipc") or not config.get("use_flow_sigmas"):
+        raise ValueError("scheduler_config.json: prediction_type='flow_prediction' needs use_flow_sigmas=True of a "
+                         "DPMSolverMultistepScheduler or UniPCMultistepScheduler, or a FlowMatchEulerDiscreteScheduler")
+    _expect(config, "prediction_type", "flow_prediction")
+    _expect(config, "final_sigmas_type", "zero")
+    for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"):
+        _expect(config, key, False)
+    return Schedule(
+        process={"name": "rectified_flow"},
+        target="flow",
+        spacing="flow_levels",
+        shift=config.get("flow_shift", 1.0),
+        whole="cut",
+        config=dict(config),
+        **_multistep(config, solver),
+    )
+
+
+def _multistep(config: Mapping[str, Any], solver: str) -> dict[str, Any]:
+    """The solver of a multistep scheduler, as fields of Schedule."""
+    order = config.get("solver_order", 2)
+    if solver == "dpmpp_2m":
+        stochastic = config.get("algorithm_type") == "sde-dpmsolver++"
+        if stochastic and order == 3:
+            raise ValueError("scheduler_config.json: solver_order=3 of sde-dpmsolver++ is not supported; 1 or 2 is")
+        names = {1: "dpmpp_sde", 2: "dpmpp_2m_sde"} if stochastic else {1: "ddim", 2: "dpmpp_2m", 3: "dpmpp_3m"}
+        solver = names[order]
+    return dict(
+        solver=solver,
+        order=order,
+        exact=config.get("solver_type") == "heun",
+        lower_at_end=bool(config.get("lower_order_final", True)),
+        euler_at_end=bool(config.get("euler_at_final", False)),
+    )
+
+
+def _diffusion(config: Mapping[str, Any], name: str, solver: str) -> Schedule:
     process = {
         "name": "ddpm",
         "schedule": _named(config, "beta_schedule", "linear", BETAS_OF),
         "beta_start": config.get("beta_start", 1e-4),
         "beta_end": config.get("beta_end", 0.02),
-        "steps": config.get("num_train_timesteps", 1000),
+        "steps": config.get("num_train_timesteps", FLOW_ENTRIES),
         "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
     }
-    by_sigma = name in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")
-    spacing = config.get("timestep_spacing", "linspace" if by_sigma or "Multistep" in name else "leading")
-    to_first = config.get("final_sigmas_type") == "sigma_min" or config.get("set_alpha_to_one") is False
+    by_sigma, multistep, dpm = name in _BY_SIGMA, "Multistep" in name, name == "DPMSolverMultistepScheduler"
+    spacing = _named(config, "timestep_spacing", "linspace" if name in _LINSPACE else "leading", _SPACING_OF)
+    levels = next((k for k, v in _LEVELS.items() if config.get(v) and (k != "lu" or dpm)), "table")
+    if name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        to_first = _expect(config, "final_sigmas_type", "zero", "sigma_min") == "sigma_min"
+    else:
+        to_first = name in ("DDIMScheduler", "PNDMScheduler") and config.get("set_alpha_to_one") is False
+    if name == "UniPCMultistepScheduler" and to_first and levels != "table":
+        raise ValueError(f"scheduler_config.json: {_LEVELS[levels]}=True of UniPC needs final_sigmas_type='zero'")
+    if name == "PNDMScheduler" and spacing == "linspace":
+        raise ValueError("scheduler_config.json: timestep_spacing='linspace' of PNDM is not supported; 'leading' is")
+    clips = name in _CLIP_BY_DEFAULT and config.get("clip_sample", _CLIP_BY_DEFAULT[name])
+    rounded = levels == "karras" and multistep or levels == "lu"
+    if dpm and process["schedule"] == "squared_cosine":
+        rounded = False
     return Schedule(
         process=process,
         target=_named(config, "prediction_type", "epsilon", TARGET_OF),
-        solver=solver,
         spacing=spacing,
         offset=config.get("steps_offset", 0),
-        sigmas=next((s for s in ("karras", "exponential") if config.get(f"use_{s}_sigmas")), "table"),
+        levels=levels,
         between=by_sigma,
-        open_end="Multistep" in name,
+        open_end=multistep,
+        stride=name == "DDIMScheduler",
+        lowest_lambda=float(config.get("lambda_min_clipped", -math.inf)) if dpm else -math.inf,
         last="first" if to_first else "data",
         scaled_start=by_sigma and spacing in ("linspace", "trailing"),
+        whole=("rounded" if rounded else "cut") if multistep and levels != "table" else None,
+        clip=float(config.get("clip_sample_range", 1.0)) if clips else None,
         config=dict(config),
+        **(_multistep(config, solver) if multistep else dict(solver=solver)),
     )
+
+
+_LEVELS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "lu": "use_lu_lambdas"}
 
 
 def write_schedule(schedule: Schedule) -> dict[str, Any]:
@@ -197,6 +202,9 @@ def write_schedule(schedule: Schedule) -> dict[str, Any]:
     inverse = lambda table, value: next(k for k, v in table.items() if v == value)
     defaults = inspect.signature(gaussian.ddpm).parameters
     process = {name: schedule.process.get(name, option.default) for name, option in defaults.items()}
+    if process["steps"] != FLOW_ENTRIES:
+        raise ValueError(f"diffusers' networks count {FLOW_ENTRIES} timesteps, which config.process.steps="
+                         f"{process['steps']} are not")
     return {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": process["steps"],
@@ -219,7 +227,8 @@ def _named(config: Mapping[str, Any], key: str, default: str, table: Mapping[str
     return table[value]
 
 
-def _refuse(config: Mapping[str, Any], *keys: str) -> None:
-    for key in keys:
-        if config.get(key):
-            raise ValueError(f"scheduler_config.json: {key}={config[key]!r} is not supported; only without it")
+def _expect(config: Mapping[str, Any], key: str, *allowed: Any) -> Any:
+    try:
+        return expect(config, key, *allowed)
+    except ValueError as error:
+        raise ValueError(f"scheduler_{error}") from None

@@ -18,7 +18,7 @@ from lgm.interop.weights import Entry, Weights
 
 # place in a diffusers folder -> class there -> (prefix in single files, layout below it), the likeliest first
 SECTIONS = {
-    "unet": {"UNet2DConditionModel": [("model.diffusion_model.", names.unet)]},
+    "unet": {"UNet2DConditionModel": [("model.diffusion_model.", names.unet), ("", names.unet)]},
     "transformer": {
         "SD3Transformer2DModel": [("model.diffusion_model.", names.sd3), ("", names.sd3)],
         "FluxTransformer2DModel": [("", names.flux), ("model.diffusion_model.", names.flux)],

@@ -220,7 +220,7 @@ def _read_index(path: Path) -> dict[str, Entry]:
 
 def _find(folder: Path) -> Path:
     """The one index or file to read in a folder."""
-    shard = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
+    shard = re.compile(r".*-\d{5}-of-\d{5}(\.\w+)?\.safetensors")  # older ones name the variant last
     found = sorted(folder.glob("*.safetensors.index*.json"))
     found += [path for path in sorted(folder.glob("*.safetensors")) if not shard.fullmatch(path.name)]
     stem = lambda path: path.name.removesuffix(".safetensors.index.json").removesuffix(".safetensors")

@@ -6,6 +6,7 @@ from lgm.losses.denoising import denoising, denoising_at
 from lgm.losses.densities import DENSITIES, density
 from lgm.losses.jumps import mean_flow, shortcut
 from lgm.losses.reflow import DISTANCES, distance, guidance_distillation, one_step, reflow
+from lgm.losses.variational import hybrid
 from lgm.losses.weightings import WEIGHTINGS, weighting
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "density",
     "distance",
     "guidance_distillation",
+    "hybrid",
     "info_nce",
     "mean_flow",
     "one_step",

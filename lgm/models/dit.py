@@ -23,7 +23,7 @@ from lgm.models.text_layers import Embedding, stack
 
 EPSILON, MLP_EPSILON = 1e-6, 1e-5  # of the norms before attention and at the end, and before the feed-forward network
 TIME_FEATURES = 256
-TIME_PERIOD = 10_000.0 ** (TIME_FEATURES / (TIME_FEATURES - 2))  # the last frequency is 1 / 10,000 exactly, as released
+TIME_GAP = 1  # the last frequency is 1 / 10,000 exactly, as released
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Embedders(nnx.Module):
         self.label = Embedding(config.classes + 1, config.width, ("vocab", "embed"), rngs=rngs)
 
     def __call__(self, t_B: jax.Array, label_B: jax.Array, dtype) -> jax.Array:
-        features = timestep_embedding(t_B, TIME_FEATURES, TIME_PERIOD)
+        features = timestep_embedding(t_B, TIME_FEATURES, TIME_GAP)
         return self.time(features.astype(dtype)) + self.label(label_B, dtype)
 
 

@@ -9,15 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+PERIOD = 10_000.0
 
-def timestep_embedding(t_B: jax.Array, size: int = 256, period: float = 10_000.0) -> jax.Array:
-    """[B, size] float32: cosines, then sines, of 1000 t at frequencies from 1 down to 1 / period.
 
-    t in [0, 1]; 1000 t is the timestep of the released models (cosines first, as they have it).
+def timestep_embedding(t_B: jax.Array, size: int = 256, gap: int = 0) -> jax.Array:
+    """[B, size] float32: `sinusoids` of 1000 t for t in [0, 1]; 1000 t is the timestep of the released models."""
+    return sinusoids(1000.0 * t_B.astype(jnp.float32), size, gap)
+
+
+def sinusoids(values: jax.Array, size: int, gap: int = 0) -> jax.Array:
+    """[..., size] float32: cosines, then sines, of `values` at size / 2 frequencies from 1 down to nearly 1 / 10,000,
+    or to it exactly with a `gap` of 1.
+
+    The frequencies are rounded once, from float32 exponents, as torch's exp does it: at the angles of late timesteps,
+    near 1000, one unit in their last place is 6e-5 of a turn's radian, and a network trained on others sees it.
     """
     half = size // 2
-    frequencies = jnp.exp(-math.log(period) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = 1000.0 * t_B.astype(jnp.float32)[:, None] * frequencies
+    exponents = np.float32(-math.log(PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half - gap)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = values.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 

@@ -14,6 +14,7 @@ from lgm.models.attention import attention
 from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, recomputed, run_blocks
 from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
+from lgm.models.embeddings import sinusoids
 from lgm.models.text_layers import LayerNorm, stack
 
 EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
@@ -278,13 +279,6 @@ def shift_sizes(config: UNetConfig) -> tuple[int, ...]:
     down = [n for n in widths for _ in range(layers)]
     up = [n for n in widths[::-1] for _ in range(layers + 1)]
     return (*down, widths[-1], widths[-1], *up)
-
-
-def sinusoids(values: jax.Array, width: int) -> jax.Array:
-    """[..., width] cosines then sines of `values` at width / 2 frequencies from 1 down to nearly 1 / 10,000."""
-    half = width // 2
-    angles = values[..., None].astype(jnp.float32) * jnp.exp(-math.log(10_000.0) / half * jnp.arange(half))
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
 def _added(config: UNetConfig, cond: Conditioning) -> jax.Array:

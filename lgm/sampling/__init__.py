@@ -4,14 +4,15 @@ from lgm.sampling.adaptive import dormand_prince
 from lgm.sampling.grids import SPACINGS, last_part, times
 from lgm.sampling.guidance import Projected, classifier_free, embedded, paired, projected, rescaled
 from lgm.sampling.jumps import jump
-from lgm.sampling.solvers import SOLVERS, Solver, loop, sample, solver, trace
-from lgm.sampling.starts import from_image, inpainting
+from lgm.sampling.solvers import SOLVERS, Solver, Walk, loop, sample, solver, trace
+from lgm.sampling.starts import from_image, inpainting, noise
 
 __all__ = [
     "SOLVERS",
     "SPACINGS",
     "Projected",
     "Solver",
+    "Walk",
     "classifier_free",
     "dormand_prince",
     "embedded",
@@ -20,6 +21,7 @@ __all__ = [
     "jump",
     "last_part",
     "loop",
+    "noise",
     "paired",
     "projected",
     "rescaled",

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lgm import process as gaussian
-from lgm.process import Process
+from lgm.process import Endpoints, Process
+from lgm.sampling.steps import Solver
 
 
 def clipped(predict: Callable, process: Process, target: str, bound: float) -> Callable:
@@ -24,3 +25,20 @@ def clipped(predict: Callable, process: Process, target: str, bound: float) -> C
         return gaussian.target(process, target, x_hat, (x_t - a * x_hat) / b, t_B)
 
     return bounded
+
+
+def bounded(method: Solver, bound: float, keep_noise: bool = False) -> Solver:
+    """`method` on data clipped to [-bound, bound].
+
+    The noise that a prediction implies follows the clipped data or, with `keep_noise`, stays, as in diffusers' DDIM.
+    """
+
+    def step(process, denoise, x, memory, t, s, key):
+        def clipped_ends(x_t, t):
+            x_hat, eps_hat = denoise(x_t, t)
+            x_hat = jnp.clip(x_hat, -bound, bound)
+            return Endpoints(x_hat, eps_hat if keep_noise else (x_t - process.a(t) * x_hat) / process.b(t))
+
+        return method.step(process, clipped_ends, x, memory, t, s, key)
+
+    return Solver(step, method.start)

@@ -17,12 +17,15 @@ from lgm.sampling.singlestep import ode
 from lgm.sampling.steps import Denoise, Solver, arrival, decay, level
 
 
-def dpmpp(order: int = 2, noise: bool = False, curvature: float = 1.0) -> Solver:
+def dpmpp(order: int = 2, noise: bool = False, curvature: float = 1.0, exact: bool = False,
+          limits: tuple[tuple[float, int], ...] = ()) -> Solver:
     """DPM-Solver++ multistep of order 1, 2 or 3 (Lu et al. 2022, 2211.01095, algorithm 2), or its SDE (appendix C).
 
     The first steps are of lower order, and so is the last, which ends where lambda is infinite. `curvature` scales the
     quadratic term of order 3: 1 integrates the polynomial exactly and is of third order; the released DPM-Solver code,
-    and diffusers after it, have 1/2, which leaves an error of second order.
+    and diffusers after it, have 1/2, which leaves an error of second order. Order 2 takes the slope's integral as 1/2
+    of the step, or as it is with `exact` (diffusers' solver_type "heun"). Steps that begin at or below the time of one
+    of `limits`, (time, order), are of that order at most.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"solver option order={order} must be 1, 2 or 3")
@@ -34,7 +37,8 @@ def dpmpp(order: int = 2, noise: bool = False, curvature: float = 1.0) -> Solver
         shrink, h = decay(at, to), to.log_ratio - at.log_ratio
         # the SDE's exponent is twice the ODE's, as if the network's data were approached twice as fast
         gain, width = (1.0 - jnp.square(shrink), 2.0 * h) if noise else (1.0 - shrink, h)
-        mean = gain * x_hat + _continuation(memory, h, gain, width, order, curvature, to.b > 0)
+        most = jnp.where(to.b > 0, steps.limited(limits, t, order), 1)
+        mean = gain * x_hat + _continuation(memory, h, gain, width, order, curvature, exact, most)
         x = to.b / at.b * (shrink if noise else 1.0) * x + to.a * mean
         if noise:
             x += to.b * jnp.sqrt(jnp.maximum(gain, 0.0)) * jax.random.normal(key, x.shape, jnp.float32)
@@ -43,23 +47,23 @@ def dpmpp(order: int = 2, noise: bool = False, curvature: float = 1.0) -> Solver
     return Solver(step, lambda x: steps.empty(x, order))
 
 
-def _continuation(memory, h, gain, width, order: int, curvature: float, inside):
-    """What the slope, and at order 3 the curvature, of x_hat in lambda add to gain * x_hat."""
+def _continuation(memory, h, gain, width, order: int, curvature: float, exact: bool, most):
+    """What the slope, and at order 3 the curvature, of x_hat in lambda add to gain * x_hat, up to the order `most`."""
     if order == 1:
         return 0.0
     values, places, count = memory
     slope = (values[0] - values[1]) * (h / (places[0] - places[1]))
-    second = 0.5 * gain * slope
-    second = jnp.where((count >= 2) & inside, second, 0.0)
+    # integrals of exp(-width (1 - u)) width u^k over [0, 1], k = 1 and 2
+    linear = 1.0 - gain / width
+    second = (linear if exact else 0.5 * gain) * slope
+    second = jnp.where((count >= 2) & (most >= 2), second, 0.0)
     if order == 2:
         return second
     r0, r1 = (places[0] - places[1]) / h, (places[1] - places[2]) / h
     bend = slope - (values[1] - values[2]) / r1
-    # integrals of exp(-width (1 - u)) width u^k over [0, 1], k = 1 and 2
-    linear = 1.0 - gain / width
     quadratic = 1.0 - 2.0 * linear / width
     third = linear * (slope + r0 / (r0 + r1) * bend) + curvature * quadratic * bend / (r0 + r1)
-    return jnp.where((count >= 3) & inside, third, second)
+    return jnp.where((count >= 3) & (most >= 3), third, second)
 
 
 def adams_bashforth(order: int = 4) -> Solver:
@@ -83,18 +87,29 @@ def adams_bashforth(order: int = 4) -> Solver:
 PLMS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 
 
-def plms() -> Solver:
+def plms(velocity: bool = False) -> Solver:
     """Pseudo linear multistep (Liu et al. 2022, 2202.09778): Adams-Bashforth's coefficients of equal steps on eps, then
-    DDIM's step. The first step is an improved Euler step, of two evaluations."""
+    DDIM's step. The first step is an improved Euler step, of two evaluations.
+
+    With `velocity` it is v = a eps - b x that is combined, as diffusers does for networks that predict v.
+    """
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         at, to = level(process, t), arrival(process, s)
-        x_hat, eps_hat = denoise(x, t)
-        memory = steps.push(memory, eps_hat, t)
-        # where a = 0, eps says nothing of the data: the prediction's own are taken
-        data = lambda eps: jnp.where(at.a > 0, (x - at.b * eps) / jnp.where(at.a > 0, at.a, 1.0), x_hat)
-        move = lambda eps: to.a * data(eps) + to.b * eps
-        improved = lambda: 0.5 * (eps_hat + denoise(move(eps_hat), s).eps)
+        said = lambda ends, at: at.a * ends.eps - at.b * ends.x if velocity else ends.eps
+        here = denoise(x, t)
+        value = said(here, at)
+        memory = steps.push(memory, value, t)
+
+        def move(value):
+            if velocity:
+                data, eps = at.a * x - at.b * value, at.b * x + at.a * value
+            else:  # where a = 0, eps says nothing of the data: the prediction's own are taken
+                eps = value
+                data = jnp.where(at.a > 0, (x - at.b * eps) / jnp.where(at.a > 0, at.a, 1.0), here.x)
+            return to.a * data + to.b * eps
+
+        improved = lambda: 0.5 * (value + said(denoise(move(value), s), level(process, s)))
         row = jnp.asarray(PLMS, jnp.float32)[memory.count - 1]
         combined = lambda: jnp.tensordot(row, memory.values, 1)
         return move(jax.lax.cond((memory.count == 1) & (to.b > 0), improved, combined)), memory

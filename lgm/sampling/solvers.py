@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lgm import process as gaussian
 from lgm import registry
@@ -34,7 +36,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "dpmpp_3m_sde": lambda curvature=1.0: multistep.dpmpp(3, noise=True, curvature=curvature),
     "unipc": unipc.unipc,
     "lms": multistep.adams_bashforth,
-    "plms": multistep.plms,
+    "plms": lambda: multistep.plms(),
 }
 
 
@@ -67,25 +69,42 @@ def trace(method: Solver, process: Process, target: str, predict: Callable, x_T:
     return x, states
 
 
-def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, times, arguments,
-         key: jax.Array | None = None) -> jax.Array:
+class Walk(NamedTuple):
+    """The times of a solver's steps: `times` [steps + 1], falling.
+
+    Schedulers that keep noise levels and the network's timesteps in tables of their own may have `told` [steps], what
+    the network is told at `times[:-1]`, and `ends` [steps], where steps end if not where the next one begins.
+    """
+
+    times: np.ndarray
+    told: np.ndarray | None = None
+    ends: np.ndarray | None = None
+
+
+def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, walk: Walk | np.ndarray,
+         arguments, key: jax.Array | None = None, steps: int | None = None) -> jax.Array:
     """What `sample` computes with `predict(x_t, t_B, arguments)`, as one compiled step called in turn.
 
     For convolutions on a CPU, which XLA runs many times slower inside a scan. `predict` must be hashable and the same
-    object from call to call, or each call compiles anew.
+    object from call to call, or each call compiles anew. `walk` is a Walk or its times; of it the last `steps` are
+    made, by default all.
     """
+    walk = walk if isinstance(walk, Walk) else Walk(walk)
     key = jax.random.key(0) if key is None else key
     x_T = jnp.asarray(x_T, jnp.float32)
     carry = (x_T, method.start(x_T))
-    for number, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        carry = _step(method, process, target, predict, carry, arguments, jnp.float32(t), jnp.float32(s),
+    told = None if walk.told is None else (walk.times[-2::-1], walk.told[::-1])
+    pairs = list(zip(walk.times[:-1], walk.times[1:] if walk.ends is None else walk.ends, strict=True))
+    for number, (t, s) in enumerate(pairs[-steps:] if steps else pairs):
+        carry = _step(method, process, target, predict, carry, arguments, told, jnp.float32(t), jnp.float32(s),
                       jax.random.fold_in(key, number))
     return carry[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _step(method, process, target, predict, carry, arguments, t, s, key):
-    denoise = _denoiser(process, target, lambda x, t_B: predict(x, t_B, arguments))
+def _step(method, process, target, predict, carry, arguments, told, t, s, key):
+    say = lambda t_B: t_B if told is None else jnp.interp(t_B, *told)
+    denoise = _denoiser(process, target, lambda x, t_B: predict(x, say(t_B), arguments))
     return method.step(process, denoise, *carry, t, s, key)
 
 

@@ -12,6 +12,12 @@ from lgm.sampling.grids import last_part
 from lgm.sampling.steps import Solver, arrival
 
 
+def noise(seed: int, rows, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal [N, *shape] for N images; that of image i of `rows` is a function of (seed, i) alone."""
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows))
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+
+
 def from_image(process: Process, x: jax.Array, noise: jax.Array, times: np.ndarray,
                strength: float) -> tuple[jax.Array, np.ndarray]:
     """(x_t, the times that are left) of SDEdit (Meng et al. 2022, 2108.01073): the image x [B, ...] with noise of the

@@ -56,6 +56,13 @@ def decay(at: Level, to: Level) -> jax.Array:
     return to.b * at.a / (at.b * to.a)
 
 
+def limited(limits: tuple[tuple[float, int], ...], t: jax.Array, order: int) -> jax.Array | int:
+    """The order of a multistep solver's step from t: the lowest of the `limits`, (time, order), not below t."""
+    for when, most in limits:
+        order = jnp.where(t <= when * (1.0 + 1e-6), jnp.minimum(order, most), order)
+    return order
+
+
 class History(NamedTuple):
     """The last K network outputs [K, B, ...], newest first, where they were taken [K], and how many there are."""
 

@@ -25,9 +25,10 @@ class _Before(NamedTuple):
     order: jax.Array
 
 
-def unipc(order: int = 2) -> Solver:
+def unipc(order: int = 2, limits: tuple[tuple[float, int], ...] = ()) -> Solver:
     """UniPC-p for p = `order` of 1, 2 or 3: each output first corrects the step that led to it (UniC-p), then predicts
-    the next (UniP-p). Of order p + 1 (theorem 3.1); the first steps, and the last, to the data, are of lower order."""
+    the next (UniP-p). Of order p + 1 (theorem 3.1); the first steps, and the last, to the data, are of lower order.
+    Steps that begin at or below the time of one of `limits`, (time, order), are of that order at most."""
     if order not in (1, 2, 3):
         raise ValueError(f"solver option order={order} must be 1, 2 or 3")
 
@@ -40,7 +41,7 @@ def unipc(order: int = 2) -> Solver:
         at, to = level(process, t), arrival(process, s)
         x = jnp.where(before.order > 0, _correct(history, x_hat, before, level(process, before.t), at), x)
         history = steps.push(history, x_hat, at.log_ratio)
-        taken = jnp.where(to.b > 0, history.count, 1)
+        taken = jnp.where(to.b > 0, jnp.minimum(history.count, steps.limited(limits, t, order)), 1)
         mean = (1.0 - decay(at, to)) * x_hat + _ahead(history, at, to, taken)
         return to.b / at.b * x + to.a * mean, (history, _Before(x, jnp.asarray(t, jnp.float32), taken))
 

@@ -27,8 +27,8 @@ def make_task(config: Config, layout: Layout) -> Task:
     if config.evaluation.levels:
         check_range(system)
     data = config.data
-    images = open_images(data.source, where=data.where, resolution=data.resolution)
-    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
+    images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption)
+    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
     tokens, mask = system.tokenize(images.captions)
     arrays = {"tokens": tokens, "mask": mask}
     in_memory = data.latents == "memory"
@@ -75,6 +75,7 @@ def make_draw(config: Config, system: System):
 def make_loss(config: Config, system: System):
     """The loss of a batch {"latent" or "image", "tokens", "mask"} with all that was drawn for it."""
     objective = build_loss(config, system.process)
+    method = "with_variance" if config.loss.variance else "__call__"
 
     def loss(trained, frozen, batch, key):
         params = system.whole(trained, frozen)
@@ -84,7 +85,7 @@ def make_loss(config: Config, system: System):
             none, none_mask = system.unconditional(len(tokens))
             tokens, mask = jnp.where(batch["drop"], none, tokens), jnp.where(batch["drop"], none_mask, mask)
         cond = system.condition(params, tokens, mask)
-        predict = lambda x_t, t, cond: system.denoise(params, x_t, t, cond)
+        predict = lambda x_t, t, cond: system.denoise(params, x_t, t, cond, method)
         return objective.given(predict, x, cond, batch["t"], batch["eps"])
 
     return loss

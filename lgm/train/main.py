@@ -148,7 +148,7 @@ def evaluate(workdir: str, out: str, weights: str) -> int:
 
     system, params, frozen, images_seen = load_run(workdir, weights)
     data, options = system.config.data, system.config.evaluation
-    images = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
+    images = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
     count = min(len(images), options.max_images)
     test = encode_all(system, frozen, images, count), *system.tokenize(images.captions[:count])
     values = heldout_loss(system, params, *test) | snr_errors(system, params, *test)
@@ -158,15 +158,17 @@ def evaluate(workdir: str, out: str, weights: str) -> int:
     return 0
 
 
-def export(workdir: str, out: str, weights: str) -> int:
+def export(workdir: str, out: str, weights: str, dtype: str | None = None) -> int:
     """Write a run as a folder, a denoiser's or an autoencoder's, and say in one line what was written."""
     if schema.read(workdir).family == "autoencoder":
+        if dtype is not None:
+            raise ConfigError(f"--dtype={dtype} goes with a denoiser's run")
         line = _export_autoencoder(workdir, out, weights)
     else:
         from lgm.interop.exports import export_run
 
         _, system, frozen, trained, _ = _open_run(workdir, weights)
-        line = export_run(system, trained, frozen, out)
+        line = export_run(system, trained, frozen, out, dtype)
     print(line)
     return 0
 

@@ -125,7 +125,7 @@ def test_words_that_cannot_be_drawn_are_refused_in_one_line(stable_diffusion, tm
         (dict(prompts=[" "]), "the prompt is empty"),
         (dict(count=0), "count=0 must be at least 1"),
         (dict(solver="guess"), "unknown solver 'guess'"),
-        (dict(size=(17, 16)), "use multiples of 4 pixels"),
+        (dict(size=(17, 16)), "use multiples of 2 pixels"),
         (dict(image=folder / "model_index.json"), "cannot be read as an image"),
         (dict(lora=["no.safetensors"]), "no.safetensors is not there"),
         (dict(lora=["x.png:high"]), "the strength 'high' is no number"),
@@ -138,8 +138,8 @@ def test_words_that_cannot_be_drawn_are_refused_in_one_line(stable_diffusion, tm
 
 def test_what_cannot_be_drawn_is_one_line(stable_diffusion):
     _, _, pipeline, params = stable_diffusion
-    with pytest.raises(ValueError, match="an image of 18 x 16 cannot be drawn; use multiples of 4 pixels"):
-        latent_size(pipeline, (18, 16))
+    with pytest.raises(ValueError, match="an image of 17 x 16 cannot be drawn; use multiples of 2 pixels"):
+        latent_size(pipeline, (17, 16))
     with pytest.raises(ValueError, match="noise has shape"):
         draw(pipeline, params, np.zeros((1, 8, 8, 4), np.float32))
     with pytest.raises(ValueError, match="strength=0 must lie in"):

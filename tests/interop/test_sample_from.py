@@ -67,7 +67,7 @@ def test_a_start_image_is_fitted_to_the_size(released, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "part"), [
     (["--size=wide"], "size='wide' is no size in pixels"),
-    (["--size=17"], "use multiples of 4 pixels"),
+    (["--size=17"], "use multiples of 2 pixels"),
     (["--steps=0"], "steps=0 must be at least 1"),
     (["--steps=2000"], "steps=2000 must lie between 1 and the 1000 steps"),
     (["--strength=1.5"], "strength=1.5 must lie in (0, 1]"),

@@ -1,64 +1,111 @@
 """Scheduler configurations against the schedulers that diffusers builds from them."""
 
 import dataclasses
+import inspect
+import sys
 import warnings
 
 import diffusers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
+from lgm import sampling
 from lgm.interop.schedulers import read_schedule, write_schedule
 
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+DDIM, DDPM, PNDM = diffusers.DDIMScheduler, diffusers.DDPMScheduler, diffusers.PNDMScheduler
+EULER, ANCESTRAL = diffusers.EulerDiscreteScheduler, diffusers.EulerAncestralDiscreteScheduler
+DPM, UNIPC = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
+HEUN, LMS = diffusers.HeunDiscreteScheduler, diffusers.LMSDiscreteScheduler
 
 CASES = {
-    "sd15 ddim": (diffusers.DDIMScheduler, dict(SD, steps_offset=1, clip_sample=False, set_alpha_to_one=False)),
-    "sd2 v": (diffusers.DDIMScheduler, dict(SD, steps_offset=1, clip_sample=False, prediction_type="v_prediction",
-                                            rescale_betas_zero_snr=True, timestep_spacing="trailing")),
-    "sdxl": (diffusers.EulerDiscreteScheduler, dict(SD, steps_offset=1, timestep_spacing="leading")),
-    "euler linspace": (diffusers.EulerDiscreteScheduler, SD),
-    "euler karras": (diffusers.EulerDiscreteScheduler, dict(SD, use_karras_sigmas=True, timestep_spacing="trailing")),
-    "euler exponential": (diffusers.EulerDiscreteScheduler, dict(SD, use_exponential_sigmas=True)),
-    "dpm++": (diffusers.DPMSolverMultistepScheduler, dict(SD)),
-    "dpm++ leading": (diffusers.DPMSolverMultistepScheduler, dict(SD, steps_offset=1, timestep_spacing="leading")),
-    "unipc": (diffusers.UniPCMultistepScheduler, dict(SD, timestep_spacing="trailing")),
-    "euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, SD),
-    "dit": (diffusers.DDIMScheduler, dict(beta_schedule="linear", clip_sample=False)),
-    "cosine": (diffusers.DDIMScheduler, dict(beta_schedule="squaredcos_cap_v2", clip_sample=False)),
+    "sd15 ddim": (DDIM, dict(SD, steps_offset=1, clip_sample=False, set_alpha_to_one=False)),
+    "sd2 v": (DDIM, dict(SD, steps_offset=1, clip_sample=False, prediction_type="v_prediction",
+                         rescale_betas_zero_snr=True, timestep_spacing="trailing")),
+    "ddim clipped": (DDIM, SD),
+    "ddim of x": (DDIM, dict(SD, clip_sample=False, prediction_type="sample")),
+    "ddim linspace": (DDIM, dict(SD, clip_sample=False, timestep_spacing="linspace")),
+    "dit": (DDIM, dict(beta_schedule="linear", clip_sample=False)),
+    "cosine": (DDIM, dict(beta_schedule="squaredcos_cap_v2", clip_sample=False)),
+    "ddpm clipped": (DDPM, SD),
+    "ddpm trailing": (DDPM, dict(SD, clip_sample=False, timestep_spacing="trailing")),
+    "sd15": (PNDM, dict(SD, skip_prk_steps=True, steps_offset=1)),
+    "pndm v": (PNDM, dict(SD, skip_prk_steps=True, prediction_type="v_prediction", set_alpha_to_one=True)),
+    # as SDXL's file has it, with keys of the class that it was made from
+    "sdxl": (EULER, dict(SD, steps_offset=1, timestep_spacing="leading", set_alpha_to_one=False, skip_prk_steps=True)),
+    "euler linspace": (EULER, SD),
+    "euler v": (EULER, dict(SD, prediction_type="v_prediction")),
+    "euler karras": (EULER, dict(SD, use_karras_sigmas=True, timestep_spacing="trailing")),
+    "euler exponential": (EULER, dict(SD, use_exponential_sigmas=True)),
+    "euler ancestral": (ANCESTRAL, SD),
+    "heun": (HEUN, SD),
+    "heun karras clipped": (HEUN, dict(SD, use_karras_sigmas=True, clip_sample=True)),
+    "lms": (LMS, SD),
+    "dpm++": (DPM, SD),
+    "dpm++ leading": (DPM, dict(SD, steps_offset=1, timestep_spacing="leading")),
+    "dpm++ karras": (DPM, dict(SD, use_karras_sigmas=True)),
+    "dpm++ lu, heun": (DPM, dict(SD, use_lu_lambdas=True, solver_type="heun")),
+    "dpm++ 1 v": (DPM, dict(SD, solver_order=1, prediction_type="v_prediction")),
+    "dpm++ 3 to the first entry": (DPM, dict(SD, solver_order=3, final_sigmas_type="sigma_min")),
+    "dpm++ sde karras": (DPM, dict(SD, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True)),
+    "dpm++ cosine, clipped": (DPM, dict(beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1)),
+    "dpm++ of a flow": (DPM, dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
+    "unipc": (UNIPC, dict(SD, timestep_spacing="trailing")),
+    "unipc 3": (UNIPC, dict(SD, solver_order=3)),
+    "unipc karras": (UNIPC, dict(SD, use_karras_sigmas=True)),
+    "unipc of a flow": (UNIPC, dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("steps", [4, 7, 50])
-def test_steps_and_noise_levels_of_diffusion_equal_diffusers(case, steps):
-    cls, options = CASES[case]
-    theirs = cls(**options)
+def network(x, t):
+    """A curved field that no solver integrates exactly, of torch tensors or ours."""
+    numbers = torch if isinstance(x, torch.Tensor) else jnp
+    return numbers.tanh(0.7 * x * (1.3 - t)) + 0.3 * numbers.cos(3 * t + x)
+
+
+def predict(x, t_B, arguments):
+    return network(x, t_B.reshape(-1, 1, 1, 1))
+
+
+def their_sample(theirs, noise, steps, monkeypatch):
+    """diffusers' loop; its step noise is ours, a function of the step's number."""
+    numbers = iter(range(1000))
+
+    def randn(shape, **_):
+        key = jax.random.fold_in(jax.random.key(0), next(numbers))
+        draw = jax.random.normal(key, (shape[0], *shape[2:], shape[1]))
+        return torch.from_numpy(np.asarray(draw).transpose(0, 3, 1, 2).copy())
+
+    module = sys.modules[type(theirs).__module__]
+    monkeypatch.setattr(module, "randn_tensor", randn, raising=False)
     theirs.set_timesteps(steps)
-    schedule = read_schedule(dict(theirs.config, _class_name=cls.__name__))
-    times = schedule.times(steps)
-    assert len(times) == steps + 1
-    np.testing.assert_allclose(times[:-1] * 1000, theirs.timesteps.numpy(), atol=2e-3)
+    x = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()) * theirs.init_noise_sigma
+    for t in theirs.timesteps:
+        told = torch.as_tensor(t).float() / 1000
+        x = theirs.step(network(theirs.scale_model_input(x, t), told), t, x).prev_sample
+    return x.numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_sampled_equals_diffusers(case, monkeypatch):
+    """At numbers of steps that divide 1000 and that do not, few and more than multistep solvers call few."""
+    cls, options = CASES[case]
+    theirs = cls(**{k: v for k, v in options.items() if k in inspect.signature(cls).parameters})
+    schedule = read_schedule({**theirs.config, **options, "_class_name": cls.__name__})
     process = schedule.build()
-    a, b = (np.asarray(f(jnp.asarray(times)), np.float64) for f in (process.a, process.b))
-    if cls is diffusers.DDIMScheduler:
-        alpha_bar = theirs.alphas_cumprod.double().numpy()[theirs.timesteps.numpy()]
-        np.testing.assert_allclose(a[:-1] ** 2, alpha_bar, atol=2e-6)
-        if options.get("set_alpha_to_one") is False:
-            final = float(theirs.final_alpha_cumprod)
-            np.testing.assert_allclose([a[-1] ** 2, b[-1] ** 2], [final, 1 - final], atol=1e-6)
-        else:
-            assert times[-1] == 0
-    elif "Multistep" in cls.__name__:
-        sigmas = theirs.sigmas.numpy()
-        np.testing.assert_allclose((b / a)[:-1], sigmas[:-1], rtol=1e-3)
-    else:
-        # between the table's entries diffusers interpolates sigma, we log sigma
-        tolerance = 3e-3 if schedule.spacing == "linspace" else 1e-3
-        np.testing.assert_allclose((b / a)[:-1], theirs.sigmas.numpy()[:-1], rtol=tolerance)
-        # the sample is theirs divided by sqrt(sigma^2 + 1)
-        start = float(theirs.init_noise_sigma) / np.sqrt(float(theirs.sigmas[0]) ** 2 + 1)
-        np.testing.assert_allclose(b[0] if schedule.scaled_start else 1.0, start, atol=1e-4)
+    noise = np.random.default_rng(0).standard_normal((1, 2, 2, 3)).astype(np.float32)
+    for steps in (4, 7, 20):
+        expected = their_sample(theirs, noise, steps, monkeypatch)
+        walk = schedule.walk(steps)
+        start = noise * float(process.b(walk.times[0])) if schedule.scaled_start else noise
+        method = schedule.method(walk.times)
+        ours = sampling.loop(method, process, schedule.target, predict, start, walk, (), jax.random.key(0))
+        error = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
+        # float32 tables of noise levels on either side, some of them interpolated; a wrong entry is at 1e-3
+        assert error < 1e-4, (steps, error)
 
 
 FLOWS = {
@@ -85,20 +132,22 @@ def test_times_of_flows_equal_diffusers(case, steps):
     sigmas = np.linspace(1.0, 1 / steps, steps) if even else None
     theirs.set_timesteps(steps, sigmas=sigmas, mu=mu)
     schedule = read_schedule(dict(theirs.config, _class_name="FlowMatchEulerDiscreteScheduler"))
-    np.testing.assert_allclose(schedule.times(steps, tokens, even), theirs.sigmas.numpy(), atol=1e-6)
-    np.testing.assert_allclose(schedule.times(steps, tokens, even)[:-1] * 1000, theirs.timesteps.numpy(), atol=1e-3)
+    times = schedule.walk(steps, tokens, even).times
+    np.testing.assert_allclose(times, theirs.sigmas.numpy(), atol=1e-6)
+    np.testing.assert_allclose(times[:-1] * 1000, theirs.timesteps.numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize("case", ["sd15 ddim", "sd2 v", "sdxl", "dit", "sd3", "dev"])
 def test_what_is_written_is_read_back_and_accepted_by_diffusers(case):
     cls, options = CASES.get(case) or (diffusers.FlowMatchEulerDiscreteScheduler, FLOWS[case][0])
+    options = {k: v for k, v in options.items() if k in inspect.signature(cls).parameters}
     schedule = read_schedule(dict(cls(**options).config, _class_name=cls.__name__))
     assert write_schedule(schedule) == schedule.config
     written = write_schedule(dataclasses.replace(schedule, config=None))
     theirs = getattr(diffusers, written["_class_name"]).from_config(written)
     again = read_schedule(dict(theirs.config, _class_name=written["_class_name"]))
     assert again.process == schedule.process and again.target == schedule.target
-    np.testing.assert_array_equal(again.times(10, 1024), schedule.times(10, 1024))
+    np.testing.assert_array_equal(again.walk(10, 1024).times, schedule.walk(10, 1024).times)
 
 
 def test_what_has_no_equal_is_one_line():
@@ -108,11 +157,15 @@ def test_what_has_no_equal_is_one_line():
         read_schedule({"_class_name": "DDIMScheduler", "prediction_type": "noise"})
     with pytest.raises(ValueError, match="use_beta_sigmas=True is not supported"):
         read_schedule({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True})
+    with pytest.raises(ValueError, match="scheduler_config.json: algorithm_type='dpmsolver' has no equal here"):
+        read_schedule({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"})
+    with pytest.raises(ValueError, match="num_train_timesteps=500 has no equal here; supported: 1000"):
+        read_schedule({"_class_name": "DDIMScheduler", "num_train_timesteps": 500})
     schedule = read_schedule({"_class_name": "DDIMScheduler"})
     with pytest.raises(ValueError, match="steps=1001 must lie between 1 and the 1000 steps"):
-        schedule.times(1001)
+        schedule.walk(1001)
     with pytest.raises(ValueError, match="give the number of tokens"):
-        read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}).times(4)
+        read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}).walk(4)
 
 
 def test_a_solver_that_is_missing_is_replaced_with_a_warning(monkeypatch):

@@ -50,14 +50,18 @@ def written(tmp_path, tensors):
     return open_weights(tmp_path / "single.safetensors")
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl"])
-def test_unets_equal_diffusers_conversion(tmp_path, name):
+@pytest.mark.parametrize(("name", "prefix"), [
+    ("stable_diffusion", "model.diffusion_model."), ("stable_diffusion", ""),
+    ("stable_diffusion_xl", "model.diffusion_model."),
+])  # fmt: skip
+def test_unets_equal_diffusers_conversion(tmp_path, name, prefix):
     unet = getattr(tiny_systems, name)().unet
     config = component("UNet2DConditionModel").read(unet.config)
     state = unet.state_dict()
     tensors = original_layout(state, original_names.unet(config), "model.diffusion_model.")
     assert "model.diffusion_model.input_blocks.1.0.in_layers.0.weight" in tensors
     converted = single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), dict(unet.config))
+    tensors = {name.replace("model.diffusion_model.", prefix): tensor for name, tensor in tensors.items()}
     weights = written(tmp_path, tensors | {"model_ema.decay": torch.ones(1), "first_stage_model.x": torch.ones(1)})
     check(state, converted, section(weights, "unet", "UNet2DConditionModel", config, list(state)))
 

@@ -66,6 +66,18 @@ def test_variants_count_only_where_there_is_nothing_else(tmp_path):
         open_weights(tmp_path)
 
 
+@pytest.mark.parametrize("shard", ["model.fp16-0000{}-of-00002", "model-0000{}-of-00002.fp16"])
+def test_shards_of_a_variant_are_found_by_its_index(tmp_path, shard):
+    """As transformers and newer diffusers name them, and as older diffusers did."""
+    for number, name in enumerate("xy", 1):
+        save([(name, np.full(2, number, np.float16))], tmp_path, shard.format(number))
+    files = {name: f"{shard.format(number)}.safetensors" for number, name in enumerate("xy", 1)}
+    (tmp_path / "model.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": files}))
+    np.testing.assert_array_equal(open_weights(tmp_path).get("y"), np.full(2, 2, np.float16))
+    save([("x", np.zeros(1, np.float32))], tmp_path, "model")
+    assert open_weights(tmp_path).get("x").dtype == np.float32
+
+
 def test_tensors_can_be_renamed_and_dropped(tmp_path):
     save(tensors().items(), tmp_path, "model")
     weights = open_weights(tmp_path).renamed(lambda name: None if name == "steps" else f"text.{name}")

@@ -66,8 +66,7 @@ def test_forward_and_gradients_equal_diffusers(name, scale):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, side, side, config.channels)).astype(np.float32)
     weight = rng.normal(size=(2, side, side, config.out_channels)).astype(np.float32)
-    # both libraries take sines of float32 angles, whose rounding grows with t: 5e-5 at t = 0.9, less than 1e-5 here
-    t, label = np.float32([0.02, 0.2]), np.int32([5, config.classes])
+    t, label = np.float32([0.2, 0.999]), np.int32([5, config.classes])
 
     @jax.jit
     def ours(params, x):

@@ -73,8 +73,7 @@ def test_forward_and_gradients_equal_diffusers(name):
     new = lambda *shape: rng.normal(size=shape).astype(np.float32)
     # 3 x 5 patches from the middle of the table, and so few text tokens that lengths differ
     x, text, pooled, weight = new(2, 6, 10, 4), new(2, 7, 10), new(2, 6), new(2, 6, 10, 4)
-    # both libraries take sines of float32 angles, whose rounding grows with t: 5e-5 at t = 0.9, less than 1e-5 here
-    t = np.float32([0.02, 0.2])
+    t = np.float32([0.2, 0.999])
 
     @jax.jit
     def ours(params, x, text, pooled):

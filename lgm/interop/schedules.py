@@ -1,0 +1,180 @@
+"""How a released model is sampled: the times of its steps, what the network is told at them, and the solver.
+
+diffusers' schedulers keep noise levels and the network's timesteps in two tables. Here time alone says both; where the
+two disagree (levels between two entries, timesteps rounded), the network is told another time than the solver's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from lgm import process as gaussian
+from lgm import sampling
+from lgm.process import Process, shift_time
+from lgm.sampling import Walk, multistep, unipc
+from lgm.sampling.clipping import bounded
+from lgm.sampling.steps import Solver
+
+TINY_TIME = 1e-7  # above 0, so that the last step keeps the noise of the table's first entry
+FEW = 15  # below so many steps, multistep solvers may end at a lower order
+FLOW_ENTRIES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How a released model is sampled.
+
+    process: options of `lgm.process.build`. target: what the network predicts. solver: its name; `order`, `exact` (the
+    slope's exponential integral in full at order 2), `lower_at_end` and `euler_at_end` qualify a multistep one, `clip`
+    bounds the data that a prediction implies. spacing: where in the table (or in [0, 1] of a flow) the steps lie, moved
+    up by `offset` entries; `levels` respaces them. between: steps may lie between two entries, where sigma is linear.
+    open_end: entries are spaced for one more step, which would be at the first entry. stride: each step ends N // steps
+    entries below its start, wherever the next begins. lowest_lambda: entries of less log(a / b) are left out. last: the
+    sampler ends at the data, or at the table's first entry. scaled_start: x_T is b(T) noise rather than noise. A flow's
+    times are moved by `shift` or, with `dynamic`, by the number of image tokens: (tokens, shift) at either end of a
+    straight line. whole: the network is told whole timesteps. config: the scheduler_config.json all this is from.
+    """
+
+    process: dict[str, Any]
+    target: str
+    solver: str
+    spacing: Literal["leading", "trailing", "linspace", "flow", "flow_levels"]
+    order: int = 2
+    exact: bool = False
+    lower_at_end: bool = False
+    euler_at_end: bool = False
+    clip: float | None = None
+    offset: int = 0
+    levels: Literal["table", "karras", "exponential", "lu"] = "table"
+    between: bool = False
+    open_end: bool = False
+    stride: bool = False
+    lowest_lambda: float = -math.inf
+    last: Literal["data", "first"] = "data"
+    scaled_start: bool = False
+    whole: Literal["rounded", "cut"] | None = None
+    shift: float = 1.0
+    dynamic: tuple[tuple[int, float], tuple[int, float]] | None = None
+    dynamic_kind: Literal["exponential", "linear"] = "exponential"
+    terminal: float | None = None
+    config: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
+
+    def build(self) -> Process:
+        """The process."""
+        options = dict(self.process)
+        return gaussian.build(options.pop("name"), **options)
+
+    def method(self, times: np.ndarray, name: str | None = None) -> Solver:
+        """The solver for a walk over all of `times`; `name` is another one to take instead."""
+        if name not in (None, self.solver):
+            return sampling.solver(name)
+        few = self.lower_at_end and len(times) - 1 < FEW
+        limits = []
+        if self.solver == "dpmpp_3m" and few or self.solver == "unipc" and self.order == 3:
+            limits += [(float(times[-3]), 2)] if len(times) > 2 else []
+        if self.last == "first" and (few or self.euler_at_end or self.solver == "unipc"):
+            limits += [(float(times[-2]), 1)]
+        return _method(self.solver, self.order, self.exact, tuple(limits), self.clip, self.stride,
+                       self.target == "v")
+
+    def walk(self, steps: int, tokens: int | None = None, even: bool = False) -> Walk:
+        """`steps` falling times and where they end. A dynamic flow needs the number of image `tokens`.
+
+        `even` spaces a flow's times evenly from 1 to 1 / steps before they are shifted (Flux's pipeline), instead of to
+        the scheduler's own lowest noise level (SD3's). Raises ValueError for a number of steps that cannot be.
+        """
+        if self.spacing in ("flow", "flow_levels"):
+            return self._flow_walk(steps, tokens, even)
+        entries = self.process["steps"]
+        if not 0 < steps <= entries:
+            raise ValueError(f"steps={steps} must lie between 1 and the {entries} steps that the model was trained on")
+        last = 0.0 if self.last == "data" else TINY_TIME
+        told, k = self._entries(steps, entries)
+        # the first entry has noise; time 0 is the data
+        times = np.append(np.maximum(k / entries, TINY_TIME), last).astype(np.float32)
+        ends = None
+        if self.stride:
+            ends = told - entries // steps
+            ends = np.where(ends < 0, last, np.maximum(ends / entries, TINY_TIME)).astype(np.float32)
+            ends = None if np.abs(ends - times[1:]).max() < 0.1 / entries else ends
+        return Walk(times, _apart(told / entries, times), ends)
+
+    def _entries(self, steps: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the timesteps that the network is told, the places of the noise levels in the table)."""
+        numbers = np.arange(entries)
+        log_sigma = np.asarray(-0.5 * self.build().log_snr(numbers / entries), np.float64)
+        used = int((log_sigma <= -self.lowest_lambda).sum())
+        k = self._spaced(steps, entries, used)
+        levels = np.log(np.interp(k, numbers, np.exp(log_sigma)))
+        if self.levels == "table":
+            return k, np.interp(levels, log_sigma, numbers) if self.between else k
+        low, high = log_sigma[[0, -1]] if self.open_end else levels[[-1, 0]]
+        ramp = np.linspace(0, 1, steps)
+        if self.levels == "karras":  # Karras et al. 2022, 2206.00364, eq. 5
+            levels = 7 * np.log(np.exp(high / 7) + ramp * (np.exp(low / 7) - np.exp(high / 7)))
+        else:
+            levels = high + ramp * (low - high)
+        place = np.interp(levels, log_sigma, numbers)
+        told = {None: place, "rounded": place.round(), "cut": np.floor(place + 1e-4)}[self.whole]
+        return told, place
+
+    def _spaced(self, steps: int, entries: int, used: int) -> np.ndarray:
+        count = steps + self.open_end
+        if self.spacing == "linspace":
+            k = np.linspace(0, used - 1, count)[::-1][:steps]
+            k = k if self.between else k.round()
+        elif self.spacing == "trailing":
+            k = np.arange(used, 0, -entries / steps).round()[:steps] - 1
+        else:
+            k = (np.arange(count) * (used // count))[::-1][:steps] + self.offset
+        return np.minimum(k, entries - 1).astype(np.float64)
+
+    def _flow_walk(self, steps: int, tokens: int | None, even: bool) -> Walk:
+        if steps < 1:
+            raise ValueError(f"steps={steps} must be at least 1")
+        if self.spacing == "flow_levels" and not even:  # of one step more, without the last
+            first, last = (1.0, 1 / FLOW_ENTRIES) if self.solver == "unipc" else (1.0 - 1 / FLOW_ENTRIES, 0.0)
+            t = np.linspace(first, last, steps + 1)[:-1]
+        else:
+            lowest = 1 / FLOW_ENTRIES if self.dynamic else shift_time(1 / FLOW_ENTRIES, self.shift)
+            t = np.linspace(1.0, 1 / steps if even else lowest, steps)
+        if self.dynamic is None:
+            t = shift_time(t, self.shift)
+        else:
+            if tokens is None:
+                raise ValueError("the times of this schedule depend on the image's size; give the number of tokens")
+            (base, base_shift), (most, most_shift) = self.dynamic
+            mu = base_shift + (most_shift - base_shift) * (tokens - base) / (most - base)
+            t = shift_time(t, math.exp(mu) if self.dynamic_kind == "exponential" else mu)
+        if self.terminal:
+            t = 1.0 - (1.0 - t) * (1.0 - self.terminal) / (1.0 - t[-1])
+        times = np.append(t, 0.0).astype(np.float32)
+        told = np.floor(t * FLOW_ENTRIES + 1e-4) / FLOW_ENTRIES if self.whole else t
+        return Walk(times, _apart(told, times))
+
+
+def _apart(told: np.ndarray, times: np.ndarray) -> np.ndarray | None:
+    """`told` as float32, or None where it is what the solver's times say."""
+    told = told.astype(np.float32)
+    return None if np.abs(told - times[:-1]).max() < 1e-6 else told
+
+
+@functools.cache  # one object a solver, so that a compiled step is found again
+def _method(name: str, order: int, exact: bool, limits: tuple, clip: float | None, keep_noise: bool,
+            velocity: bool) -> Solver:
+    if name in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"):
+        # the curvature of diffusers' third order is half of the polynomial's
+        found = multistep.dpmpp(order, noise=name.endswith("sde"), curvature=0.5, exact=exact, limits=limits)
+    elif name == "unipc":
+        found = unipc.unipc(order, limits=limits)
+    elif name == "plms":
+        found = multistep.plms(velocity)
+    else:
+        found = sampling.solver(name)
+    return found if clip is None else bounded(found, clip, keep_noise)
