@@ -149,7 +149,7 @@ from lgm.interop.diffusers_dir import load_pipeline
 _, params = load_pipeline({str(tmp_path / "flux")!r}, shard=drawing.over_all_devices())
 split = lambda leaf: leaf.addressable_shards[0].data.size < leaf.size
 shares = {{place: [split(p) for p in jax.tree.leaves(part) if p.size > 500] for place, part in params.items()}}
-print(all(sum(s) > len(s) / 2 for s in shares.values()), shares)
+print(sum(shares["transformer"]) > len(shares["transformer"]) / 2 and all(map(any, shares.values())), shares)
 assert jax.device_count() == 8
 raise SystemExit(main({[*words, f"--out={tmp_path / 'eight.png'}"]!r}))
 """

@@ -63,7 +63,7 @@ def test_kohyas_files_of_flux_and_its_t5_are_merged_for_good(tmp_path):
     pairs = {name: (new(rows, 2), new(2, columns)) for name, (rows, columns) in modules.items()}
     file = {f"{name}.lora_up.weight": up for name, (up, _) in pairs.items()}
     file |= {f"{name}.lora_down.weight": down for name, (_, down) in pairs.items()}
-    file |= {f"{name}.alpha": np.float32(1.0).reshape(()) for name in pairs}
+    file |= {f"{name}.alpha": np.array(1.0, np.float32) for name in pairs}
     safetensors.numpy.save_file(file, tmp_path / "lora.safetensors")
     assert main(["export", f"--from={folder}", f"--lora={tmp_path / 'lora.safetensors'}:0.5", f"--out={out}"]) == 0
     changes = {name: 0.25 * up @ down for name, (up, down) in pairs.items()}  # strength 0.5, alpha / rank 0.5
