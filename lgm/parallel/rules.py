@@ -50,6 +50,8 @@ def with_overrides(overrides: Mapping[str, str | Sequence[str] | None], where: s
                 raise ValueError(f"{where}.{name}={value!r}: {axis!r} is no mesh axis; there are {', '.join(AXES)}")
         if len(set(axes)) != len(axes):
             raise ValueError(f"{where}.{name}={value!r} names a mesh axis twice; name each once")
+        if name == "height" and axes not in ((), ("context",)):
+            raise ValueError(f"{where}.height={value!r}: rows are split over context alone; give that or None")
         rules[name] = axes
     return MappingProxyType(rules)
 

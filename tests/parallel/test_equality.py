@@ -99,7 +99,7 @@ def test_fsdp_gathers_one_block_at_a_time():
     row = rows("dit", as_keys(QUICK))[0]
     assert sent(row, "all-gather", True) and max(sent(row, "all-gather", True)) <= LARGEST
     assert max(sent(row, "all-gather", False)) < STACKED
-    assert not sent(row, "all-to-all") and not sent(row, "collective-permute", True)
+    assert not sent(row, "all-to-all", True) and not sent(row, "collective-permute", True)
 
 
 def test_tensor_and_context_exchange_activations_in_the_block():

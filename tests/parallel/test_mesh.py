@@ -135,6 +135,7 @@ UNET = dict(family="unet", block_channels=[32, 96], transformer_depth=[0, 1], he
     (dict(mesh=dict(rules={"embed": "fdsp"})), "rules.embed='fdsp': 'fdsp' is no mesh axis; there are data"),
     (dict(mesh=dict(rules={"embed": 8})), "rules.embed=8 is no mesh axis; give one, a list of them, or None"),
     (dict(mesh=dict(rules={"embed": ["fsdp", "fsdp"]})), "names a mesh axis twice"),
+    (dict(mesh=dict(rules={"height": "tensor"})), "rules.height='tensor': rows are split over context alone"),
     (dict(batch_size=12), "config.batch_size=12 is not divisible by the mesh's data = 8 shares; give a multiple of 8"),
     (dict(accumulate=4), "data = 8 shares in each of config.accumulate=4 pieces; give a multiple of 32"),
     (dict(mesh=dict(stage=2, microbatches=8)), "does not divide into 8 micro-batches .* give a multiple of 32"),
