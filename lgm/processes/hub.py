@@ -72,19 +72,18 @@ class Hub:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             hello = json.loads(await asyncio.wait_for(reader.readline(), 10))
-            index = hello["index"]
+            index, host, pid = int(hello["index"]), str(hello["host"]), int(hello["pid"])
             wrong = (hello["job"], hello["count"]) != (self.place.job, self.place.count)
         except (TimeoutError, ValueError, KeyError, TypeError, OSError):
             writer.close()  # not one of ours
             return
         if wrong or index in self.members:
             line = (f"{self.place.address} is held by another run ({self.place.job}); give another port" if wrong else
-                    f"two processes, on {self.members[index].host} and {hello['host']}, both say that they are "
-                    f"process {index}")
+                    f"two processes, on {self.members[index].host} and {host}, both say that they are process {index}")
             _send(writer, stop={"index": index, "line": line, "code": 2})
             writer.close()
             return
-        self.members[index] = member = _Member(hello["host"], hello["pid"], writer, time.monotonic())
+        self.members[index] = member = _Member(host, pid, writer, time.monotonic())
         if len(self.members) == self.place.count:
             self._go()
         try:

@@ -172,6 +172,28 @@ def test_sigterm_before_the_others_have_come(start):
     assert ends(supervisors)[0] == [75]
 
 
+def test_strangers_at_the_port_do_no_harm(start, tmp_path):
+    first = start("time.sleep(1)", count=2, which=(0,))
+    address = first[0].args[5]
+    host, port = address.split(":")
+    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"index": [], "job": "test"}\n'):
+        until = time.monotonic() + 60
+        while True:
+            try:
+                with socket.create_connection((host, int(port)), timeout=5) as line:
+                    line.sendall(words)
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+    with socket.create_connection((host, int(port)), timeout=5) as line:
+        line.sendall(b'{"index": 1, "count": 2, "job": "another", "host": "x", "pid": 1}\n')
+        assert b"held by another run" in line.makefile("rb").readline()
+    second = subprocess.Popen([*first[0].args[:3], "1", *first[0].args[4:]], stderr=subprocess.PIPE, text=True,
+                              env=os.environ | {"PIDS": str(tmp_path)})
+    assert ends([first[0], second])[0] == [0, 0]
+
+
 def test_the_port_of_another_run_is_refused(start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         place = f"127.0.0.1:{taken.getsockname()[1]}"
