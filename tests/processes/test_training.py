@@ -92,9 +92,8 @@ def test_processes_end_as_one_process_does_whatever_stops_them(config, alone, tm
         tolerance = 1e-5 if ours["step"] <= 10 else 2e-4
         for key in {"loss", "psnr", "heldout_psnr"} & ours.keys():
             assert ours[key] == pytest.approx(theirs[key], rel=tolerance), (ours["step"], key)
-    assert sorted(p.name for p in undisturbed.iterdir()) == sorted(p.name for p in alone.iterdir() if
-                                                                   "tfevents" not in p.name) + [
-        p.name for p in undisturbed.iterdir() if "tfevents" in p.name]  # one of each, as from one process
+    kinds = lambda folder: sorted(path.name.partition(".tfevents")[0] for path in folder.iterdir())
+    assert kinds(undisturbed) == kinds(alone)  # one of each, as from one process
 
     processes = launched(config, disturbed, count)
     wait_for_step(disturbed, 2, processes)
