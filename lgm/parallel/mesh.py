@@ -56,8 +56,8 @@ def _resolved(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def _slices(devices: list) -> list[list]:
-    """The devices of each slice (where the platform names them), else of each process."""
-    for name in ("slice_index", "process_index"):
+    """The devices of each slice, or of each process where that is a node: hosts of one TPU slice are none."""
+    for name in ("slice_index",) if devices[0].platform == "tpu" else ("slice_index", "process_index"):
         groups: dict[int, list] = {}
         for device in devices:
             groups.setdefault(getattr(device, name, 0) or 0, []).append(device)

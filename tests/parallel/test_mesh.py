@@ -90,6 +90,11 @@ def test_slices_are_the_slow_part_of_the_axis_that_crosses_them():
     assert all(len({d.process_index for d in row}) == 1 for row in shuffled.devices.reshape(2, 8))
 
 
+def test_hosts_of_one_tpu_slice_are_no_slices_of_their_own():
+    hosts = [Device(i, process_index=i // 4, platform="tpu") for i in range(8)]
+    assert make_mesh({"tensor": 8}, hosts).shape["tensor"] == 8  # though no host has eight chips
+
+
 @pytest.mark.parametrize(("mesh", "dcn", "line"), [
     (dict(data=3), {}, r"config.mesh \(data=3\) does not fit 8 devices, which 3 does not divide; make .* divide 8"),
     (dict(data=2, tensor=2), {}, "which 4 do not use up; leave data=-1 for the rest"),
