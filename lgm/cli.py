@@ -26,12 +26,15 @@ EXAMPLES = {
               "         lgm launch --on=gke --config=configs/emoji.py --workdir=emoji --topology=v5e:4x4 --slices=2\n"
               "         lgm launch sweep --on=slurm --config=sweep.py --workdir=/shared/runs/sweep --at-once=8",
     "status": "lgm status --json runs/quickstart runs/emoji",
+    "plan": "lgm plan --config=configs/pod.py:flux_dev --topology=v5p:4x4x8\n"
+            "         lgm plan --config=configs/pod.py:sd35_large --topology=v6e:16x16 --slices=4 --search\n"
+            "         lgm plan --config=configs/pod.py:sdxl --topology=h100:8x8",
     "inspect": "lgm inspect --preset=flux_dev --preset=t5_v1_1_xxl\n"
                "         lgm inspect --from=models/sd15 --levels=2",
 }
 
 
-CONFIGURED = ("train", "sweep", "launch")  # verbs that take --config.KEY=VALUE
+CONFIGURED = ("train", "sweep", "launch", "plan")  # verbs that take --config.KEY=VALUE
 DISTRIBUTED = ("train", "sweep")  # verbs that run as several processes where the cluster starts several
 
 
@@ -137,6 +140,16 @@ def _parser() -> argparse.ArgumentParser:
     import_ = verb("import", _import, "Make a run that starts from a diffusers folder, with a config.py to train it.")
     import_.add_argument("--from", dest="folder", required=True, help="a folder of diffusers")
     import_.add_argument("--workdir", required=True, help="the new run's folder")
+
+    plan = verb("plan", _plan, "Compile a config's train step for a machine that is not here: does it fit, how fast?")
+    plan.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
+    plan.add_argument("--topology", required=True,
+                      help="v4|v5p|tpu7x:AxBxC, v5e|v6e:AxB, a100|h100|h200|b200:NODESxGPUS (gpu: h100)")
+    plan.add_argument("--slices", type=int, default=1, help="so many slices of that shape (default: 1)")
+    plan.add_argument("--search", action="store_true", help="try meshes and remat policies that divide, and rank them")
+    plan.add_argument("--limit", type=int, default=8, help="programs that --search compiles at most (default: 8)")
+    plan.add_argument("--jobs", type=int, help="compiled at a time (default: what cores and memory allow)")
+    plan.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write JSON to PATH, or print it instead")
 
     inspect = verb("inspect", _inspect, "Print a table of parameters; no weights are read or made.")
     what = inspect.add_mutually_exclusive_group(required=True)
@@ -283,6 +296,13 @@ def _import(arguments, overrides) -> int:
     from lgm.train import main
 
     return main.import_(arguments.folder, arguments.workdir)
+
+
+def _plan(arguments, overrides) -> int:
+    from lgm.planning import command
+
+    return command.run(arguments.config, arguments.topology, overrides, slices=arguments.slices,
+                       search=arguments.search, limit=arguments.limit, jobs=arguments.jobs, json_path=arguments.json)
 
 
 def _inspect(arguments, overrides) -> int:

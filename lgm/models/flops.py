@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,31 @@ def count_flops(fn: Callable, *abstract_args) -> float:
     elementwise work does not count. Multiplications with a convolution's padding count, as hardware does them.
     """
     return _jaxpr(jax.make_jaxpr(fn)(*abstract_args).jaxpr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One call of a Pallas kernel: its name, elements of its operands (which tell calls of one name apart), FLOPs."""
+
+    name: str
+    elements: int
+    flops: float
+
+
+def kernels_in(jaxpr) -> tuple[Kernel, ...]:
+    """Every different call of a Pallas kernel in a traced program; inside `shard_map` shapes are one device's."""
+    found: dict[Kernel, None] = {}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            elements = sum(math.prod(v.aval.shape) for v in equation.invars)
+            found[Kernel(_kernel_name(equation.params), elements, _equation(equation))] = None
+        else:
+            found |= dict.fromkeys(k for inner in _inner(equation.params) for k in kernels_in(inner))
+    return tuple(found)
+
+
+def _kernel_name(parameters) -> str:
+    return str(getattr(parameters.get("name_and_src_info"), "name", None) or parameters.get("name"))
 
 
 def _jaxpr(jaxpr) -> float:

@@ -31,7 +31,7 @@ def load_autoencoder(source: str) -> tuple[Model, Params]:
 
     The folder is one that `lgm export` wrote, one of diffusers' AutoencoderKL, or one of a pipeline with its vae.
     """
-    folder = _locate(source)
+    folder = locate(source)
     if _is_diffusers(folder):
         from lgm.interop.components import load_component
 
@@ -57,7 +57,7 @@ def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Para
 
 def fingerprint(source: str) -> str:
     """A short hash of an autoencoder's weights and config: which latents belong to it."""
-    folder = _locate(source)
+    folder = locate(source)
     files = sorted(folder.glob("*.safetensors")) if _is_diffusers(folder) else [folder / WEIGHTS]
     digest = hashlib.sha256()
     for file in [*files, folder / CONFIG]:
@@ -85,7 +85,8 @@ def _named(tree: Params) -> list[tuple[str, object]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-def _locate(source: str) -> Path:
+def locate(source: str) -> Path:
+    """The folder of an autoencoder, shipped or not. Raises ConfigError where there is none."""
     folder = Path(str(resources.files("lgm.weights") / source)) if source in SHIPPED else Path(source)
     if (folder / "model_index.json").is_file():
         folder = folder / "vae"

@@ -1,0 +1,171 @@
+"""A run's system without a weight, a tokenizer or a folder: what a plan needs of a config, in shapes alone.
+
+Where a config names a diffusers folder that is here, its configurations are read (never its weights); where it is not
+here, the published networks of the denoiser's family stand in, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lgm import process
+from lgm.config import Config
+from lgm.interop.diffusers_dir import LAYOUTS, Pipeline, load_pipeline
+from lgm.interop.imports import FolderText
+from lgm.interop.prompts import nothing
+from lgm.models import Model, Params, build, classes, lora
+from lgm.models.autoencoder import AutoencoderConfig
+from lgm.parallel import Layout
+from lgm.parsing import ConfigError, parse
+from lgm.system import System, named
+from lgm.weights import CONFIG, SHIPPED, locate
+
+CLIP_TOKENS = 77
+# class of the pipeline -> (autoencoder, text encoders by place), presets of their families
+PUBLISHED: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "StableDiffusionPipeline": ("sd15", {"text_encoder": ("clip_text", "clip_l")}),
+    "StableDiffusionXLPipeline": ("sdxl", {
+        "text_encoder": ("clip_text", "clip_l_sdxl"), "text_encoder_2": ("clip_text", "open_clip_bigg")}),
+    "StableDiffusion3Pipeline": ("sd3", {
+        "text_encoder": ("clip_text", "clip_l_sd3"), "text_encoder_2": ("clip_text", "open_clip_bigg"),
+        "text_encoder_3": ("t5", "t5_v1_1_xxl")}),
+    "FluxPipeline": ("flux", {"text_encoder": ("clip_text", "clip_l"), "text_encoder_2": ("t5", "t5_v1_1_xxl")}),
+    "DiTPipeline": ("sd15", {}),
+}  # fmt: skip
+CLASSES = {"clip_text": "CLIPTextModelWithProjection", "t5": "T5EncoderModel"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Blank:
+    """A tokenizer that knows only how long its rows are."""
+
+    length: int = CLIP_TOKENS
+
+    def encode(self, captions: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Zeros [B, L] and a mask of ones."""
+        shape = len(captions), length or self.length
+        return np.zeros(shape, np.int32), np.ones(shape, bool)
+
+    @property
+    def unconditional(self) -> tuple[np.ndarray, np.ndarray]:
+        """One row, without the batch."""
+        ids, mask = self.encode([""])
+        return ids[0], mask[0]
+
+
+def abstract_system(config: Config, layout: Layout | None = None) -> tuple[System, Params, tuple[str, ...]]:
+    """(system, `jax.ShapeDtypeStruct`s of all that is frozen, what stands in for folders that are not here)."""
+    notes: list[str] = []
+    autoencoder = _autoencoder(config, notes)
+    frozen: dict[str, Any] = {"autoencoder": autoencoder.abstract()}
+    text = tokenizer = folder = None
+    if config.text and config.text.folder:
+        pipeline = _pipeline(config, notes)
+        lengths = {place: ids.shape[1] for place, ids in nothing(pipeline, 1).items()}
+        folder = tokenizer = FolderText(pipeline, (config.data.resolution,) * 2, lengths)
+        encoders = {place: model for place, model in pipeline.models.items() if place.startswith("text_encoder")}
+        frozen["text"] = {place: held_in(model.abstract(), config.model.dtype) for place, model in encoders.items()}
+    elif config.text:
+        text = build(config.text.encoder)
+        tokenizer = Blank(config.text.encoder.max_length)
+    denoiser = build(config.model)
+    if config.lora:
+        frozen["denoiser"] = held_in(denoiser.abstract(), config.model.dtype)
+        denoiser = lora.adapted(denoiser, config.lora)
+        if text is not None:
+            frozen["text"] = text.abstract()
+    gaussian = named(process.build, config.process, "config.process")
+    return System(config, denoiser, text, autoencoder, gaussian, tokenizer, folder, layout), frozen, tuple(notes)
+
+
+def held_in(tree: Params, dtype: Any) -> Params:
+    """The same shapes in another dtype."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), tree)
+
+
+def frozen_axes(system: System, frozen: Params) -> Params:
+    """Logical axes of everything in `frozen`."""
+    axes: dict[str, Any] = {"autoencoder": system.autoencoder.logical_axes()}
+    if "denoiser" in frozen:
+        axes["denoiser"] = build(system.config.model).logical_axes()
+    if system.folder is not None:
+        axes["text"] = {place: system.folder.pipeline.models[place].logical_axes() for place in frozen["text"]}
+    elif "text" in frozen:
+        axes["text"] = system.text.logical_axes()
+    return axes
+
+
+def published_pipeline(config: Config) -> str:
+    """The diffusers class of the released systems that a denoiser's configuration belongs to."""
+    if config.family == "unet":
+        return "StableDiffusionXLPipeline" if config.model.micro_ids else "StableDiffusionPipeline"
+    return {"mmdit": "StableDiffusion3Pipeline", "flux": "FluxPipeline", "dit": "DiTPipeline"}[config.family]
+
+
+def _autoencoder(config: Config, notes: list[str]) -> Model:
+    source = config.autoencoder
+    if source in SHIPPED or Path(source).exists():
+        folder = locate(source)
+        values = json.loads((folder / CONFIG).read_text())
+        if "_class_name" in values:
+            from lgm.interop.components import read_config
+
+            return build(read_config(folder, "AutoencoderKL"))
+        return build(parse(AutoencoderConfig, values, f"{folder / CONFIG}"))
+    name = PUBLISHED[published_pipeline(config)][0]
+    notes.append(f"config.autoencoder={source!r} is not here: planned with the published {name} autoencoder")
+    return _preset("autoencoder", name)
+
+
+def _pipeline(config: Config, notes: list[str]) -> Pipeline:
+    """The folder's pipeline or the published one, whose text encoders compute in the model's dtype."""
+    source = config.text.folder
+    if (Path(source) / "model_index.json").is_file():
+        pipeline, _ = load_pipeline(source, dtype=config.model.dtype, only=())
+        return pipeline
+    name = published_pipeline(config)
+    encoders = PUBLISHED[name][1]
+    shown = " and ".join(preset for _, preset in encoders.values())
+    notes.append(f"config.text.folder={source!r} is not here: planned with the published {shown}")
+    layout = LAYOUTS[name]
+    models = {place: _preset(*which, dtype=config.model.dtype) for place, which in encoders.items()}
+    models[layout.denoiser] = build(config.model)
+    names = {place: CLASSES[family] for place, (family, _) in encoders.items()}
+    tokenizers = {place: Blank() for place in encoders}
+    gaussian = named(process.build, config.process, "config.process")
+    return Pipeline(name, models, names, tokenizers, None, gaussian, config.data.resolution // 8)
+
+
+def _preset(family: str, name: str, **changes: Any) -> Model:
+    import importlib
+
+    configuration, _ = classes(family)
+    options = importlib.import_module(configuration.__module__).PRESETS[name]
+    return build(dataclasses.replace(configuration(**options), **changes))
+
+
+def abstract_batch(config: Config, system: System) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one training batch: latents, or images where each step encodes them, tokens and their mask."""
+    count, side = config.batch_size, config.data.resolution
+    ids, mask = system.tokenize([""])
+    batch = {"tokens": jax.ShapeDtypeStruct((count, *ids.shape[1:]), ids.dtype),
+             "mask": jax.ShapeDtypeStruct((count, *mask.shape[1:]), mask.dtype)}
+    if config.data.latents == "memory":
+        return batch | {"latent": jax.ShapeDtypeStruct((count, *system.latent_shape()), jnp.float32)}
+    crop = config.data.crop or side
+    return batch | {"image": jax.ShapeDtypeStruct((count, crop, crop, 3), jnp.uint8)}
+
+
+def checked(config: Config) -> Config:
+    """`config` where its step can be planned. Raises ConfigError, one line."""
+    if config.family == "autoencoder":
+        raise ConfigError("config.model.family='autoencoder' is trained on one chip; `lgm plan` is for denoisers")
+    return config

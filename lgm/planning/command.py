@@ -1,0 +1,57 @@
+"""What `lgm plan` does: plan or search, print, and write JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lgm import config as schema
+from lgm.files import write_atomically
+from lgm.parsing import ConfigError
+from lgm.planning import report
+
+
+def run(spec: str, topology: str, overrides: Sequence[tuple[str, str]] = (), *, slices: int = 1, search: bool = False,
+        limit: int = 8, jobs: int | None = None, json_path: str | None = None) -> int:
+    """Plan a config on a topology; the exit code is 0 where something fits and 3 where nothing does.
+
+    Raises ConfigError, one line, for what cannot be planned.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # whatever this machine has: the devices planned for are elsewhere
+    from lgm.planning.plan import plan
+    from lgm.planning.search import search as find
+    from lgm.planning.search import what_fits
+    from lgm.planning.topology import read_topology
+
+    if limit < 1 or (jobs is not None and jobs < 1):
+        raise ConfigError(f"--limit={limit} and --jobs={jobs} must be at least 1")
+    config, machine = schema.load(spec, overrides), read_topology(topology, slices)
+    if not search:
+        best = plan(config, machine)
+        return _finish(best, report.as_json(best), report.page(best), json_path)
+    say = lambda p: print(f"{report.mesh(p)}, remat {p.remat}: {report.verdict(p).split(';')[0]}"
+                          + (f", {p.step * 1e3:.4g} ms" if p.step else ""), file=sys.stderr, flush=True)  # fmt: skip
+    found = find(config, machine, limit, jobs, say)
+    table = f"{report.ranking(found.plans)}\n{found.untried} more divide and were not compiled (--limit)"
+    if found.best is None:
+        print(table)
+        raise ConfigError(what_fits(found.plans))
+    values = {"best": report.as_json(found.best), "plans": [report.as_json(p) for p in found.plans],
+              "untried": found.untried}
+    return _finish(found.best, values, f"{table}\n\n{report.page(found.best)}", json_path)
+
+
+def _finish(best, values: dict, text: str, json_path: str | None) -> int:
+    body = json.dumps(values, indent=2)
+    if json_path == "-":
+        print(body)
+    else:
+        print(text)
+    if json_path not in (None, "-"):
+        write_atomically(Path(json_path), (body + "\n").encode())
+    if not best.fits:
+        print(f"lgm plan: {best.reason}", file=sys.stderr)
+    return 0 if best.fits else 3

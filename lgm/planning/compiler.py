@@ -1,0 +1,30 @@
+"""`python -m lgm.planning.compiler FOLDER` traces and compiles the task that `lgm.planning.program` has put there."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+
+from lgm.files import write_atomically
+from lgm.planning.program import FAILED, TASK, TRACED, out_of_memory, trace
+from lgm.planning.topology import network_of, open_devices
+from lgm.train.placing import layout_of
+
+
+def main(folder: Path) -> None:
+    """Write what is known before, then have the compiler write its program; an error is written instead of raised."""
+    try:
+        config, topology = pickle.loads((folder / TASK).read_bytes())
+        layout = layout_of(config, open_devices(topology)[0])
+        program, traced = trace(config, layout, network_of(topology, layout.mesh.devices.flat))
+        write_atomically(folder / TRACED, pickle.dumps(program))
+        traced.lower().compile(compiler_options={"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True})
+    except Exception as error:
+        known = out_of_memory(str(error))
+        failed = known or (error if type(error).__module__.startswith("lgm.") else RuntimeError(str(error)[:2000]))
+        write_atomically(folder / FAILED, pickle.dumps(failed))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,153 @@
+"""Which mesh and which remat policy: what divides is put in order by a closed form, compiled, and ranked."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from lgm.config import Config
+from lgm.models import build
+from lgm.parsing import ConfigError
+from lgm.planning.plan import Plan, layout_on, plan
+from lgm.planning.topology import Topology, open_devices
+from lgm.train.placing import check_latents
+
+# remat policy -> work of a step in forward passes: backward alone is two more, recomputing up to one
+WORK = {"none": 3.0, "dots": 3.2, "attention": 3.8, "full": 4.0}
+WIDEST = {"context": 8, "tensor": 8}  # beyond that the exchange in every block outweighs what it saves
+BYTES_A_WORKER = 4e9  # of this machine's memory, for the compiler
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One thing to try, and the seconds and bytes a chip that a closed form gives it."""
+
+    config: Config
+    seconds: float
+    state: float
+    images: float  # a chip, so that what keeps more of them is known not to fit either
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Plans from the fastest that fits to those that do not; how many candidates divide and were not compiled."""
+
+    plans: tuple[Plan, ...]
+    untried: int
+
+    @property
+    def best(self) -> Plan | None:
+        """The fastest that fits."""
+        return next((p for p in self.plans if p.fits), None)
+
+
+def search(config: Config, topology: Topology, limit: int = 8, jobs: int | None = None,
+           report: Callable[[Plan], None] = lambda plan: None) -> Search:
+    """Compile up to `limit` candidates, `jobs` at a time (as many as cores and memory allow), and rank them.
+
+    What is known after one is not tried: a policy that keeps more where one that kept less did not fit, and one that
+    recomputes more where one that recomputed less did. Raises ConfigError where no mesh divides.
+    """
+    left = sorted(candidates(config, topology), key=lambda c: c.seconds)
+    if not left:
+        raise ConfigError(f"no mesh of {topology.devices} devices divides config.batch_size={config.batch_size}; give "
+                          f"a multiple of {topology.devices}")
+    plans: list[Plan] = []
+    jobs = jobs or _workers()
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:  # a plan compiles in a process of its own
+        running: dict[concurrent.futures.Future, Candidate] = {}
+        while (left and len(plans) + len(running) < limit) or running:
+            while left and len(running) < jobs and len(plans) + len(running) < limit:
+                candidate = left.pop(0)
+                running[pool.submit(plan, candidate.config, topology)] = candidate
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                candidate, found = running.pop(future), future.result()
+                plans.append(found)
+                report(found)
+                left = [c for c in left if not _settled(c, candidate, found)]
+    return Search(tuple(sorted(plans, key=lambda p: (not p.fits, p.step or p.memory.total))), len(left))
+
+
+def _settled(other: Candidate, tried: Candidate, found: Plan) -> bool:
+    """Whether what was found says enough of another candidate."""
+    more, than = WORK.get(_remat(other.config), 0.0), WORK.get(_remat(tried.config), 0.0)
+    if found.fits:
+        return other.config.mesh == tried.config.mesh and more > than
+    return more <= than and other.images >= tried.images and other.state >= tried.state
+
+
+def candidates(config: Config, topology: Topology) -> Iterator[Candidate]:
+    """Every mesh of data, fsdp, context and tensor that divides devices, batch, heads and latents, with each policy."""
+    devices, _ = open_devices(topology)
+    count, stage = topology.devices, config.mesh.stage
+    policies = [r for r in WORK if hasattr(config.model, "remat")] or [""]
+    for sizes in meshes(count, stage):
+        mesh = dataclasses.replace(config.mesh, stage=stage, dcn={}, **sizes)
+        if topology.slices > 1 and mesh.data % topology.slices:
+            continue  # only sums of gradients should cross between slices
+        tried = dataclasses.replace(config, mesh=mesh)
+        try:
+            layout = layout_on(tried, topology, devices)
+            check_latents(tried, layout, *(config.data.resolution // 8,) * 2)
+        except ConfigError:
+            continue
+        for remat in policies:
+            model = dataclasses.replace(config.model, remat=remat) if remat else config.model
+            yield estimated(dataclasses.replace(tried, model=model), topology)
+
+
+def meshes(count: int, stage: int = 1) -> Iterator[dict[str, int]]:
+    """All sizes of the other axes that multiply to `count` devices with `stage`."""
+    divisors = lambda n: [d for d in range(1, n + 1) if n % d == 0]
+    for tensor in divisors(count // stage):
+        for context in divisors(count // stage // tensor):
+            if tensor > WIDEST["tensor"] or context > WIDEST["context"]:
+                continue
+            for fsdp in divisors(count // stage // tensor // context):
+                yield dict(data=count // stage // tensor // context // fsdp, fsdp=fsdp, context=context, tensor=tensor)
+
+
+def estimated(config: Config, topology: Topology) -> Candidate:
+    """A closed form to order candidates by, not to believe: work, gathered weights, summed gradients, and activations
+    exchanged in every block by tensor and context parallelism."""
+    chip, mesh = topology.chip.share, config.mesh
+    params = build(config.model).count()
+    split = mesh.fsdp * mesh.context * mesh.tensor * mesh.stage
+    images = config.batch_size / (mesh.data * mesh.fsdp * mesh.stage)
+    tokens = (config.data.resolution / 16) ** 2
+    width = getattr(config.model, "width", 1280)
+    blocks = getattr(config.model, "depth", 24) + getattr(config.model, "single_depth", 0)
+    work = WORK.get(_remat(config), 3.0) * 2.2 * params * tokens * config.batch_size / topology.devices
+    rate = 2 * chip.link
+    gathers = (3 if WORK.get(_remat(config), 3.0) > 3 else 2) * 2.0 * params / mesh.tensor * (mesh.fsdp > 1) / rate
+    sums = 4.0 * params * (1 / mesh.tensor if split == mesh.tensor else 1 / split) * (mesh.data > 1)
+    sums /= chip.dcn if topology.slices > 1 else rate
+    exchanged = images * tokens * width * 2.0 * blocks * 8 * ((mesh.tensor > 1) + 0.5 * (mesh.context > 1))
+    seconds = max(work / chip.flops, gathers) + sums + exchanged / mesh.context / rate
+    state = 16.0 * params / split
+    penalty = 1e3 if state > 0.9 * chip.hbm else 0.0  # will not fit: last
+    # shards that are not whole tiles of 16 rows are exchanged the slow way
+    ragged = 0.3 * seconds if width % (16 * mesh.fsdp) else 0.0
+    return Candidate(config, seconds + ragged + penalty, state, images / (mesh.context * mesh.tensor))
+
+
+def _remat(config: Config) -> str:
+    return getattr(config.model, "remat", "")
+
+
+def _workers() -> int:
+    """Compilers that fit this machine's cores and free memory."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else BYTES_A_WORKER
+    return max(1, min(os.cpu_count() or 1, int(free // BYTES_A_WORKER)))
+
+
+def what_fits(plans: Sequence[Plan]) -> str:
+    """One line for a search in which nothing fits: the least that was needed."""
+    least = min(plans, key=lambda p: p.memory.total)
+    mesh = " x ".join(f"{axis}={size}" for axis, size in least.mesh.items()) or "one device"
+    return (f"nothing that was tried fits: the least is {least.memory.total / 1e9:.1f} GB a chip of "
+            f"{least.memory.capacity / 1e9:.1f} with {mesh} and remat {least.remat}; take a smaller config.batch_size, "
+            "config.accumulate, or more chips")

@@ -1,0 +1,201 @@
+"""Plans of train steps: tiny ones on small slices here, the full-size ones of the README among the slow tests."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from lgm import config as schema
+from lgm.cli import main
+from lgm.models import build
+from lgm.parallel.chips import CHIPS
+from lgm.planning import read_topology
+from lgm.planning.plan import KINDS, Memory, Plan
+from lgm.planning.search import Candidate, _settled, candidates, meshes
+
+ROOT = Path(__file__).resolve().parents[2]
+POD = str(ROOT / "configs" / "pod.py")
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+def plans(*cases) -> list[dict]:
+    """Plans made in a process of their own."""
+    command = [sys.executable, str(Path(__file__).with_name("plans_of.py")), json.dumps(cases)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_config):
+    """A tiny run on 4 chips of v5p, the same on 4 GPUs, and one that is too large for a v5e."""
+    small = [["model.depth", "2"], ["mesh.data", "1"], ["mesh.fsdp", "4"]]
+    huge = [["model.depth", "2"], ["batch_size", "4000000"], ["total_images", "4000000"]]
+    return plans([tiny_config, "v5p:2x2x1", 1, small], [tiny_config, "gpu:1x4", 1, small],
+                 [tiny_config, "v5e:1x1", 1, huge])  # fmt: skip
+
+
+@needs_libtpu
+def test_memory_by_kind_is_what_the_shapes_say(tiny, tiny_config):
+    config = schema.load(tiny_config, [("model.depth", "2")])
+    models = build(config.model), build(config.text.encoder)
+    whole = 4.0 * sum(math.prod(leaf.shape) for m in models for leaf in jax.tree.leaves(m.abstract()))
+    memory = tiny[0]["memory"]
+    assert whole / 4 <= memory["parameters"] < 1.2 * whole / 4  # all but a few small ones are split over the four
+    assert memory["ema"] == memory["parameters"]
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=64)  # two moments and counters
+    assert memory["total"] == sum(memory[kind] for kind in KINDS)
+    assert memory["capacity"] == CHIPS["v5p"].hbm and tiny[0]["fits"]
+
+
+@needs_libtpu
+def test_work_collectives_and_time_of_a_tiny_step(tiny):
+    p = tiny[0]
+    assert p["mesh"] == {"fsdp": 4} and p["chips"] == 4 and p["compiled_for"] == "TPU v5p:2x2x1"
+    assert 0.9 < p["flops"] / p["model_flops"] < 3  # attention's kernel pads this few tokens to its blocks
+    kinds = {c["kind"] for c in p["collectives"]}
+    assert "all-gather" in kinds and kinds & {"reduce-scatter", "all-reduce"}
+    assert p["ici_bytes"] > 0 and p["dcn_bytes"] == 0
+    assert p["step"] >= p["busy"] > 0 and p["step"] >= p["roofline"] > 0
+    assert p["mfu"] == pytest.approx(p["model_flops"] / CHIPS["v5p"].flops / p["step"])
+    assert p["images_per_second"] == pytest.approx(8 / p["step"])
+    for words in ("fits", "parameters", "optimizer", "ema", "activations", "temporaries", "all-gather", "MFU"):
+        assert words in p["page"]
+
+
+@needs_libtpu
+def test_gpus_are_timed_from_the_counts_of_a_program_that_is_named(tiny):
+    tpu, gpu = tiny[:2]
+    assert gpu["compiled_for"] == "4 devices of TPU v5p:2x2x1" and gpu["chip"] == "h100"
+    assert gpu["flops"] == tpu["flops"] and gpu["ici_bytes"] == tpu["ici_bytes"]
+    assert gpu["bounds"]["compute"] == pytest.approx(gpu["flops"] / 989.4e12)
+    assert gpu["memory"]["capacity"] == 80e9
+
+
+@needs_libtpu
+def test_what_does_not_fit_says_by_how_much_and_what_would(tiny):
+    p = tiny[2]
+    assert not p["fits"] and p["memory"]["total"] > p["memory"]["capacity"]
+    assert "GB a chip of the" in p["reason"] and "v5e:1x1" in p["reason"] and "config." in p["reason"]
+    assert "\n" not in p["reason"] and "does not fit" in p["page"]
+
+
+def refused(capsys, *arguments) -> str:
+    assert main(["plan", f"--config={POD}:flux_dev", *arguments]) != 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("lgm plan: ")
+    return lines[-1]
+
+
+@pytest.mark.parametrize(("arguments", "parts"), [
+    (["--topology=v5q:4x4x8"], ["'v5q'", "did you mean 'v5p'"]),
+    (["--topology=v5p:4x4"], ["v5p:AxBxC", "v5p:4x4x8"]),
+    (["--topology=v5e:32x32"], ["at most 16 x 16", "--slices"]),
+    (["--topology=gpu:8x8", "--slices=2"], ["--slices=2", "h100:2x8"]),
+    (["--topology=v6e:16x16", "--slices=0"], ["--slices=0"]),
+    (["--topology=v5p:4x4x8", "--search", "--limit=0"], ["--limit=0"]),
+])
+def test_machines_that_are_not_there_are_one_line(capsys, arguments, parts):
+    line = refused(capsys, *arguments)
+    for part in parts:
+        assert part in line
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("arguments", "parts"), [
+    (["--topology=v5p:3x4x4"], ["v5p:3x4x4", "2x2x1"]),
+    (["--topology=gpu:3x1"], ["3 GPUs", "4 divides"]),
+    (["--topology=v5p:4x4x8", "--config.mesh.fsdp=7"], ["fsdp=7", "128"]),
+    (["--topology=v5p:4x4x8", "--config.mesh.fsdp=8", "--config.mesh.tensor=16"], ["tensor=16", "heads=24", "12"]),
+    (["--topology=v5p:4x4x8", "--config.batch_size=100"], ["config.batch_size=100", "128"]),
+    (["--topology=v6e:16x16", "--slices=3"], ["3 x v6e:16x16", "multiple of 768"]),
+])
+def test_meshes_that_cannot_be_are_one_line_that_says_what_would_do(capsys, arguments, parts):
+    line = refused(capsys, *arguments)
+    for part in parts:
+        assert part in line
+
+
+def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else found(name, *a))
+    assert "lgm[plan]" in refused(capsys, "--topology=v5p:4x4x8")
+
+
+def test_meshes_multiply_to_the_devices():
+    found = list(meshes(64))
+    assert all(math.prod(sizes.values()) == 64 for sizes in found)
+    assert len({tuple(sizes.values()) for sizes in found}) == len(found)
+    assert dict(data=1, fsdp=64, context=1, tensor=1) in found
+
+
+@needs_libtpu
+def test_candidates_divide_batch_heads_and_slices_and_are_ordered_by_a_closed_form():
+    config = schema.load(f"{POD}:flux_dev", [("batch_size", "64")])
+    found = list(candidates(config, read_topology("v6e:4x4", 2)))
+    assert found
+    for c in found:
+        mesh = c.config.mesh
+        assert mesh.data * mesh.fsdp * mesh.context * mesh.tensor == 32
+        assert 64 % (mesh.data * mesh.fsdp) == 0 and 24 % mesh.tensor == 0 and mesh.data % 2 == 0
+    assert {c.config.model.remat for c in found} == {"none", "dots", "attention", "full"}
+    state = {c.config.mesh.fsdp * c.config.mesh.tensor * c.config.mesh.context: c.state for c in found}
+    assert all(state[n] == pytest.approx(16 * 11_901_408_320 / n) for n in state)
+
+
+def test_a_search_does_not_try_what_is_settled():
+    config = schema.load(f"{POD}:flux_dev")
+    candidate = lambda remat, fsdp, images: Candidate(dataclasses.replace(
+        config, model=dataclasses.replace(config.model, remat=remat),
+        mesh=dataclasses.replace(config.mesh, fsdp=fsdp)), 1.0, 100.0 / fsdp, images)  # fmt: skip
+    tried = candidate("dots", 16, 4.0)
+    plan = Plan("x", "t", "v5p", 16, {}, "dots", 64, True, Memory(*(0.0,) * 8))
+    assert _settled(candidate("full", 16, 4.0), tried, plan)  # recomputes more on the same mesh
+    assert not _settled(candidate("none", 16, 4.0), tried, plan)
+    assert not _settled(candidate("full", 32, 4.0), tried, plan)
+    large = dataclasses.replace(plan, fits=False)
+    assert _settled(candidate("none", 16, 4.0), tried, large)  # keeps more
+    assert not _settled(candidate("full", 16, 4.0), tried, large)
+    assert not _settled(candidate("dots", 32, 4.0), tried, large)  # keeps less of the weights
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_search_ranks_what_it_compiled_and_writes_it(tiny_config, tmp_path):
+    out = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "lgm.cli", "plan", f"--config={tiny_config}", "--topology=v5e:2x2", "--search",
+               "--limit=2", "--jobs=1", f"--json={out}", "--config.model.depth=2"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    steps = [p["step"] for p in found["plans"]]
+    assert len(steps) == 2 and steps == sorted(steps) and found["best"]["step"] == steps[0]
+    assert found["untried"] > 0 and "MFU" in done.stdout
+    assert len(done.stderr.splitlines()) == 2  # one line a program, and nothing from libtpu
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(("system", "topology", "options"), [
+    ("sd3_medium", "v5e:16x16", []),
+    ("sd35_large", "v6e:16x16", []),
+    ("flux_dev", "v5p:4x4x8", [["model.remat", "dots"]]),
+])
+def test_full_size_systems_are_planned_without_a_folder(system, topology, options):
+    (p,) = plans([f"{POD}:{system}", topology, 1, options])
+    assert p["fits"] and p["memory"]["total"] <= p["memory"]["capacity"]
+    assert p["flops"] >= p["model_flops"] * 0.98 and 0.1 < p["mfu"] < 0.8
+    assert p["step"] >= p["roofline"] and p["notes"]
+    kept = ROOT / "tools" / "plans" / f"{system}_{p['chips']}.json"
+    if kept.exists():  # what the README shows is what the compiler says
+        kept = json.loads(kept.read_text())
+        assert p["memory"]["total"] == pytest.approx(kept["memory"]["total"], rel=0.05)
+        assert p["step"] == pytest.approx(kept["step"], rel=0.1)
+        assert p["ici_bytes"] == pytest.approx(kept["ici_bytes"], rel=0.1)
