@@ -23,7 +23,7 @@ def test_full_size_flux_and_t5_are_printed_without_making_them(capsys):
     assert len(jax.live_arrays()) == before
     flux, t5 = capsys.readouterr().out.strip().split("\n\n")
     flux, t5 = flux.removeprefix("flux_dev\n"), t5.removeprefix("t5/t5_v1_1_xxl\n")
-    assert "double/image/heads/qkv/kernel    19 x 3072 x 9216   layers, fused, -         537,919,488" in flux
+    assert "double/image/heads/qkv/kernel    19 x 3072 x 9216   layers, fused, -            537,919,488" in flux
     rows, total = counts(flux)
     assert sum(rows) == total == 11_901_408_320 and "23.8 GB in bfloat16" in flux
     config = transformers.T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
