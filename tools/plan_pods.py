@@ -119,13 +119,13 @@ def figure(scaled: dict[str, dict], plans: dict[str, dict], path: Path) -> None:
                                                            for s in scaled.values() for q in s["weak_scaling"]):
             time.plot(p["chips"], p["step"], "x", color="black", markersize=9, label=f"compiled for {p['topology']}")
     for axes, title in ((time, "seconds a step (dotted: computing alone)"), (moved, "GB that leave a chip in a step")):
-        axes.set(xscale="log", xlabel="chips", title=title, ylim=(0, None))
+        axes.set(xscale="log", xlabel="chips", title=title, ylim=(0, 1.25 * axes.dataLim.y1))
         axes.set_xticks(sorted(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
         axes.tick_params(axis="x", labelrotation=45)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc="upper left")
     pane.tight_layout()
     pane.savefig(path, dpi=130)
 
