@@ -192,6 +192,8 @@ def _parser() -> argparse.ArgumentParser:
                      help="CSV with loss, any two of params, images or tokens, and flops; also family, seed, run, "
                           "learning_rate")
     fit.add_argument("--out", required=True, help="the folder to write")
+    fit.add_argument("--loss", default="loss", help="the column that is fitted, as vlb_bits of a sweep's runs.csv "
+                                                    "(default: loss)")
     fit.add_argument("--tokens-per-image", type=float, help="joins images and FLOPs by C = 6 params tokens")
     fit.add_argument("--budget", help="FLOPs to find the best N and D for, or a list: 1e21,1e22 (default: the "
                                       "largest run's, 10 and 100 times that)")
@@ -351,7 +353,7 @@ def _fit(arguments, overrides) -> int:
     if missing and len(missing) < 3:
         raise ConfigError(f"{' and '.join(missing)} missing: --chips, --chip-peak and --mfu go together")
     result = fit.run(
-        arguments.data, arguments.out, tokens_per_image=arguments.tokens_per_image,
+        arguments.data, arguments.out, loss=arguments.loss, tokens_per_image=arguments.tokens_per_image,
         limits=table.Limits(**pick("min_params", "min_data", "min_flops", "max_loss")),
         settings=families.Settings(**pick("method", "delta", "draws", "seed", "max_steps")),
         budgets=_numbers("--budget", arguments.budget), pod_hours=_numbers("--pod-hours", arguments.pod_hours),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -41,14 +42,15 @@ class Pod:
         return flops / self.flops(1.0)
 
 
-def run(data: str | Path, out: str | Path, *, tokens_per_image: float | None = None, limits: Limits = LIMITS,
+def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_image: float | None = None,
+        limits: Limits = LIMITS,
         settings: Settings = SETTINGS, budgets: tuple[float, ...] = (), pod: Pod | None = None,
         pod_hours: tuple[float, ...] = ()) -> dict:
     """Fit every family of a CSV and write fit.json, figures/*.png and report.html into `out`; returns fit.json's dict.
 
-    Budgets are FLOPs; pod_hours become budgets by the pod's peak and MFU. Without either, three budgets are chosen: the
-    largest in the table, ten and a hundred times it. Raises ValueError in one line for bad input, before anything is
-    written.
+    `loss` names the column that is fitted. Budgets are FLOPs; pod_hours become budgets by the pod's peak and MFU.
+    Without either, three budgets are chosen: the largest in the table, ten and a hundred times it. Raises ValueError in
+    one line for bad input, before anything is written.
     """
     if pod_hours and pod is None:
         raise ValueError("--pod-hours needs --chips, --chip-peak and --mfu, to know the FLOPs of an hour")
@@ -59,7 +61,7 @@ def run(data: str | Path, out: str | Path, *, tokens_per_image: float | None = N
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; give a folder")
-    read = table.read(data, tokens_per_image, limits)
+    read = table.read(data, tokens_per_image, limits, loss)
     if not any(len(runs) for runs in read.families):
         reasons = sorted({reason for runs in read.families for _, reason in runs.dropped})
         raise ValueError(f"{data}: all {read.rows} rows are dropped: {'; '.join(reasons)}")
@@ -85,7 +87,7 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
     pairs = [(a, b) for i, a in enumerate(analysed) for b in analysed[i + 1:]]
     return _plain({
         "lgm": __version__,
-        "data": {"file": Path(read.path).name, "sha256": read.sha256, "rows": read.rows},
+        "data": {"file": Path(read.path).name, "sha256": read.sha256, "rows": read.rows, "loss": read.loss},
         "settings": dataclasses.asdict(settings),
         "pod": dataclasses.asdict(pod) if pod else None,
         "families": {f.runs.family: _family(f, settings, budgets, pod) for f in analysed},
@@ -127,6 +129,7 @@ def _method(estimate: Estimate, family: Family) -> dict:
         "intervals": {name: None if name in refused else estimate.interval(draws[name]) for name in values},
         "refused": refused,
         "points_used": len(family.runs), "points_dropped": len(family.runs.dropped),
+        "drop_reasons": dict(collections.Counter(reason for _, reason in family.runs.dropped)),
         "scatter": float(np.sqrt((errors**2).sum() / max(len(errors) - 5, 1))),
         "convergence": dataclasses.asdict(fit.convergence) | {"reason": fit.convergence.reason,
                                                              "draws_converged": estimate.drawn_converged},

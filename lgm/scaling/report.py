@@ -44,7 +44,8 @@ def page(result: dict, figures: dict[str, bytes]) -> str:
     slugs = slugs_of(list(result["families"]))
     body = [
         "<h1>Scaling fit</h1>",
-        f"<p class=note>{escape(data['file'])}, {data['rows']} rows, SHA-256 {data['sha256'][:16]}. L(N, D) = E + "
+        f"<p class=note>{escape(data['file'])}, {data['rows']} rows, SHA-256 {data['sha256'][:16]}, column "
+        f"<b>{escape(data['loss'])}</b>. L(N, D) = E + "
         f"A/N<sup>α</sup> + B/D<sup>β</sup>. Predictions and checks by the method <b>{LABELS[settings['method']]}</b>; "
         f"95% intervals from {settings['draws']} bootstrap draws of training runs.</p>",
         _verdicts(result),
@@ -195,8 +196,8 @@ def _held_out(family: dict) -> str:
     unit = family["points"]["unit"]
     rows = [[_n(row["params"]), _n(row[unit]), _n(row["measured"], 4), _with(row["predicted"], row["interval"], 4),
              f"{100 * row['error']:+.2f}%", "inside" if row["inside"] else _refused("outside")] for row in held["runs"]]
-    title = (f"<p class=note>{held['fitted']} points below the largest budget, {_n(held['budget'])} "
-             f"{escape(held['unit'])}, predict those at it:</p>")
+    title = (f"<p class=note>{held['fitted']} points of the other training runs predict those at the largest budget, "
+             f"{_n(held['budget'])} {escape(held['unit'])}:</p>")
     return title + _table(["parameters", unit, "measured", "predicted for a new run", "error", "95%"], rows)
 
 

@@ -94,13 +94,14 @@ def _refit(runs: Runs, fit: Fit, kept: np.ndarray, delta: float) -> tuple[np.nda
 
 
 def held_out(runs: Runs, method: str, delta: float, draws: int, seed: int) -> dict:
-    """Fit without the largest budget, predict its runs, compare with what they measured.
+    """Fit without the training runs that reach the largest budget, predict what they measured there, and compare.
 
-    The interval is for a new run: a bootstrap draw's law times the scatter of one of the fitted runs.
+    What such a run measured on its way, at less data, shares its noise and is left out too. The interval is for a new
+    run: a bootstrap draw's law times the scatter of one of the fitted runs.
     """
     cost = runs.flops if runs.flops is not None else runs.n * runs.d
-    keep = cost < cost.max() / LARGEST
-    rest, largest = runs.take(keep), runs.take(~keep)
+    top = cost >= cost.max() / LARGEST
+    rest, largest = runs.take(~np.isin(runs.run, runs.run[top])), runs.take(top)
     result = {"budget": float(cost.max()), "unit": "FLOPs" if runs.flops is not None else f"params x {runs.unit}",
               "fitted": len(rest), "runs": [], "reason": None}
     reasons = identify.by_design(rest)

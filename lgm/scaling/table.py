@@ -64,25 +64,34 @@ class Runs:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All families of a file, in the order of their first rows, and the file's SHA-256."""
+    """All families of a file, in the order of their first rows, the file's SHA-256 and the column that is the loss."""
 
     path: str
     sha256: str
     rows: int
     families: tuple[Runs, ...]
+    loss: str = "loss"
 
 
-def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits = LIMITS) -> Table:
+def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits = LIMITS,
+         loss: str = "loss") -> Table:
     """Read and check a CSV file of runs.
 
-    Columns: `loss`, and any two of `params`, `images` or `tokens`, and `flops`; the third follows from C = 6 N D with D
-    in tokens (an image being `tokens_per_image` of them). Optional: `family`, `seed`, `run` (rows of one training run),
-    `learning_rate` (only the best of each family, size and data is fitted). Other columns are left alone.
+    Columns: `loss` (or the one that the argument of that name says), and any two of `params`, `images` or `tokens`, and
+    `flops`; the third follows from C = 6 N D with D in tokens (an image being `tokens_per_image` of them). Optional:
+    `family`, `seed`, `run` (rows of one training run), `learning_rate` (only the best of each family, size and data is
+    fitted). Other columns are left alone.
 
     Raises ValueError in one line naming file, row and column for anything that is not a table of runs.
     """
     path = Path(path)
     header, records, digest = _records(path)
+    if loss != "loss":
+        if loss not in header:
+            raise ValueError(f"{path}: column {loss!r}, of --loss, is missing; there are {', '.join(header)}")
+        rename = lambda name: "loss" if name == loss else "(loss)" if name == "loss" else name
+        header = [rename(name) for name in header]
+        records = [(row, {rename(name): cell for name, cell in cells.items()}) for row, cells in records]
     _check_columns(path, header, tokens_per_image)
     numbers = {c: [_number(path, row, c, cells[c]) for row, cells in records] for c in POSITIVE if c in header}
     names = {c: [_name(path, row, c, cells[c]) for row, cells in records] for c in NAMES if c in header}
@@ -107,7 +116,7 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
         )
         rates = columns["learning_rate"][of] if "learning_rate" in columns else None
         families.append(_drop(part, rates, limits))
-    return Table(str(path), digest, len(rows), tuple(families))
+    return Table(str(path), digest, len(rows), tuple(families), loss)
 
 
 def _records(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], str]:

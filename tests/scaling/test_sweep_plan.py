@@ -10,7 +10,7 @@ from lgm.cli import main
 from lgm.models import build
 from lgm.scaling import sweep
 from lgm.train.optimizer import decay_start, learning_rate
-from tests.scaling.tiny_sweep import write
+from tiny_sweep import write
 
 
 @pytest.fixture(scope="module")

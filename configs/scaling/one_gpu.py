@@ -1,0 +1,44 @@
+"""{U-Net, MMDiT} x {eps diffusion, rectified flow} on all of emoji64's latents, for one 80 GB GPU: about 25 minutes.
+
+    lgm sweep --config=configs/scaling/one_gpu.py --workdir=runs/one_gpu
+    lgm fit --data=runs/one_gpu/runs.csv --out=runs/one_gpu/fit
+
+Six sizes of 0.4 to 40 million parameters, two seeds, four amounts of data up to 200,000 images (30 epochs: more would
+measure memory). The two seeds of a size share a program. The plan counts 2.5e16 FLOPs; at the 5% of an H100's peak that
+networks so small reach with 64 tokens an image they are 9 minutes, and 24 compilations and the held-out errors as much
+again. It has not been run on a GPU yet: the figures are planned ones.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(dict(
+        name="one_gpu",
+        base=dict(
+            batch_size=64,
+            data=dict(where=dict(split="train"), heldout_where=dict(split="heldout")),
+            text=dict(encoder=dict(family="clip_text", vocab_size=4096, width=128, depth=2, heads=2, max_length=20,
+                                   causal=False, pool="mean", dtype="bfloat16")),
+            optimizer=dict(warmup_images=6_400, b2=0.99, weight_decay=0.01),
+            ema=dict(half_life_images=1_000_000_000, ramp=0.05),
+            evaluation=dict(times=1, levels=16, batch_size=780),
+            sampling=dict(count=0),
+            log=dict(every_images=12_800, checkpoint_every_images=64_000),
+        ),
+        architectures=dict(
+            mmdit=dict(family="mmdit", sizes=(1, 2, 3, 4, 6, 8), lr=3e-3, mup_size=2, together=2,
+                       shape=dict(channels=32, patch_size=1, text_dim=128, pooled_dim=128, position_size=8, base_size=8,
+                                  qk_norm="rms", group=8, dtype="bfloat16")),
+            unet=dict(family="unet", sizes=(4, 6, 9, 13, 18, 26), lr=2e-3, mup_size=9, together=2, how="turns",
+                      shape=dict(base="small", channels=32, text_dim=128, pooled_dim=128, dtype="bfloat16")),
+        ),
+        objectives=dict(
+            flow=dict(process=dict(name="rectified_flow"), loss=dict(target="flow", density=dict(name="logit_normal"))),
+            eps=dict(process=dict(name="ddpm", schedule="scaled_linear"),
+                     loss=dict(target="eps", density=dict(name="discrete", steps=1000)),
+                     sampling=dict(solver="ddim", clip=4.0)),
+        ),
+        images=(25_600, 51_200, 102_400, 204_800), seeds=(0, 1), cooldown=0.25,
+        machine=dict(chips=1, peak=989e12, mfu=0.05),
+    ))

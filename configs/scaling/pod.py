@@ -1,0 +1,56 @@
+"""IsoFLOP plans from 60 million to 8 billion parameters at 256 pixels, one run a job of a pod or cluster.
+
+    lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs/pod --list        the runs and what they cost
+    lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs/pod --only=I      one of them, as a job does
+    lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs/pod --gather      runs.csv of those finished
+    lgm fit --data=gs/pod/runs.csv --out=gs/pod/fit --pod-hours=1000 --chips=256 --chip-peak=459e12 --mfu=0.4
+
+The argument is ARCHITECTURE-OBJECTIVE, of mmdit or unet and flow or eps; both sides are trained on the same images,
+captions, frozen text encoders and amounts of compute. Every size spends every budget that gives it 5 million to 2
+billion images; a run is one trunk at a constant rate with a cooldown for each of its budgets. Before a start set
+`base.data.source`, `base.autoencoder` and `base.text.folder` to your own: FLOPs are counted without opening them.
+"""
+
+from ml_collections import ConfigDict
+
+OBJECTIVES = {
+    "flow": dict(process=dict(name="rectified_flow"), loss=dict(target="flow", density=dict(name="logit_normal"))),
+    "eps": dict(process=dict(name="ddpm", schedule="scaled_linear"),
+                loss=dict(target="eps", density=dict(name="discrete", steps=1000)),
+                sampling=dict(solver="ddim", clip=6.0)),
+}
+ARCHITECTURES = {
+    # 8: 82M, 24: SD3-medium, 38: SD3.5-large
+    "mmdit": dict(family="mmdit", sizes=(8, 11, 16, 24, 38), lr=2e-3, mup_size=8,
+                  shape=dict(channels=16, qk_norm="rms", remat="dots", group=4, dtype="bfloat16")),
+    # 10: 66M, 40: SDXL's width, 72: 8B
+    "unet": dict(family="unet", sizes=(7, 12, 22, 40, 72), lr=1e-3, mup_size=7,
+                 shape=dict(base="sdxl", channels=16, text_dim=4096, pooled_dim=2048, remat="dots", dtype="bfloat16")),
+}
+
+
+def get_config(arg="mmdit-flow"):
+    architecture, _, objective = arg.partition("-")
+    if architecture not in ARCHITECTURES or objective not in OBJECTIVES:
+        raise ValueError(f"{arg!r}: give {'|'.join(ARCHITECTURES)}-{'|'.join(OBJECTIVES)}, as mmdit-flow")
+    return ConfigDict(dict(
+        name=f"pod-{arg}",
+        base=dict(
+            batch_size=2048,
+            data=dict(source="/data/captioned256", where=dict(split="train"), heldout_where=dict(split="heldout"),
+                      resolution=256, latents="step"),
+            autoencoder="/models/sd3",
+            text=dict(folder="/models/sd3", caption_dropout=0.1),
+            optimizer=dict(warmup_images=1_000_000, b2=0.95, weight_decay=0.01),
+            ema=dict(half_life_images=1_000_000_000_000, ramp=0.05),
+            evaluation=dict(times=1, levels=16, batch_size=512, max_images=4096),
+            sampling=dict(count=0),
+            log=dict(every_images=200_000, checkpoint_every_images=4_000_000),
+            mesh=dict(data=1, fsdp=-1),
+        ),
+        architectures={architecture: ARCHITECTURES[architecture]},
+        objectives={objective: OBJECTIVES[objective]},
+        budgets=(1e20, 3e20, 1e21, 3e21, 1e22), min_images=5_000_000, max_images=2_000_000_000, cooldown=0.2,
+        machine=dict(chips=256, peak=459e12, mfu=0.4),
+        latent=32, text_tokens=154,
+    ))

@@ -1,0 +1,94 @@
+"""Sweeps that train: killed at any time they end with the same table, and their runs are those of `lgm train`."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lgm.cli import main
+from tiny_sweep import write
+
+pytestmark = pytest.mark.slow
+FEW = "--config.objectives={'flow': {'process': {'name': 'rectified_flow'}, 'loss': {'target': 'flow'}}}"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Two groups: four runs of an MMDiT stepped at once, and two of a U-Net in turns."""
+    return write(tmp_path_factory.mktemp("sweep"), ("sizes=(1, 2)", "sizes=(1,)"))
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """The folder of a sweep that nobody interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert main(["sweep", f"--config={config}", f"--workdir={workdir}", FEW]) == 0
+    return workdir
+
+
+def rows(workdir):
+    with (workdir / "runs.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_has_what_a_fit_needs(whole):
+    table = rows(whole)
+    assert len(table) == 12
+    assert {row["family"] for row in table} == {"mmdit flow", "unet flow"}
+    for row in table:
+        config = whole / "runs" / row["run"] / row["images"] / "config.json"
+        assert json.loads(config.read_text())["total_images"] == int(row["images"]) in (40, 80)
+        strata = [float(value) for name, value in row.items() if name.startswith("v_loss_snr")]
+        assert float(row["loss"]) == pytest.approx(sum(strata) / 2) and float(row["vlb_bits"]) > 0
+        assert float(row["flops"]) / float(row["images"]) > 1e6 and len(row["config"]) == 16
+    assert len({row["config"] for row in table}) == 12
+    assert not (whole / "groups").exists() or not list((whole / "groups").iterdir())
+
+
+def test_killed_twice_and_started_again_it_gives_the_same_bytes(config, whole, tmp_path):
+    command = [sys.executable, "-m", "lgm.cli", "sweep", f"--config={config}", f"--workdir={tmp_path}", FEW]
+    results = lambda: len(list(tmp_path.glob("runs/*/*/result.json")))
+    for enough in (1, 9):  # in the first group's second half, and in the second group
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while results() < enough and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() != 0 and results() < 12
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "runs.csv").read_bytes() == (whole / "runs.csv").read_bytes()
+
+
+def test_a_finished_sweep_started_again_trains_nothing(config, whole, capsys):
+    before = (whole / "runs.csv").read_bytes()
+    assert main(["sweep", f"--config={config}", f"--workdir={whole}", FEW]) == 0
+    assert (whole / "runs.csv").read_bytes() == before
+    assert "compil" not in capsys.readouterr().err
+
+
+def test_a_changed_plan_is_refused_by_its_results(config, whole, capsys):
+    assert main(["sweep", f"--config={config}", f"--workdir={whole}", FEW, "--config.base.optimizer.b2=0.9"]) != 0
+    assert "holds a run with config.optimizer.b2=0.999, not 0.9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("index", [0, 4])
+def test_a_run_by_itself_is_that_of_its_group_and_of_lgm_train(config, whole, tmp_path, index):
+    """By itself it is another program, whose rounding training magnifies: 1% at most in these few steps. With the loop
+    of `lgm train` it shares trunk checkpoints, and every bit."""
+    assert main(["sweep", f"--config={config}", f"--workdir={tmp_path}", FEW, f"--only={index}"]) == 0
+    assert main(["sweep", f"--config={config}", f"--workdir={tmp_path}", FEW, "--gather"]) == 0
+    mine, theirs = rows(tmp_path), [row for row in rows(whole) if row["run"] == rows(tmp_path)[0]["run"]]
+    assert len(mine) == 2
+    for one, other in zip(mine, theirs, strict=True):
+        assert {k: v for k, v in one.items() if "v_" not in k and k not in ("loss", "vlb_bits")} == \
+            {k: v for k, v in other.items() if "v_" not in k and k not in ("loss", "vlb_bits")}
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=0.01)
+    for row in mine:
+        place = tmp_path / "runs" / row["run"] / row["images"]
+        workdir = tmp_path / f"alone{row['images']}"
+        assert main(["train", f"--config={place / 'config.json'}", f"--workdir={workdir}"]) == 0
+        last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+        assert repr(last["v_loss"]) == row["loss"] and repr(last["vlb_bits"]) == row["vlb_bits"]
