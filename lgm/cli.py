@@ -21,7 +21,7 @@ EXAMPLES = {
              "         lgm sweep --config=configs/scaling/pod.py --workdir=runs/pod --list\n"
              "         lgm sweep --config=configs/scaling/pod.py --workdir=runs/pod --only=$SLURM_ARRAY_TASK_ID",
     "fit": "lgm fit --data=runs.csv --out=fits/runs --budget=1e21,1e22\n"
-           "         lgm fit --data=runs.csv --out=fits/runs --pod-hours=24 --chips=256 --chip-peak=459e12 --mfu=0.4",
+           "         lgm fit --data=runs.csv --out=fits/runs --pod-hours=24 --plan=plan.json",
     "launch": "lgm launch --on=slurm --config=configs/emoji.py --workdir=/shared/runs/emoji --nodes=2 --dry-run\n"
               "         lgm launch --on=gke --config=configs/emoji.py --workdir=emoji --topology=v5e:4x4 --slices=2\n"
               "         lgm launch sweep --on=slurm --config=sweep.py --workdir=/shared/runs/sweep --at-once=8",
@@ -211,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     pod.add_argument("--chips", type=int, help="chips in the pod")
     pod.add_argument("--chip-peak", type=float, help="FLOP/s of a chip at its peak, as 459e12")
     pod.add_argument("--mfu", type=float, help="the part of the peak that training gets, as 0.4")
+    pod.add_argument("--plan", help="chips, peak and MFU from what `lgm plan --json=PATH` wrote, instead of these")
     return parser
 
 
@@ -352,12 +353,15 @@ def _fit(arguments, overrides) -> int:
     missing = [f"--{name.replace('_', '-')}" for name, value in words.items() if value is None]
     if missing and len(missing) < 3:
         raise ConfigError(f"{' and '.join(missing)} missing: --chips, --chip-peak and --mfu go together")
+    if arguments.plan and len(missing) < 3:
+        raise ConfigError(f"--plan={arguments.plan} says what --chips, --chip-peak and --mfu do; give one or the other")
+    pod = fit.planned_pod(arguments.plan) if arguments.plan else None
     result = fit.run(
         arguments.data, arguments.out, loss=arguments.loss, tokens_per_image=arguments.tokens_per_image,
         limits=table.Limits(**pick("min_params", "min_data", "min_flops", "max_loss")),
         settings=families.Settings(**pick("method", "delta", "draws", "seed", "max_steps")),
         budgets=_numbers("--budget", arguments.budget), pod_hours=_numbers("--pod-hours", arguments.pod_hours),
-        pod=None if missing else fit.Pod(arguments.chips, arguments.chip_peak, arguments.mfu),
+        pod=pod if missing else fit.Pod(arguments.chips, arguments.chip_peak, arguments.mfu),
     )
     print("\n".join(fit.headline(result)))
     print(f"{arguments.out}/report.html")

@@ -6,7 +6,7 @@
     lgm fit --data=gs/pod/runs.csv --out=gs/pod/fit --pod-hours=1000 --chips=256 --chip-peak=459e12 --mfu=0.4
 
 The argument is ARCHITECTURE-OBJECTIVE, of mmdit or unet and flow or eps; both sides are trained on the same images,
-captions, frozen text encoders and amounts of compute. Every size spends every budget that gives it 5 million to 2
+captions, frozen text encoders and amounts of compute. Every size spends every budget that gives it 5 million to 1.5
 billion images; a run is one trunk at a constant rate with a cooldown for each of its budgets. Before a start set
 `base.data.source`, `base.autoencoder` and `base.text.folder` to your own: FLOPs are counted without opening them.
 """
@@ -20,11 +20,11 @@ OBJECTIVES = {
                 sampling=dict(solver="ddim", clip=6.0)),
 }
 ARCHITECTURES = {
-    # 8: 82M, 24: SD3-medium, 38: SD3.5-large
-    "mmdit": dict(family="mmdit", sizes=(8, 11, 16, 24, 38), lr=2e-3, mup_size=8,
+    # 8: 77M, 24: SD3-medium, 38: SD3.5-large
+    "mmdit": dict(family="mmdit", sizes=(8, 10, 12, 14, 17, 20, 24, 30, 38), lr=2e-3, mup_size=8,
                   shape=dict(channels=16, qk_norm="rms", remat="dots", group=4, dtype="bfloat16")),
-    # 10: 66M, 40: SDXL's width, 72: 8B
-    "unet": dict(family="unet", sizes=(7, 12, 22, 40, 72), lr=1e-3, mup_size=7,
+    # 40: SDXL's width; parameters grow as the square
+    "unet": dict(family="unet", sizes=(7, 10, 13, 17, 22, 28, 38, 52, 70), lr=1e-3, mup_size=7,
                  shape=dict(base="sdxl", channels=16, text_dim=4096, pooled_dim=2048, remat="dots", dtype="bfloat16")),
 }
 
@@ -50,7 +50,7 @@ def get_config(arg="mmdit-flow"):
         ),
         architectures={architecture: ARCHITECTURES[architecture]},
         objectives={objective: OBJECTIVES[objective]},
-        budgets=(1e20, 3e20, 1e21, 3e21, 1e22), min_images=5_000_000, max_images=2_000_000_000, cooldown=0.2,
+        budgets=(3e19, 1e20, 3e20, 1e21, 3e21), min_images=5_000_000, max_images=1_500_000_000, cooldown=0.2,
         machine=dict(chips=256, peak=459e12, mfu=0.4),
         latent=32, text_tokens=154,
     ))

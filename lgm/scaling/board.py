@@ -75,7 +75,7 @@ class Board:
     def remaining(self) -> str:
         """Time left, where there is something to tell it from."""
         here = self.work + self.part * sum(run.flops for run in self.current or [])
-        if here <= 0:
+        if here < 0.02 * self.left:  # so far it was compilation
             return ""
         seconds = (time.monotonic() - self.began) * (self.left - here) / here
         return f", about {seconds / 60:.0f} min left" if seconds > 90 else f", about {seconds:.0f} s left"

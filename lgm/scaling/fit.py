@@ -12,6 +12,7 @@ import numpy as np
 
 from lgm import __version__
 from lgm.files import write_atomically
+from lgm.parallel.chips import CHIPS
 from lgm.scaling import families, laws, table
 from lgm.scaling.families import Estimate, Family, Settings
 from lgm.scaling.table import Limits
@@ -42,6 +43,19 @@ class Pod:
         return flops / self.flops(1.0)
 
 
+def planned_pod(path: str | Path) -> Pod:
+    """The pod of a plan that `lgm plan --json=PATH` wrote, or of the best of several. Raises ValueError, one line."""
+    try:
+        plan = json.loads(Path(path).read_text())
+        plan = plan.get("best", plan)
+        chip, chips, mfu, fits = CHIPS[plan["chip"]], plan["chips"], plan["mfu"], plan["fits"]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ValueError(f"--plan={path} is not what `lgm plan --json=PATH` writes") from None
+    if not fits:
+        raise ValueError(f"--plan={path} is of a run that does not fit its chips; give one that does")
+    return Pod(chips, chip.flops, mfu)
+
+
 def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_image: float | None = None,
         limits: Limits = LIMITS,
         settings: Settings = SETTINGS, budgets: tuple[float, ...] = (), pod: Pod | None = None,
@@ -53,7 +67,7 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
     one line for bad input, before anything is written.
     """
     if pod_hours and pod is None:
-        raise ValueError("--pod-hours needs --chips, --chip-peak and --mfu, to know the FLOPs of an hour")
+        raise ValueError("--pod-hours needs --plan, or --chips, --chip-peak and --mfu, to know the FLOPs of an hour")
     for name, values in (("budget", budgets), ("pod-hours", pod_hours)):
         for value in values:
             if not (math.isfinite(value) and value > 0):

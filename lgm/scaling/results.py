@@ -28,20 +28,24 @@ def folder(workdir: Path, run: Run, config: Config) -> Path:
     return workdir / "runs" / run.name / str(config.total_images)
 
 
-def claim(workdir: Path, run: Run) -> None:
-    """Write the run's configs. Raises ConfigError, one line, where a folder holds another config's result."""
+def check(workdir: Path, run: Run) -> None:
+    """Raise ConfigError, one line, where a folder holds the result or the checkpoints of another config."""
     for config in run.configs:
         path = folder(workdir, run, config) / "config.json"
-        ours = schema.to_dict(config)
         begun = any((path.parent / name).exists() for name in ("result.json", "checkpoints"))
         if path.is_file() and begun:
-            found = first_difference(json.loads(json.dumps(ours)), _json(path))
+            found = first_difference(json.loads(json.dumps(schema.to_dict(config))), _json(path))
             if found:
                 key, mine, other = found
                 raise ConfigError(f"{path.parent} holds a run with config.{key}={other!r}, not {mine!r}; give another "
                                   "--workdir, or the same config to go on with it")
-        else:
-            write_atomically(path, (json.dumps(ours, indent=2) + "\n").encode())
+
+
+def claim(workdir: Path, run: Run) -> None:
+    """Write the run's configs."""
+    for config in run.configs:
+        text = json.dumps(schema.to_dict(config), indent=2) + "\n"
+        write_atomically(folder(workdir, run, config) / "config.json", text.encode())
 
 
 def read(workdir: Path, run: Run, config: Config) -> dict[str, Any] | None:

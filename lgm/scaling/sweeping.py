@@ -37,7 +37,7 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
         use_compilation_cache()
         keep_freed_memory()
         for one in runs if only is None else [runs[only]]:
-            results.claim(place, one)
+            results.check(place, one)
         try:
             _train(plan, runs, place) if only is None else _train_one(runs[only], place)
         except loop.Preempted as error:

@@ -108,8 +108,11 @@ def _open(runs: list[Run], how: str, workdir: Path) -> Group:
     heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
     heldout = heldout.take(range(min(len(heldout), options.max_images)))
     tokens, mask = system.tokenize(images.captions)
+    test_tokens = system.tokenize(heldout.captions)
+    for run in runs:  # what could be wrong with a config has been found by now
+        results.claim(workdir, run)
     arrays = {"latent": encoded(system, frozen, images, workdir), "tokens": tokens, "mask": mask}
-    test = encoded(system, frozen, heldout, workdir), *system.tokenize(heldout.captions)
+    test = encoded(system, frozen, heldout, workdir), *test_tokens
     parts = [list(range(len(runs)))] if how == "vmap" else [[member] for member in range(len(runs))]
     return Group(runs, parts, system, jax.device_put(frozen), jax.device_put(arrays), test, _chunk(runs[0]), workdir)
 
@@ -210,7 +213,8 @@ class _Drive:
     def look(self, step: int, losses: list[jax.Array], amount: int) -> None:
         """Tell of progress, and record runs whose loss is not finite: they have no result from this amount on."""
         values = np.stack([np.asarray(loss) for loss in losses], -1).reshape(self.group.chunk, -1)
-        self.note(step * self.group.config.batch_size, float(np.mean(values[-1][np.isfinite(values[-1])])))
+        finite = values[-1][np.isfinite(values[-1])]
+        self.note(step * self.group.config.batch_size, float(finite.mean()) if len(finite) else float("nan"))
         for member in np.flatnonzero(~np.isfinite(values).all(0) & ~self.diverged):
             self.diverged[member] = True
             run = self.group.runs[member]

@@ -30,7 +30,7 @@ class Settings:
 
 
 class Shrinking:
-    """A system whose denoiser answers x_hat = gain a x_t / (a^2 + b^2): with gain 1 the best one for unit normal data."""
+    """A system whose denoiser answers x_hat = gain a x_t / (a^2 + b^2): with gain 1 the best for unit normal data."""
 
     def __init__(self, name, target, gain=1.0, levels=11, size=100, ends=ENDS):
         self.process, self.gain, self.target = gaussian.build(name), gain, target

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lgm.cli import main
-from lgm.scaling import coverage, families, fit, laws
+from lgm.scaling import coverage, families, fit, laws, sensitivity, table
 
 COST = laws.Cost(6 * 64, 1.0, 1.0)
 LAWS = {"mmdit / flow": laws.theta(6.0, 30.0, 0.41, 0.28, 0.30), "unet": laws.theta(9.0, 45.0, 0.43, 0.31, 0.32)}
@@ -16,7 +16,7 @@ BUDGETS = (1e20, 1e21)
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
+def csv_file(tmp_path_factory):
     """Two families by an isoFLOP plan, and one of a single size."""
     path, rng = tmp_path_factory.mktemp("fit") / "runs.csv", np.random.default_rng(0)
     with path.open("w", newline="") as file:
@@ -32,8 +32,8 @@ def table(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def arguments(table):
-    return ["fit", f"--data={table}", "--tokens-per-image=64", "--budget=1e20,1e21", "--draws=200", "--chips=256",
+def arguments(csv_file):
+    return ["fit", f"--data={csv_file}", "--tokens-per-image=64", "--budget=1e20,1e21", "--draws=200", "--chips=256",
             "--chip-peak=459e12", "--mfu=0.4"]
 
 
@@ -114,9 +114,9 @@ def test_the_report_is_one_file_that_asks_for_nothing(written, result):
 
 
 @pytest.fixture(scope="module")
-def small(table, tmp_path_factory):
+def small(csv_file, tmp_path_factory):
     """The table's second family alone."""
-    path, lines = tmp_path_factory.mktemp("small") / "runs.csv", table.read_text().splitlines()
+    path, lines = tmp_path_factory.mktemp("small") / "runs.csv", csv_file.read_text().splitlines()
     path.write_text("\n".join([lines[0], *(line for line in lines if line.startswith("unet,"))]))
     return path
 
@@ -149,12 +149,45 @@ def test_an_early_stop_is_written_in_red(small, tmp_path, capsys):
     (["--tokens-per-image=0"], "--tokens-per-image=0"),
     (["--min-params=1e30"], "all 69 rows are dropped"),
 ])
-def test_bad_arguments_are_one_line(table, tmp_path, capsys, words, part):
+def test_bad_arguments_are_one_line(csv_file, tmp_path, capsys, words, part):
     out = tmp_path / "out"
-    assert main(["fit", f"--data={table}", f"--out={out}", *words]) != 0
+    assert main(["fit", f"--data={csv_file}", f"--out={out}", *words]) != 0
     line, = capsys.readouterr().err.splitlines()
     assert line.startswith("lgm fit: ") and part in line
     assert not out.exists()
+
+
+def test_a_plan_says_what_an_hour_of_its_pod_is(tmp_path):
+    plan = {"chip": "v5p", "chips": 256, "mfu": 0.4, "fits": True}
+    for name, values in (("one", plan), ("best", {"best": plan, "plans": [plan]})):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(values))
+        assert fit.planned_pod(path) == fit.Pod(256, 459e12, 0.4)
+    for bad in ("{", "[]", '{"chips": 4}', json.dumps(plan | {"fits": False})):
+        path.write_text(bad)
+        with pytest.raises(ValueError, match="--plan="):
+            fit.planned_pod(path)
+
+
+def test_another_column_can_be_the_loss(small, tmp_path):
+    path = tmp_path / "renamed.csv"
+    path.write_text(small.read_text().replace("images,loss", "images,vlb_bits"))
+    kept = [fit.run(small, tmp_path / "a", tokens_per_image=64, settings=families.Settings(draws=100)),
+            fit.run(path, tmp_path / "b", loss="vlb_bits", tokens_per_image=64, settings=families.Settings(draws=100))]
+    assert kept[0]["families"] == kept[1]["families"] and kept[1]["data"]["loss"] == "vlb_bits"
+    with pytest.raises(ValueError, match="column 'v', of --loss, is missing"):
+        fit.run(path, tmp_path / "c", loss="v")
+
+
+def test_the_largest_runs_are_held_out_whole():
+    """Sizes of three amounts of data each: the largest size's smaller amounts do not help to predict it."""
+    n, d = coverage.grid_plan(np.geomspace(1e6, 1e8, 5), np.geomspace(1e7, 1e9, 3))
+    n, d, run = np.tile(n, 2), np.tile(d, 2), np.repeat(np.arange(10), 3)
+    loss = laws.loss(LAWS["unet"], n, d) * np.exp(0.003 * np.random.default_rng(2).standard_normal(30))
+    runs = table.Runs("all", n, d, loss, 384 * n * d, run, np.arange(30) + 2, "images")
+    held = sensitivity.held_out(runs, "huber", 1e-3, 100, 0)
+    assert held["reason"] is None and held["fitted"] == 24 and [row["row"] for row in held["runs"]] == [16, 31]
+    assert max(abs(row["error"]) for row in held["runs"]) < 0.03
 
 
 def test_hours_of_a_pod_become_flops():

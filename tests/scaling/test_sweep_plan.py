@@ -4,13 +4,13 @@ import dataclasses
 
 import jax
 import pytest
+from tiny_sweep import write
 
 from lgm import config as schema
 from lgm.cli import main
 from lgm.models import build
 from lgm.scaling import sweep
 from lgm.train.optimizer import decay_start, learning_rate
-from tiny_sweep import write
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
+from tiny_sweep import write
 
 from lgm.cli import main
-from tiny_sweep import write
 
 pytestmark = pytest.mark.slow
 FEW = "--config.objectives={'flow': {'process': {'name': 'rectified_flow'}, 'loss': {'target': 'flow'}}}"
