@@ -1,12 +1,12 @@
-"""{U-Net, MMDiT} x {eps diffusion, rectified flow} on all of emoji64's latents, for one 80 GB GPU: about 25 minutes.
+"""{U-Net, MMDiT} x {eps diffusion, rectified flow} on all of emoji64's latents, planned for 25 minutes of one GPU.
 
     lgm sweep --config=configs/scaling/one_gpu.py --workdir=runs/one_gpu
     lgm fit --data=runs/one_gpu/runs.csv --out=runs/one_gpu/fit
 
-Six sizes of 0.4 to 40 million parameters, two seeds, four amounts of data up to 200,000 images (30 epochs: more would
-measure memory). The two seeds of a size share a program. The plan counts 2.5e16 FLOPs; at the 5% of an H100's peak that
-networks so small reach with 64 tokens an image they are 9 minutes, and 24 compilations and the held-out errors as much
-again. It has not been run on a GPU yet: the figures are planned ones.
+Six sizes, two seeds, four amounts of data up to 200,000 images (30 epochs: more would measure memory). The two seeds of
+a size share a program. `--list` counts the FLOPs, and the hours at an assumed 5% of an H100's peak, which is all that
+networks so small may reach with 64 tokens an image; compilations and held-out errors come on top. It has not been run
+on a GPU yet: the time is a plan, and the learning rates are not tuned.
 """
 
 from ml_collections import ConfigDict

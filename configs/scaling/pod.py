@@ -6,9 +6,11 @@
     lgm fit --data=gs/pod/runs.csv --out=gs/pod/fit --pod-hours=1000 --chips=256 --chip-peak=459e12 --mfu=0.4
 
 The argument is ARCHITECTURE-OBJECTIVE, of mmdit or unet and flow or eps; both sides are trained on the same images,
-captions, frozen text encoders and amounts of compute. Every size spends every budget that gives it 5 million to 1.5
-billion images; a run is one trunk at a constant rate with a cooldown for each of its budgets. Before a start set
-`base.data.source`, `base.autoencoder` and `base.text.folder` to your own: FLOPs are counted without opening them.
+captions, frozen text encoders and amounts of compute. `--list` prints the planned cost, from counted FLOPs and an
+assumed MFU of 40% on 256 v5p (`lgm plan` tells the real one). The learning rates are not tuned. Every size spends every
+budget that gives it 5 million to 1.5 billion images; a run is one trunk at a constant rate with a cooldown for each of
+its budgets. Before a start set `base.data.source`, `base.autoencoder` and `base.text.folder` to your own: FLOPs are
+counted without opening them.
 """
 
 from ml_collections import ConfigDict

@@ -4,9 +4,9 @@
     lgm fit --data=runs/smoke/runs.csv --out=runs/smoke/fit
 
 Four sizes of 23 thousand to 1 million parameters, three seeds and three amounts of data, on the latents of 1,159 emoji;
-less than 10 minutes on 2 free cores, most of it compilation. It shows that plan, sweep, resume, metric, fit and report
-work together, and how well the largest runs are predicted from the rest at this scale. It cannot show which family to
-scale: after 1,536 images no run is near what its size can reach, the learning rates are not tuned, and a few thousand
+planned for less than 10 minutes on 2 free cores, half of it compilation. It shows that plan, sweep, resume, metric, fit
+and report work together, and how well the largest runs are predicted from the rest at this scale. It cannot show which
+family to scale: after 1,024 images no run is near what its size can reach, the learning rates are not tuned, and 64
 steps of the smallest models say nothing of large ones. Expect exponents with wide intervals, some of them refused.
 """
 
