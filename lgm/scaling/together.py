@@ -104,8 +104,8 @@ def _open(runs: list[Run], how: str, workdir: Path) -> Group:
     system, frozen, _ = open_system(config)
     check_range(system)
     data, options = config.data, config.evaluation
-    images = open_images(data.source, where=data.where, resolution=data.resolution)
-    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
+    images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption)
+    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
     heldout = heldout.take(range(min(len(heldout), options.max_images)))
     tokens, mask = system.tokenize(images.captions)
     test_tokens = system.tokenize(heldout.captions)

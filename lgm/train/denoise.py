@@ -104,7 +104,7 @@ def forward_flops(system: System, frozen) -> float:
 
 def pictured(config: Config, heldout, images) -> tuple[list[str], np.ndarray | None]:
     """(captions, the real images they belong to or None): the config's prompts, else held-out and training captions."""
-    if config.sampling.prompts:
+    if config.sampling.prompts or not config.sampling.count:
         return list(config.sampling.prompts), None
     held = [(heldout, i) for i in range(len(heldout))]
     spread = np.linspace(0, len(images) - 1, config.sampling.count).astype(int)
