@@ -99,6 +99,10 @@ def ddpm(schedule: str = "scaled_linear", beta_start: float = 0.00085, beta_end:
         "scaled_linear": lambda: np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2,
         "squared_cosine": lambda: _cosine_betas(steps),
     }
+    if steps < 2:
+        raise ValueError(f"process 'ddpm': steps={steps} must be at least 2")
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError(f"process 'ddpm': beta_start={beta_start} must lie above 0 and at most {beta_end=}, below 1")
     betas = registry.make("schedule of betas", schedules, schedule, {})
     root = np.sqrt(np.cumprod(1.0 - betas))
     if zero_terminal_snr:
@@ -151,6 +155,8 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0
     """
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"process 'edm': sigma_min={sigma_min} must lie above 0 and below {sigma_max=}")
+    if sigma_data <= 0:
+        raise ValueError(f"process 'edm': sigma_data={sigma_data} must be above 0")
     low, high = math.log(sigma_min), math.log(sigma_max)
     a = lambda t: jnp.ones_like(jnp.asarray(t, jnp.float32))
     b = lambda t: jnp.exp(low + (high - low) * jnp.asarray(t, jnp.float32))
@@ -189,11 +195,15 @@ def shift_time(t: jax.Array, shift: float) -> jax.Array:
 
 def resolution_shift(pixels: float, base_pixels: float) -> float:
     """SD3's shift sqrt(m / n) from images of n pixels to images of m (2403.03206, section 5.3.2)."""
+    if not (pixels > 0 and base_pixels > 0):
+        raise ValueError(f"pixels={pixels} and base_pixels={base_pixels} must be above 0")
     return math.sqrt(pixels / base_pixels)
 
 
 def token_shift(tokens: float, base: tuple[float, float] = (256, 0.5), most: tuple[float, float] = (4096, 1.15)):
     """Flux's shift exp(mu), a float; mu is on the straight line through two points (image tokens, mu)."""
+    if not (tokens > 0 and base[0] != most[0]):
+        raise ValueError(f"tokens={tokens} must be above 0, and the line's two points {base} and {most} apart")
     mu = base[1] + (most[1] - base[1]) * (tokens - base[0]) / (most[0] - base[0])
     return math.exp(mu)
 
@@ -215,6 +225,16 @@ def build(name: str, **options) -> Process:
 def input_scale(process: Process, t: jax.Array) -> jax.Array:
     """1 / sqrt(a^2 s^2 + b^2): brings x_t of data with standard deviation s to unit variance (EDM's c_in, eq. 7)."""
     return jax.lax.rsqrt(jnp.square(process.a(t) * process.data_std) + jnp.square(process.b(t)))
+
+
+def network_input(process: Process, x_t: jax.Array, t_B: jax.Array) -> jax.Array:
+    """x_t as a network is given it: EDM's noise, which reaches 80, by `input_scale`; all else as it is."""
+    return wide(input_scale(process, t_B), x_t) * x_t if process.name == "edm" else x_t
+
+
+def pure_noise(process: Process, noise: jax.Array, t: float | jax.Array = 1.0) -> jax.Array:
+    """x_T to sample from at the time t: the given N(0, I) with the deviation that x_t of the data has there."""
+    return noise / input_scale(process, jnp.float32(t))
 
 
 def add_noise(process: Process, x: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:

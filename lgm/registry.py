@@ -2,23 +2,63 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from lgm.parsing import near_miss
 
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}  # of options, by their default
+
 
 def make(kind: str, table: Mapping[str, Callable], name: str, options: Mapping[str, Any]):
-    """`table[name](**options)`; raises ValueError in one line for an unknown name or option, or a missing one."""
-    if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}{near_miss(name, table)}")
+    """`table[name](**options)`; raises ValueError in one line for an unknown name or option, a missing one, or one of
+    another kind than its default."""
+    known(kind, table, name)
     parameters = inspect.signature(table[name]).parameters
     for key in options:
         if key not in parameters:
-            known = near_miss(key, parameters) if parameters else "; it takes none"
-            raise ValueError(f"{kind} {name!r} has no option {key!r}{known}")
+            there_are = near_miss(key, parameters) if parameters else "; it takes none"
+            raise ValueError(f"{kind} {name!r} has no option {key!r}{there_are}")
+        default = type(parameters[key].default)
+        if default in KINDS and not _is(options[key], default):
+            raise ValueError(f"{kind} {name!r}: {key}={options[key]!r} must be {KINDS[default]}")
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in options:
             raise ValueError(f"{kind} {name!r} needs option {key!r}")
     return table[name](**options)
+
+
+def known(kind: str, table: Mapping[str, Callable], name: str) -> None:
+    """Raise ValueError, one line, for a name that is not in the table."""
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"unknown {kind} {name!r}{near_miss(name, table)}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    number = numbers.Integral if kind is int else numbers.Real
+    return isinstance(value, number) and not isinstance(value, bool) and value == value  # a NaN is no number
+
+
+def section(value: str | Mapping[str, Any], what: str) -> dict[str, Any]:
+    """{"name": ..., **options} of such a section or of its short form "NAME" or "NAME:OPTION=VALUE,OPTION=VALUE", whose
+    values are Python's literals or bare words. Raises ValueError, one line, for what is neither."""
+    if isinstance(value, Mapping):
+        if "name" not in value:
+            raise ValueError(f"{what}: {dict(value)!r} has no name; give one, and that one's options")
+        return dict(value)
+    name, _, words = value.partition(":")
+    options = {}
+    for word in words.split(",") if words else ():
+        key, equals, text = word.partition("=")
+        if not (key.strip() and equals):
+            raise ValueError(f"{what}: {value!r} should read NAME or NAME:OPTION=VALUE,OPTION=VALUE")
+        try:
+            options[key.strip()] = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError):
+            options[key.strip()] = text.strip()
+    return {"name": name.strip(), **options}

@@ -22,7 +22,8 @@ def bits_per_dimension(process: Process, target: str, predict: Callable, x: jax.
     Raises ValueError where the process does not reach an end.
     """
     low, high = log_snr
-    reached = [float(process.log_snr(jnp.float32(t))) for t in (1.0, 0.0)]
+    with jax.ensure_compile_time_eval():  # the ends are checked when it is traced, too
+        reached = [float(process.log_snr(jnp.float32(t))) for t in (1.0, 0.0)]
     if not reached[0] <= low < high <= reached[1]:
         raise ValueError(
             f"log_snr={tuple(log_snr)} must rise within what process {process.name!r} reaches, "

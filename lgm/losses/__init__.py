@@ -3,16 +3,17 @@
 from lgm.losses.alignment import aligned, contrastive, info_nce, repa
 from lgm.losses.consistency import consistency
 from lgm.losses.denoising import denoising, denoising_at
-from lgm.losses.densities import DENSITIES, density
+from lgm.losses.densities import DENSITIES, density, pdf
 from lgm.losses.jumps import mean_flow, shortcut
 from lgm.losses.reflow import DISTANCES, distance, guidance_distillation, one_step, reflow
 from lgm.losses.variational import hybrid
-from lgm.losses.weightings import WEIGHTINGS, weighting
+from lgm.losses.weightings import WEIGHTINGS, Weighting, importance, traded, weighting
 
 __all__ = [
     "DENSITIES",
     "DISTANCES",
     "WEIGHTINGS",
+    "Weighting",
     "aligned",
     "consistency",
     "contrastive",
@@ -22,11 +23,14 @@ __all__ = [
     "distance",
     "guidance_distillation",
     "hybrid",
+    "importance",
     "info_nce",
     "mean_flow",
     "one_step",
+    "pdf",
     "reflow",
     "repa",
     "shortcut",
+    "traded",
     "weighting",
 ]

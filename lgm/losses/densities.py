@@ -1,7 +1,7 @@
 """Where in t a network is trained: each density is `draw(key, shape) -> t` in [0, 1].
 
-`importance` gives the ratio of two densities, so that a weighting may be traded for a density: the expectation of
-w(t) e(t) under p is that of w(t) p(t) / q(t) e(t) under q.
+A weighting may be traded for a density: the expectation of w(t) e(t) under p is that of w(t) p(t) / q(t) e(t) under q.
+`weightings.importance` has that ratio for two densities, `weightings.traded` for a density made of a weighting.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def _antithetic(key, shape):
 UNIFORMS: dict[str, Uniforms] = {"independent": _independent, "stratified": _stratified, "antithetic": _antithetic}
 
 
-def _by_quantile(quantile: Callable[[jax.Array], jax.Array], draws: str) -> Density:
+def by_quantile(quantile: Callable[[jax.Array], jax.Array], draws: str = "independent") -> Density:
+    """t = quantile(u), u ~ U(0, 1), drawn in one of UNIFORMS' ways."""
     if draws not in UNIFORMS:
         raise ValueError(f"density option draws={draws!r} must be one of {', '.join(UNIFORMS)}")
     return lambda key, shape: jnp.clip(quantile(UNIFORMS[draws](key, shape)), 0.0, 1.0)
@@ -51,19 +52,27 @@ def _normal_quantile(u: jax.Array) -> jax.Array:
     return norm.ppf(jnp.clip(u, 1e-7, 1.0 - 1e-7))
 
 
+def _spread(std: float) -> None:
+    if std <= 0:
+        raise ValueError(f"density option std={std} must be above 0")
+
+
 def uniform(draws: str = "independent") -> Density:
     """t ~ U(0, 1)."""
-    return _by_quantile(lambda u: u, draws)
+    return by_quantile(lambda u: u, draws)
 
 
 def discrete(steps: int = 1000, draws: str = "independent") -> Density:
     """t = k / steps with k uniform in 0 .. steps - 1: the times of a table."""
-    return _by_quantile(lambda u: jnp.minimum(jnp.floor(u * steps), steps - 1) / steps, draws)
+    if steps < 1:
+        raise ValueError(f"density option steps={steps} must be at least 1")
+    return by_quantile(lambda u: jnp.minimum(jnp.floor(u * steps), steps - 1) / steps, draws)
 
 
-def logit_normal(mean: float = 0.0, std: float = 1.0, shift: float = 1.0, draws: str = "independent") -> Density:
-    """t = sigmoid(mean + std n), n ~ N(0, 1) (SD3, 2403.03206, eq. 19), then moved by `shift_time`."""
-    return _by_quantile(lambda u: shift_time(jax.nn.sigmoid(mean + std * _normal_quantile(u)), shift), draws)
+def logit_normal(mean: float = 0.0, std: float = 1.0, draws: str = "independent") -> Density:
+    """t = sigmoid(mean + std n), n ~ N(0, 1) (SD3, 2403.03206, eq. 19)."""
+    _spread(std)
+    return by_quantile(lambda u: jax.nn.sigmoid(mean + std * _normal_quantile(u)), draws)
 
 
 def mode(scale: float = 1.29, draws: str = "independent") -> Density:
@@ -71,30 +80,42 @@ def mode(scale: float = 1.29, draws: str = "independent") -> Density:
 
     ValueError where the map would not be monotone: outside -1 <= scale <= 2 / (pi - 2).
     """
+    _monotone(scale)
+    return by_quantile(lambda u: 1.0 - u - scale * (jnp.square(jnp.cos(0.5 * math.pi * u)) - 1.0 + u), draws)
+
+
+def _monotone(scale: float) -> None:
     if not -1.0 <= scale <= 2.0 / (math.pi - 2.0):
         raise ValueError(f"density option scale={scale} of 'mode' must lie between -1 and 2 / (pi - 2) = 1.7519")
-    return _by_quantile(lambda u: 1.0 - u - scale * (jnp.square(jnp.cos(0.5 * math.pi * u)) - 1.0 + u), draws)
 
 
 def cosmap(draws: str = "independent") -> Density:
     """t = 1 - 1 / (tan(pi u / 2) + 1), u ~ U(0, 1) (2403.03206, eq. 21): the cosine schedule's log-SNR."""
     # sin / (sin + cos) is the same and finite at u = 1
     halves = lambda u: (jnp.sin(0.5 * math.pi * u), jnp.cos(0.5 * math.pi * u))
-    return _by_quantile(lambda u: halves(u)[0] / sum(halves(u)), draws)
+    return by_quantile(lambda u: halves(u)[0] / sum(halves(u)), draws)
 
 
 def edm_log_normal(mean: float = -1.2, std: float = 1.2, sigma_min: float = 0.002, sigma_max: float = 80.0,
                    draws: str = "independent") -> Density:
     """log sigma ~ N(mean, std^2) (Karras et al. 2022, 2206.00364, table 1) as times of the EDM process with these ends,
     beyond which it is cut off."""
-    low, high = math.log(sigma_min), math.log(sigma_max)
-    return _by_quantile(lambda u: (mean + std * _normal_quantile(u) - low) / (high - low), draws)
+    _spread(std)
+    low, high = _log_ends(sigma_min, sigma_max)
+    return by_quantile(lambda u: (mean + std * _normal_quantile(u) - low) / (high - low), draws)
+
+
+def _log_ends(sigma_min: float, sigma_max: float) -> tuple[float, float]:
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"density option sigma_min={sigma_min} must lie above 0 and below {sigma_max=}")
+    return math.log(sigma_min), math.log(sigma_max)
 
 
 def log_tangent(mean: float = -1.0, std: float = 1.4, draws: str = "independent") -> Density:
     """log tan(pi t / 2) ~ N(mean, std^2): the log noise level of the trigonometric process on unit data (sCM, Lu & Song
     2025, 2410.11081, section 5)."""
-    return _by_quantile(lambda u: 2.0 / math.pi * jnp.arctan(jnp.exp(mean + std * _normal_quantile(u))), draws)
+    _spread(std)
+    return by_quantile(lambda u: 2.0 / math.pi * jnp.arctan(jnp.exp(mean + std * _normal_quantile(u))), draws)
 
 
 DENSITIES = {
@@ -108,25 +129,42 @@ DENSITIES = {
 }
 
 
-def density(name: str, **options) -> Density:
-    """The density of that name; ValueError, one line, for a name or option there is not."""
-    return registry.make("density of t", DENSITIES, name, options)
+def density(name: str, shift: float = 1.0, **options) -> Density:
+    """The density of that name, its times then moved by `process.shift_time`, as SD3 trains at high resolution.
+
+    ValueError, one line, for a name or option there is not.
+    """
+    draw = registry.make("density of t", DENSITIES, name, options)
+    if _shifted(shift):
+        return lambda key, shape: shift_time(draw(key, shape), shift)
+    return draw
 
 
-def _logit_normal_pdf(mean: float = 0.0, std: float = 1.0, shift: float = 1.0):
+def _shifted(shift: float) -> bool:
+    if not isinstance(shift, (int, float)) or not 0 < shift < math.inf:
+        raise ValueError(f"density option shift={shift!r} must be a number above 0")
+    return shift != 1.0
+
+
+def _logit_normal_pdf(mean: float = 0.0, std: float = 1.0):
+    _spread(std)
+
     def pdf(t):
-        z = (jnp.log(t) - jnp.log1p(-t) - math.log(shift) - mean) / std  # a shift adds log(shift) to the logit
+        z = (jnp.log(t) - jnp.log1p(-t) - mean) / std
         return jnp.exp(-0.5 * jnp.square(z)) / (std * math.sqrt(2.0 * math.pi) * t * (1.0 - t))
 
     return pdf
 
 
 def _edm_pdf(mean: float = -1.2, std: float = 1.2, sigma_min: float = 0.002, sigma_max: float = 80.0):
-    low, high = math.log(sigma_min), math.log(sigma_max)
+    _spread(std)
+    low, high = _log_ends(sigma_min, sigma_max)
     return lambda t: norm.pdf(low + (high - low) * t, mean, std) * (high - low)
 
 
 def _log_tangent_pdf(mean: float = -1.0, std: float = 1.4):
+    _spread(std)
+
     def pdf(t):
         angle = 0.5 * math.pi * t
         rate = math.pi / jnp.sin(2.0 * angle)  # d log tan(pi t / 2) / dt
@@ -137,6 +175,7 @@ def _log_tangent_pdf(mean: float = -1.0, std: float = 1.4):
 
 def _mode_pdf(scale: float = 1.29):
     """1 / |dt/du| at the u that gives t, found by bisection."""
+    _monotone(scale)
 
     def pdf(t):
         value = lambda u: 1.0 - u - scale * (jnp.square(jnp.cos(0.5 * math.pi * u)) - 1.0 + u)
@@ -163,6 +202,10 @@ PDFS = {
 }
 
 
-def pdf(name: str, **options) -> Callable[[jax.Array], jax.Array]:
+def pdf(name: str, shift: float = 1.0, **options) -> Callable[[jax.Array], jax.Array]:
     """p(t) of the density of that name and options, on 0 < t < 1. ValueError for one that has no pdf ("discrete")."""
-    return registry.make("density with a pdf", PDFS, name, options)
+    of_unshifted = registry.make("density with a pdf", PDFS, name, options)
+    if not _shifted(shift):
+        return of_unshifted
+    back = 1.0 / shift
+    return lambda t: of_unshifted(shift_time(t, back)) * back / jnp.square(1.0 + (back - 1.0) * t)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lgm import process as gaussian
 from lgm import registry
-from lgm.losses.densities import pdf
+from lgm.losses.densities import Density, by_quantile, pdf
 from lgm.process import Process
 
 Weighting = Callable[[Process, str, jax.Array], jax.Array]
@@ -39,6 +39,12 @@ def _on_x(weight: Callable[[Process, jax.Array], jax.Array]) -> Weighting:
     return lambda process, target, t: weight(process, t) / per_x_error(process, target, t)
 
 
+def _above_zero(**options: float) -> None:
+    for name, value in options.items():
+        if value <= 0:
+            raise ValueError(f"weighting option {name}={value} must be above 0")
+
+
 def constant() -> Weighting:
     """Every t counts alike in the network's own target."""
     return lambda process, target, t: jnp.ones_like(t)
@@ -51,6 +57,7 @@ def snr() -> Weighting:
 
 def min_snr(gamma: float = 5.0) -> Weighting:
     """min(SNR, gamma) on the x-error (Hang et al. 2023, 2303.09556)."""
+    _above_zero(gamma=gamma)
     return _on_x(lambda process, t: jnp.minimum(snr_of(process, t), gamma))
 
 
@@ -61,12 +68,16 @@ def truncated_snr() -> Weighting:
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     """1 / (k + SNR)^gamma on the eps-error (Choi et al. 2022, 2204.00227, eq. 8)."""
+    if gamma < 0:
+        raise ValueError(f"weighting option gamma={gamma} must be at least 0")
+    _above_zero(k=k)
     return _on_x(lambda process, t: snr_of(process, t) / (k + snr_of(process, t)) ** gamma)
 
 
 def edm(sigma_data: float = 0.5) -> Weighting:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on the x-error (Karras et al. 2022, 2206.00364, table 1): the
     error of an untrained network counts 1 at every t."""
+    _above_zero(sigma_data=sigma_data)
     return _on_x(lambda process, t: snr_of(process, t) + sigma_data**-2)
 
 
@@ -92,18 +103,44 @@ def flow() -> Weighting:
     return _on_x(lambda process, t: per_x_error(process, "flow", t))
 
 
-def sd3(density: str = "logit_normal", mean: float = 0.0, std: float = 1.0, scale: float = 1.29) -> Weighting:
-    """SD3's density of t as a weighting under uniform t: pi(t) on the flow target (2403.03206, section 3.1)."""
+def sd3(density: str = "logit_normal", mean: float = 0.0, std: float = 1.0, scale: float = 1.29,
+        shift: float = 1.0) -> Weighting:
+    """SD3's density of t as a weighting under uniform t: pi(t) on the flow target (2403.03206, section 3.1). Any of
+    `densities.PDFS`; mean and std are those of "logit_normal", scale that of "mode"."""
     options = {"logit_normal": {"mean": mean, "std": std}, "mode": {"scale": scale}}.get(density, {})
-    p = pdf(density, **options)
-    inside = lambda t: jnp.clip(t, 1e-6, 1.0 - 1e-6)
-    return _on_x(lambda process, t: p(inside(t)) * per_x_error(process, "flow", t))
+    p = pdf(density, shift, **options)
+    return _on_x(lambda process, t: p(_inside(t)) * per_x_error(process, "flow", t))
+
+
+def _inside(t: jax.Array) -> jax.Array:
+    return jnp.clip(t, 1e-6, 1.0 - 1e-6)
 
 
 def importance(target: Callable[[jax.Array], jax.Array], drawn: Callable[[jax.Array], jax.Array]) -> Weighting:
     """target(t) / drawn(t): makes an expectation under t ~ drawn that under t ~ target (both from `densities.pdf`)."""
-    inside = lambda t: jnp.clip(t, 1e-6, 1.0 - 1e-6)
-    return lambda process, kind, t: target(inside(t)) / drawn(inside(t))
+    return lambda process, kind, t: target(_inside(t)) / drawn(_inside(t))
+
+
+def traded(process: Process, target: str, weighting: Weighting, draws: str = "independent",
+           bins: int = 1024, floor: float = 1e-3) -> tuple[Density, Weighting]:
+    """(density, weighting) with the expectation of `weighting` under uniform t, but t drawn in proportion to it.
+
+    The density p is constant over each of `bins` intervals of t and at least `floor`; what is left of the weighting is
+    w(t) / p(t), which is near the mean of w, so the two expectations are the same whatever the bins' width, and the
+    variance is that of an unweighted loss.
+    """
+    edges = jnp.linspace(0.0, 1.0, 4 * bins + 1)
+    with jax.ensure_compile_time_eval():
+        middle = 0.5 * (edges[1:] + edges[:-1])
+        mass = jnp.maximum(weighting(process, target, middle).reshape(bins, 4).mean(1), 0.0)
+        share = (1.0 - floor) * mass / jnp.sum(mass) + floor / bins
+        total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(share)])
+        total = total / total[-1]
+    quantile = lambda u: jnp.interp(u, total, jnp.linspace(0.0, 1.0, bins + 1))
+    bin_of = lambda t: jnp.clip(jnp.floor(t * bins).astype(jnp.int32), 0, bins - 1)
+    # the density that is drawn from is the interpolated table's, rounding included
+    pdf_of = lambda t: bins * (total[1:] - total[:-1])[bin_of(t)]
+    return by_quantile(quantile, draws), lambda process, kind, t: weighting(process, kind, t) / pdf_of(t)
 
 
 WEIGHTINGS = {

@@ -6,6 +6,7 @@ flow's own t, on a process that ends in pure noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 
 from lgm import registry
 from lgm.process import Process, shift_time
-from lgm.sampling.singlestep import ends_in_noise
+from lgm.sampling.singlestep import ends_in_noise, silent_at
 
 Ramp = Callable[[int, float, float], np.ndarray]  # (points, first, last) -> points falling values
 
@@ -105,12 +106,21 @@ def times(process: Process, steps: int, spacing: str = "even", shift: float = 1.
     level; "trailing" or "leading" on a table's entries. A process with a table starts at its last entry,
     t = (N - 1) / N; the others at t = 1. Raises ValueError, one line, for what cannot be.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    if shift <= 0:
-        raise ValueError(f"shift={shift} must be above 0")
+    if not isinstance(steps, (int, np.integer)) or steps < 1:
+        raise ValueError(f"steps={steps!r} must be at least 1, and whole")
+    if not isinstance(shift, (int, float)) or not 0 < shift < math.inf:
+        raise ValueError(f"shift={shift!r} must be above 0")
     grid = registry.make("spacing", SPACINGS, spacing, options)(process, steps)
     return shift_time(grid, shift).astype(np.float32)
+
+
+def telling(process: Process, target: str, times: np.ndarray) -> np.ndarray:
+    """The grid with a start that is pure noise, where the target "eps" leaves the data open, moved down to where it
+    tells them: by 0.001, an entry of a table of 1000, or halfway to the next time. Any other grid as it is."""
+    if not silent_at(process, target, float(times[0])):
+        return times
+    first = max(times[0] - 1e-3, 0.5 * (times[0] + times[1]))
+    return np.concatenate([np.float32([first]), times[1:]])
 
 
 def last_part(times: np.ndarray, strength: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Guidance: one predict function made of a conditional one.
+"""Guidance: one predict function made of a conditional one, by a rule that is called by name.
 
 `uncond` is the condition without a caption or, for a negative prompt, that of the words to keep away from.
 """
@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lgm import registry
 from lgm.process import Endpoints
 from lgm.sampling.steps import Solver
 
@@ -46,8 +48,7 @@ def classifier_free(predict: Predict, cond, uncond, scale: float, rule: Rule | N
     Scale 1 is the conditional prediction alone, at half the cost. Outside `interval` = (t from, t to) it is that too:
     guidance hurts at high noise and is idle at low (Kynkaanniemi et al. 2024, 2404.07724). All of t must be equal then.
     """
-    if not 0.0 <= interval[0] < interval[1] <= 1.0:
-        raise ValueError(f"guidance interval={tuple(interval)} must rise within [0, 1]")
+    _rising(interval)
     if scale == 1.0 and rule is None:
         return lambda x, t: predict(x, t, cond)
     rule, doubled = plain(scale) if rule is None else rule, paired(predict, cond, uncond)
@@ -59,12 +60,21 @@ def classifier_free(predict: Predict, cond, uncond, scale: float, rule: Rule | N
         return guided
 
     def limited(x, t):
-        inside = (t[0] >= interval[0]) & (t[0] <= interval[1])
+        inside = _inside(t[0], interval)
         alone = lambda: predict(x, t, cond)
         dtype = jax.eval_shape(guided, x, t).dtype
         return jax.lax.cond(inside, lambda: guided(x, t), lambda: alone().astype(dtype))
 
     return limited
+
+
+def _rising(interval: tuple[float, float]) -> None:
+    if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
+        raise ValueError(f"guidance interval={tuple(interval)} must rise within [0, 1]")
+
+
+def _inside(t: jax.Array, interval: tuple[float, float]) -> jax.Array:
+    return (t >= interval[0]) & (t <= interval[1])
 
 
 def paired(predict: Predict, cond, uncond) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -103,12 +113,13 @@ class Projected(NamedTuple):
         return c + (self.scale - 1.0) * (update - along + self.parallel * along), running
 
 
-def projected(method: Solver, rule: Projected) -> Solver:
+def projected(method: Solver, rule: Projected, interval: tuple[float, float] = (0.0, 1.0)) -> Solver:
     """`method` under adaptive projected guidance, for `sample` with the predict of `paired`.
 
     The running sum of updates lives in the solver's memory. It moves once a step, at the step's first evaluation; a
-    step's further evaluations start from the same sum.
+    step's further evaluations start from the same sum. Outside `interval` the conditional prediction stands alone.
     """
+    _rising(interval)
 
     def start(x):
         return method.start(x), jnp.zeros(x.shape, jnp.float32)
@@ -120,6 +131,9 @@ def projected(method: Solver, rule: Projected) -> Solver:
         def guided(x, t):
             c, u = jnp.split(denoise(jnp.concatenate([x, x]), t).x, 2)
             x_hat, updated = rule(c, u, running)
+            if tuple(interval) != (0.0, 1.0):
+                inside = _inside(t, interval)
+                x_hat, updated = jnp.where(inside, x_hat, c), jnp.where(inside, updated, running)
             moved.append(updated)
             return Endpoints(x_hat, (x - process.a(t) * x_hat) / process.b(t))
 
@@ -127,3 +141,43 @@ def projected(method: Solver, rule: Projected) -> Solver:
         return x, (inner, moved[0])
 
     return Solver(step, start)
+
+
+def _projected_of(scale: float, parallel: float = 0.0, limit: float = 0.0, momentum: float = 0.0) -> Projected:
+    if limit < 0.0 or not -1.0 < momentum < 1.0:
+        raise ValueError(f"guidance rule 'projected': limit={limit} must be at least 0 and momentum={momentum} lie "
+                         "between -1 and 1")
+    return Projected(scale, parallel, limit, momentum)
+
+
+RULES: dict[str, Callable[..., Rule | Projected]] = {"plain": plain, "rescaled": rescaled, "projected": _projected_of}
+
+
+def rule(name: str, scale: float, **options) -> Rule | Projected:
+    """The guidance rule of that name at a scale, one object for one choice; ValueError, one line, for a name or option
+    there is not."""
+    try:
+        return _rule(name, scale, **options)
+    except TypeError:  # an option that cannot be hashed is none that there is
+        return registry.make("guidance rule", RULES, name, {"scale": scale, **options})
+
+
+@functools.cache
+def _rule(name: str, scale: float, **options) -> Rule | Projected:
+    return registry.make("guidance rule", RULES, name, {"scale": scale, **options})
+
+
+Wrap = Callable[[Predict, object, object], Callable[[jax.Array, jax.Array], jax.Array]]
+
+
+@functools.cache  # so that a compiled step is found again
+def guided(method: Solver, how: Rule | Projected | None,
+           interval: tuple[float, float] = (0.0, 1.0)) -> tuple[Solver, Wrap]:
+    """(solver, wrap) that draw under any rule: `wrap(predict, cond, uncond)` is the predict(x, t) that the solver takes
+    in `sample`. Without a rule it is the conditional prediction, and `uncond` may be None."""
+    if how is None:
+        return method, lambda predict, cond, uncond: lambda x, t: predict(x, t, cond)
+    if isinstance(how, Projected):
+        return projected(method, how, interval), paired
+    _rising(interval)
+    return method, lambda predict, cond, uncond: classifier_free(predict, cond, uncond, 0.0, how, interval)

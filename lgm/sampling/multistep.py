@@ -41,7 +41,7 @@ def dpmpp(order: int = 2, noise: bool = False, curvature: float = 1.0, exact: bo
         mean = gain * x_hat + _continuation(memory, h, gain, width, order, curvature, exact, most)
         x = to.b / at.b * (shrink if noise else 1.0) * x + to.a * mean
         if noise:
-            x += to.b * jnp.sqrt(jnp.maximum(gain, 0.0)) * jax.random.normal(key, x.shape, jnp.float32)
+            x += to.b * jnp.sqrt(jnp.maximum(gain, 0.0)) * steps.draw(key, x)
         return x, memory
 
     return Solver(step, lambda x: steps.empty(x, order))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lgm import process as gaussian
 from lgm.process import Endpoints, Process
+from lgm.sampling import steps
 from lgm.sampling.steps import Denoise, Level, Solver, arrival, decay, level
 
 
@@ -37,7 +39,7 @@ def ancestral(eta: float = 1.0) -> Solver:
         at, to = level(process, t), arrival(process, s)
         fresh = eta * to.b * jnp.sqrt(jnp.maximum(1.0 - jnp.square(decay(at, to)), 0.0))
         kept = jnp.sqrt(jnp.maximum(jnp.square(to.b) - jnp.square(fresh), 0.0))
-        return to.a * x_hat + kept * eps_hat + fresh * jax.random.normal(key, x.shape, jnp.float32), memory
+        return to.a * x_hat + kept * eps_hat + fresh * steps.draw(key, x), memory
 
     return Solver(step)
 
@@ -51,6 +53,15 @@ def ends_in_noise(process: Process) -> bool:
     """Whether x_1 holds no data at all, so that b / a is infinite there."""
     with jax.ensure_compile_time_eval():
         return bool(process.a(jnp.float32(1.0)) < 1e-6)
+
+
+def silent_at(process: Process, target: str, t: float) -> bool:
+    """Whether a prediction at time t leaves the data open: eps where x_t is nothing but noise."""
+    with jax.ensure_compile_time_eval():
+        t = jnp.float32(t)
+        p, q = gaussian.coefficients(process, target, t)
+        a, b = process.a(t), process.b(t)
+        return bool(jnp.abs(a * q - b * p) < 1e-6 * b)
 
 
 def ode(process: Process):
@@ -98,7 +109,7 @@ def consistency() -> Solver:
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         x_hat, _ = denoise(x, t)
         to = arrival(process, s)
-        return to.a * x_hat + to.b * jax.random.normal(key, x.shape, jnp.float32), memory
+        return to.a * x_hat + to.b * steps.draw(key, x), memory
 
     return Solver(step)
 
@@ -106,7 +117,8 @@ def consistency() -> Solver:
 def dpmpp_2s(noise: bool = False) -> Solver:
     """DPM-Solver++ 2S (Lu et al. 2022, 2211.01095, algorithm 1), or its SDE: steps go in pairs, the first one of first
     order, the second from the pair's beginning again with the slope that both outputs give. One evaluation a step; the
-    last step, to the data, is of first order."""
+    last step, to the data, is of first order. The SDE, as released, is of weak order 1: the noise of a pair's middle is
+    not the first half of the pair's."""
 
     def start(x):
         return x.astype(jnp.float32), jnp.zeros(x.shape, jnp.float32), jnp.ones(()), jnp.zeros((), jnp.int32)
@@ -115,7 +127,7 @@ def dpmpp_2s(noise: bool = False) -> Solver:
         x_hat, _ = denoise(x, t)
         begin_x, begin_hat, begin_t, number = memory
         at, to, begin = level(process, t), arrival(process, s), level(process, begin_t)
-        draw = jax.random.normal(key, x.shape, jnp.float32) if noise else 0.0
+        draw = steps.draw(key, x) if noise else 0.0
         whole = jnp.maximum(to.log_ratio - begin.log_ratio, 1e-6)
         ratio = jnp.maximum(at.log_ratio - begin.log_ratio, 1e-6) / whole
         mean = begin_hat + 0.5 / ratio * (x_hat - begin_hat)

@@ -2,6 +2,8 @@
 
 All share one signature, so a solver may be exchanged by name. `predict(x_t, t_B)` gives a network's raw output of the
 given target kind. The step sees the data and noise that it implies, (x_hat, eps_hat) = endpoints(predict(x_t, t)).
+`key` is what a stochastic solver draws from: one, or one an example [B], whose sample then does not depend on the rest
+of its batch.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from lgm import process as gaussian
 from lgm import registry
 from lgm.process import Process
 from lgm.sampling import multistep, singlestep, unipc
+from lgm.sampling.singlestep import silent_at
 from lgm.sampling.steps import Denoise, Solver
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
@@ -40,9 +43,16 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
 }
 
 
-@functools.cache  # one object a name and options, so that a compiled step is found again
 def solver(name: str, **options) -> Solver:
-    """The solver of that name; ValueError, one line, for a name or option there is not."""
+    """The solver of that name, one object for one choice; ValueError, one line, for a name or option there is not."""
+    try:
+        return _solver(name, **options)
+    except TypeError:  # an option that cannot be hashed is none that there is
+        return registry.make("solver", SOLVERS, name, options)
+
+
+@functools.cache  # so that a compiled step is found again
+def _solver(name: str, **options) -> Solver:
     return registry.make("solver", SOLVERS, name, options)
 
 
@@ -56,12 +66,13 @@ def trace(method: Solver, process: Process, target: str, predict: Callable, x_T:
           key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """`sample`'s x_0, and the states [steps, B, ...] after each step."""
     denoise = _denoiser(process, target, predict)
-    key = jax.random.key(0) if key is None else key
+    key_of = _keys(key)
+    _check(process, target, times)
     times, x_T = jnp.asarray(times, jnp.float32), jnp.asarray(x_T, jnp.float32)
 
     def body(carry, inputs):
         number, t, s = inputs
-        carry = method.step(process, denoise, *carry, t, s, jax.random.fold_in(key, number))
+        carry = method.step(process, denoise, *carry, t, s, key_of(number))
         return carry, carry[0]
 
     inputs = (jnp.arange(len(times) - 1), times[:-1], times[1:])
@@ -89,15 +100,17 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
     object from call to call, or each call compiles anew. `walk` is a Walk or its times; of it the last `steps` are
     made, by default all.
     """
-    walk = walk if isinstance(walk, Walk) else Walk(walk)
-    key = jax.random.key(0) if key is None else key
+    if not isinstance(walk, Walk):
+        _check(process, target, walk)
+        walk = Walk(walk)
+    key_of = _keys(key)
     x_T = jnp.asarray(x_T, jnp.float32)
     carry = (x_T, method.start(x_T))
     told = None if walk.told is None else (walk.times[-2::-1], walk.told[::-1])
     pairs = list(zip(walk.times[:-1], walk.times[1:] if walk.ends is None else walk.ends, strict=True))
     for number, (t, s) in enumerate(pairs[-steps:] if steps else pairs):
         carry = _step(method, process, target, predict, carry, arguments, told, jnp.float32(t), jnp.float32(s),
-                      jax.random.fold_in(key, number))
+                      key_of(jnp.int32(number)))
     return carry[0]
 
 
@@ -114,3 +127,26 @@ def _denoiser(process: Process, target: str, predict: Callable) -> Denoise:
         return gaussian.endpoints(process, target, predict(x, t_B), x, t_B)
 
     return denoise
+
+
+def _keys(key: jax.Array | None) -> Callable[[jax.Array], jax.Array]:
+    """The key, or the keys [B], of a step's number."""
+    key = jax.random.key(0) if key is None else jnp.asarray(key)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
+    return lambda number: jax.vmap(jax.random.fold_in, (0, None))(key, number) if key.ndim else (
+        jax.random.fold_in(key, number))  # fmt: skip
+
+
+def _check(process: Process, target: str, times) -> None:
+    """Refuse times that no solver can walk, as far as they are known before the program runs."""
+    gaussian.coefficients(process, target, jnp.float32(0.5))
+    try:
+        grid = np.asarray(times, np.float32)
+    except jax.errors.TracerArrayConversionError:
+        return
+    if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) <= 0).all() or not 0.0 <= grid[-1] <= grid[0] <= 1.0:
+        raise ValueError(f"times must be two or more that fall within [0, 1], not {np.array2string(grid, threshold=6)}")
+    if silent_at(process, target, float(grid[0])):
+        raise ValueError(f"target {target!r} says nothing of the data at t={grid[0]:g}, which is pure noise under "
+                         f"process {process.name!r}; start below, or train another target")

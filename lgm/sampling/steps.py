@@ -63,6 +63,13 @@ def limited(limits: tuple[tuple[float, int], ...], t: jax.Array, order: int) -> 
     return order
 
 
+def draw(key: jax.Array, x: jax.Array) -> jax.Array:
+    """N(0, I) like x [B, ...], from one key or from one an example [B], whose noise then is its own in any batch."""
+    if key.ndim:
+        return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], jnp.float32))(key)
+    return jax.random.normal(key, x.shape, jnp.float32)
+
+
 class History(NamedTuple):
     """The last K network outputs [K, B, ...], newest first, where they were taken [K], and how many there are."""
 
