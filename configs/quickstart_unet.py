@@ -19,7 +19,7 @@ def get_config():
     return ConfigDict(dict(
         name="quickstart_unet",
         batch_size=16,
-        total_images=9_600,
+        total_images=12_000,
         data=dict(
             source="emoji64",
             where=dict(subcategory=FACES, split="train"),
@@ -39,11 +39,11 @@ def get_config():
         ),
         process=dict(name="ddpm", schedule="scaled_linear"),
         loss=dict(
-            target="eps", density=dict(name="logit_normal", mean=1.3, std=1.2), weighting=dict(name="truncated_snr"),
+            target="eps", density=dict(name="logit_normal", mean=0.9, std=1.4), weighting=dict(name="truncated_snr"),
         ),
         optimizer=dict(name="muon", lr=8e-3, warmup_images=1_000, schedule="cosine", b2=0.99),
         ema=dict(half_life_images=1_000),
-        sampling=dict(solver="ddim", steps=30, guidance=2.0, clip=4.0, count=16, every_images=4_800),
-        evaluation=dict(every_images=4_800),
+        sampling=dict(solver="ddim", steps=30, guidance=2.0, clip=4.0, count=16, every_images=6_000),
+        evaluation=dict(every_images=6_000),
         log=dict(every_images=800, checkpoint_every_images=8_000),
     ))

@@ -146,7 +146,9 @@ def test_a_residual_model_begins_as_the_identity_and_differs_by_its_input():
     params = residual.init(jax.random.key(0))
     np.testing.assert_array_equal(residual.apply(params, x, t, Conditioning()), x)
     params["conv_out"]["kernel"] += 0.1
-    expected = x + plain.apply(params, x, t, Conditioning())
+    params["gain"]["bias"] -= 0.25
+    rest = {name: part for name, part in params.items() if name != "gain"}
+    expected = 0.75 * x + plain.apply(rest, x, t, Conditioning())
     np.testing.assert_allclose(residual.apply(params, x, t, Conditioning()), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="residual=False"):
         write_unet(dataclasses.replace(config, text_dim=8, residual=True))
