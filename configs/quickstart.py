@@ -9,9 +9,9 @@ steps, and times lean towards noise (a logit-normal of mean 1.5), because there 
 
 from ml_collections import ConfigDict
 
-FACES = tuple(f"face-{kind}" for kind in (
+FACES = [f"face-{kind}" for kind in (
     "smiling", "affection", "tongue", "neutral-skeptical", "sleepy", "unwell", "hat", "glasses", "concerned",
-))  # fmt: skip
+)]  # fmt: skip
 
 
 def get_config():

@@ -10,9 +10,9 @@ output, so that it starts from "all of this is noise".
 
 from ml_collections import ConfigDict
 
-FACES = tuple(f"face-{kind}" for kind in (
+FACES = [f"face-{kind}" for kind in (
     "smiling", "affection", "tongue", "neutral-skeptical", "sleepy", "unwell", "hat", "glasses", "concerned",
-))  # fmt: skip
+)]  # fmt: skip
 
 
 def get_config():
