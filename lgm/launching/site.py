@@ -51,7 +51,7 @@ class GKE:
     image: str = ""
     namespace: str = "default"
     work: str = ""
-    mount: str = "/work"
+    mount: str = "/mnt/lgm"
     queue: str = ""
     flavor: str = ""
     service_account: str = ""
@@ -81,7 +81,7 @@ class TpuVm:
     spot: bool = False
     restarts: int = 3
     work: str = ""
-    mount: str = "/mnt/work"
+    mount: str = "/mnt/lgm"
     python: str = "python3.11"
     setup: tuple[str, ...] = ()
     tries: int = 10
