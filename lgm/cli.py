@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import os
 import sys
 
 from lgm import __version__, processes
 from lgm.parsing import ConfigError
 from lgm.processes import member
+
+ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # as Linux shows them
 
 EXAMPLES = {
     "train": "lgm train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.lr=2e-3",
@@ -40,6 +44,7 @@ DISTRIBUTED = ("train", "sweep")  # verbs that run as several processes where th
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    settle_platform()
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = _parser().parse_known_args(argv)
     try:
@@ -57,6 +62,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
         return member.leave(130)
+
+
+def settle_platform() -> None:
+    """Say "cpu" to JAX, unless the user has said something, where there is no other device.
+
+    It asks each plug-in that is installed, and the TPU's, which `lgm plan` compiles with, answers in many lines.
+    """
+    if not any(map(glob.glob, ACCELERATORS)):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 class _Parser(argparse.ArgumentParser):
