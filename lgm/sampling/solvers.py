@@ -23,6 +23,8 @@ from lgm.sampling import multistep, singlestep, unipc
 from lgm.sampling.singlestep import silent_at
 from lgm.sampling.steps import Denoise, Solver
 
+ROUNDING = 1e-5  # by which a time may leave [0, 1], as in tables of angles and of sigmas made elsewhere
+
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler": singlestep.euler,
     "ddim": singlestep.ddim,
@@ -145,7 +147,8 @@ def _check(process: Process, target: str, times) -> None:
         grid = np.asarray(times, np.float32)
     except jax.errors.TracerArrayConversionError:
         return
-    if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) <= 0).all() or not 0.0 <= grid[-1] <= grid[0] <= 1.0:
+    low, high = -ROUNDING, 1.0 + ROUNDING
+    if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) <= 0).all() or not low <= grid[-1] <= grid[0] <= high:
         raise ValueError(f"times must be two or more that fall within [0, 1], not {np.array2string(grid, threshold=6)}")
     if silent_at(process, target, float(grid[0])):
         raise ValueError(f"target {target!r} says nothing of the data at t={grid[0]:g}, which is pure noise under "

@@ -26,6 +26,11 @@ class Device:
     platform: str = "gpu"
     device_kind: str = "fake"
     client: object = None
+    core_on_chip: int = 0
+
+    @property
+    def coords(self):
+        return self.id % 4, self.id // 4, 0
 
     def addressable_memories(self):
         return [types.SimpleNamespace(kind="device")]
