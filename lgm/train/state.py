@@ -55,7 +55,7 @@ def make_step(config: Config, loss: Loss, optimizer: optax.GradientTransformatio
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         batch = batch | draw(batch, key) if draw else batch
         (value, metrics), gradients = in_pieces(loss, config.accumulate)(state.params, frozen, batch, key)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
