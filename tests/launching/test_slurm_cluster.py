@@ -202,7 +202,6 @@ def test_a_job_that_is_cancelled_stays_cancelled_and_launching_again_goes_on(clu
     assert final(workdir)[0] == 200
 
 
-@pytest.mark.by_hand
 def test_a_sweep_is_an_array_whose_missing_run_is_completed_by_launching_again(cluster, site, tmp_path):
     config = tmp_path / "sweep.py"
     config.write_text(SWEEP)
