@@ -2,7 +2,7 @@
 
     lgm train --config=configs/quickstart_unet.py --workdir=runs/quickstart_unet
 
-Expect faces that are recognisable as their captions, rougher than the transformer's. An eps prediction at high noise
+Expect the captions' features through a strong grain; not every face can be told. An eps prediction at high noise
 implies data with its error multiplied up to 15-fold; three choices make it learnable in this time: errors count by what
 they do to the data where noise prevails (truncated SNR), most times lie there, and the network adds its input to its
 output, so that it starts from "all of this is noise".
