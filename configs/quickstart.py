@@ -4,7 +4,8 @@
 
 About 4 minutes on 2 free CPU cores. Expect faces that are recognisable as their captions in their styles, and a
 held-out loss that falls from 2.1 to about 0.6. Muon learns which caption goes with which face in about two thirds of
-AdamW's steps, and times lean towards noise (a logit-normal of mean 1.5), because there is decided what a caption decides.
+AdamW's steps, and times lean towards noise (a logit-normal of mean 1.5), because there is decided what a caption
+decides.
 """
 
 from ml_collections import ConfigDict
