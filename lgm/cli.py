@@ -121,13 +121,20 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--count", type=int, default=1, help="images a prompt")
     sample.add_argument("--steps", type=int, help="solver steps (default: the run's or the system's)")
     sample.add_argument("--guidance", type=float, help="guidance scale (default: the run's or the system's)")
-    sample.add_argument("--solver", help="solver's name (default: the run's or the scheduler's)")
+    sample.add_argument("--solver", help="NAME or NAME:OPTION=VALUE, as unipc:order=3 (default: the run's or the "
+                                         "scheduler's)")
+    sample.add_argument("--schedule", help="times of the steps, as even, karras:rho=7 or even:shift=3 (default: the "
+                                           "run's or the scheduler's)")
+    sample.add_argument("--rule", help="how guidance acts: plain, rescaled:share=0.7 or "
+                                       "projected:momentum=-0.5,limit=10")
+    sample.add_argument("--interval", help="of t in which guidance acts, as 0.1,0.8 (default: all of it)")
+    sample.add_argument("--negative", help="what the images should not show")
+    sample.add_argument("--image", help="a picture to start from instead of noise")
+    sample.add_argument("--strength", type=float, help="how much of --image is replaced, in (0, 1] (default: 0.8)")
+    sample.add_argument("--mask", help="a picture that is white where --image is drawn anew and black where it is kept")
     sample.add_argument("--weights", choices=("ema", "raw"), help="which weights of a run (default: ema)")
     released = sample.add_argument_group("with --from")
-    released.add_argument("--negative", help="what the images should not show")
     released.add_argument("--size", help="SIDE or HEIGHTxWIDTH in pixels (default: what the model was trained at)")
-    released.add_argument("--image", help="a picture to start from instead of noise")
-    released.add_argument("--strength", type=float, help="how much of --image is replaced, in (0, 1] (default: 0.8)")
     released.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
     released.add_argument("--single-file", help="a checkpoint in an original layout, read instead of the folder's")
     released.add_argument("--true-guidance", type=float, help="of Flux: extrapolate from --negative by this scale")
@@ -259,10 +266,12 @@ def _train(arguments, overrides) -> int:
 
 
 def _sample(arguments, overrides) -> int:
-    common = {name: getattr(arguments, name) for name in ("seed", "count", "steps", "guidance", "solver")}
     given = lambda *names: {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    released = given("negative", "size", "image", "strength", "lora", "single_file", "dtype", "noise",
-                     "true_guidance", "tile")
+    common = given("seed", "count", "steps", "guidance", "solver", "schedule", "rule", "negative", "image", "strength",
+                   "mask")
+    if arguments.interval is not None:
+        common["interval"] = _numbers("--interval", arguments.interval, "0.1,0.8")
+    released = given("size", "lora", "single_file", "dtype", "noise", "true_guidance", "tile")
     if arguments.folder is None:
         if released:
             raise ConfigError(f"--{min(released).replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
@@ -382,12 +391,12 @@ def _fit(arguments, overrides) -> int:
     return 0
 
 
-def _numbers(flag: str, words: str | None) -> tuple[float, ...]:
+def _numbers(flag: str, words: str | None, example: str = "1e21,1e22") -> tuple[float, ...]:
     """`1e21,1e22` as numbers."""
     try:
         return tuple(float(word) for word in words.split(",")) if words else ()
     except ValueError:
-        raise ConfigError(f"{flag}={words} is not a list of numbers, as 1e21,1e22") from None
+        raise ConfigError(f"{flag}={words} is not a list of numbers, as {example}") from None
 
 
 if __name__ == "__main__":

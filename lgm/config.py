@@ -54,12 +54,15 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingLoss:
-    """What the network predicts (eps, x, v or flow), where in t it is trained and how errors are weighted.
+    """What the network predicts, where in t it is trained and how errors are weighted.
 
+    density: a name and options of `losses.density`, or dict(name="weighting"): t is drawn in proportion to the
+    weighting instead, which leaves the expectation alone. weighting: a name and options of `losses.weighting`, or
+    dict(name="importance", density=dict(...)): the expectation under that density, with t drawn from the other.
     `variance` weighs the variational bound from which a network with learned sigma learns its variances; 1 is DiT's.
     """
 
-    target: Literal["eps", "x", "v", "flow"] = "flow"
+    target: Literal["eps", "x", "v", "flow", "edm"] = "flow"
     density: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"})
     weighting: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "constant"})
     variance: float = 0.0
@@ -119,12 +122,18 @@ class EMA:
 class Sampling:
     """How pictures are drawn. `prompts` empty: captions of the held-out set, then of the training set.
 
-    `clip` bounds the data that a prediction implies, in standardised latents; eps predictions need it.
+    `solver` and `rule`, how the unconditional prediction guides (plain, rescaled, projected), are a name or a section
+    dict(name=..., **options). Guidance acts for t in `interval`, away from the `negative` prompt if there is one.
+    `schedule` is what `sampling.times` takes, dict(spacing=..., shift=...), or a scheduler_config.json. `clip` bounds
+    the data that a prediction implies, in standardised latents; eps predictions need it.
     """
 
-    solver: str = "euler"
+    solver: str | dict[str, Any] = "euler"
     steps: int = 30
     guidance: float = 2.0
+    rule: str | dict[str, Any] = "plain"
+    interval: tuple[float, float] = (0.0, 1.0)
+    negative: str = ""
     clip: float | None = None
     schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
     prompts: tuple[str, ...] = ()

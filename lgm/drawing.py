@@ -12,56 +12,65 @@ import numpy as np
 from lgm import sampling
 from lgm.config import Sampling
 from lgm.parallel import fetch
-from lgm.sampling import classifier_free
-from lgm.sampling.clipping import clipped
+from lgm.pictures import Start, latent_mask
 from lgm.system import System
 
 CHUNK = 16  # images drawn by one compiled call: bounds memory, and a shorter list compiles nothing new
 
 
-def draw(system: System, params, frozen, captions: list[str], seed: int = 0, **changes) -> np.ndarray:
-    """uint8 images [N, H, W, 3] for N captions; the noise of image i is a function of (seed, i) alone.
+def draw(system: System, params, frozen, captions: list[str], seed: int = 0, start: Start | None = None,
+         **changes) -> np.ndarray:
+    """uint8 images [N, H, W, 3] for N captions; all that is drawn at random for image i is a function of (seed, i)
+    alone, a stochastic solver's noise too.
 
-    `changes` replace fields of the config's `sampling` (solver, steps, guidance, schedule).
+    `changes` replace fields of the config's `sampling` (solver, steps, guidance, rule, interval, negative, schedule).
     """
     options = dataclasses.replace(system.config.sampling, **changes)
+    system.course(options)
     tokens, mask = system.tokenize(captions)
     images = []
-    for start in range(0, len(captions), CHUNK):
-        rows = np.minimum(np.arange(start, start + CHUNK), len(captions) - 1)
-        latents = _draw_chunk(system, options, params, tokens[rows], mask[rows], rows, seed)
-        images.append(fetch(_decode(system, frozen, latents))[: len(captions) - start])
+    for first in range(0, len(captions), CHUNK):
+        rows = np.minimum(np.arange(first, first + CHUNK), len(captions) - 1)
+        latents = _draw_chunk(system, options, params, frozen, tokens[rows], mask[rows], rows, seed, start)
+        images.append(fetch(_decode(system, frozen, latents))[: len(captions) - first])
     return np.concatenate(images)
 
 
-def _draw_chunk(system: System, options: Sampling, params, tokens, mask, rows, seed: int) -> jax.Array:
+def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask, rows, seed: int,
+                start: Start | None) -> jax.Array:
     noise = sampling.noise(seed, rows, system.latent_shape())
-    walk, solver, scale = system.walk(options)
-    guidance, context = float(options.guidance), _contexts(system, params, tokens, mask)
+    none = system.unconditional(len(rows))
+    if options.negative:
+        none = tuple(np.repeat(part, len(rows), 0) for part in system.tokenize([options.negative]))
+    context = _contexts(system, params, (tokens, mask), none)
     if getattr(system.config.model, "guidance", False):  # distilled: the network is told the scale
-        told = dataclasses.replace(context[0], guidance=jnp.full(len(tokens), guidance))
-        guidance, context = 1.0, (told, context[1])
-    predict = _guided(system, guidance, options.clip)
-    return sampling.loop(solver, system.process, system.config.loss.target, predict, noise * scale, walk,
-                         (params, context))
+        told = dataclasses.replace(context[0], guidance=jnp.full(len(tokens), float(options.guidance)))
+        context = (told, context[1])
+    walk, method, wrap, scale = system.course(options)
+    x_T, left = noise * scale, None
+    if start is not None:
+        pixels = np.round(start.image * 255).astype(np.uint8)
+        z = jnp.tile(_encode(system, frozen, pixels[None]), (len(rows), 1, 1, 1))
+        x_T, times = sampling.from_image(system.process, z, noise, walk.times, start.strength)
+        left = len(times) - 1
+        if start.mask is not None:
+            method = sampling.inpainting(method, z, latent_mask(start.mask, z.shape[1:3]), noise)
+    return sampling.loop(method, system.process, system.config.loss.target, _predictor(system, wrap), x_T, walk,
+                         (params, context), sampling.keys(seed, rows), left)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _contexts(system: System, params, tokens, mask):
-    none = system.unconditional(len(tokens))
-    return system.condition(params, tokens, mask), system.condition(params, *none)
+def _contexts(system: System, params, words, none):
+    return system.condition(params, *words), system.condition(params, *none)
 
 
 @functools.cache
-def _guided(system: System, scale: float, clip: float | None):
-    """One predict function a system and scale, so that its compiled step is found again."""
+def _predictor(system: System, wrap: sampling.Wrap):
+    """One predict function a system and guidance, so that its compiled step is found again."""
 
     def predict(x, t, arguments):
         params, (cond, uncond) = arguments
-        guided = classifier_free(functools.partial(system.denoise, params), cond, uncond, scale)
-        if clip is not None:
-            guided = clipped(guided, system.process, system.config.loss.target, clip)
-        return guided(x, t)
+        return wrap(functools.partial(system.denoise, params), cond, uncond)(x, t)
 
     return predict
 

@@ -14,6 +14,9 @@ r = sqrt(sigma^2 + s^2), p = sigma / (s r) and q = -s / r; for s = 1 it is -v of
 
 A table of N steps (DDPM) puts its index k at t = k / N, as the released networks count (t x 1000 is their timestep);
 between the table's points the log signal-to-noise ratio is linear in t, beyond its last it goes on in a straight line.
+
+Here and in `sampling` all is computed in JAX's default float: float32 whatever a network computes in, float64 under
+`jax.enable_x64`.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ class Process:
     @functools.partial(jax.jit, static_argnums=0)
     def time_at_log_snr(self, log_snr: jax.Array) -> jax.Array:
         """The t whose log_snr is given, to float32 accuracy by bisection; 0 or 1 beyond the process's range."""
-        log_snr = jnp.asarray(log_snr, jnp.float32)
+        log_snr = jnp.asarray(log_snr, float)
 
         def halve(_, bounds):
             low, high = bounds
@@ -81,7 +84,7 @@ class Process:
 
 
 def _derivative(function, t):
-    t = jnp.asarray(t, jnp.float32)
+    t = jnp.asarray(t, float)
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
@@ -115,11 +118,11 @@ def ddpm(schedule: str = "scaled_linear", beta_start: float = 0.00085, beta_end:
 def _vp_of_table(log_sigma: np.ndarray):
     steps = len(log_sigma)
     # one more point, so that t = 1 is on the line through the last two
-    entries = np.append(log_sigma, 2 * log_sigma[-1] - log_sigma[-2]).astype(np.float32)
+    entries = np.append(log_sigma, 2 * log_sigma[-1] - log_sigma[-2])
 
     def at(t):
-        table = jnp.asarray(entries)
-        place = jnp.clip(jnp.asarray(t, jnp.float32), 0.0, 1.0) * steps
+        table = jnp.asarray(entries, float)
+        place = jnp.clip(jnp.asarray(t, float), 0.0, 1.0) * steps
         low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, steps - 1)
         share = place - low
         return table[low] * (1.0 - share) + table[low + 1] * share
@@ -142,8 +145,8 @@ def continuous_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
     if not 0 < beta_min <= beta_max:
         raise ValueError(f"process 'continuous_vp': beta_min={beta_min} must lie above 0 and at most {beta_max=}")
     integral = lambda t: beta_min * t + 0.5 * (beta_max - beta_min) * jnp.square(t)
-    a = lambda t: jnp.exp(-0.5 * integral(jnp.asarray(t, jnp.float32)))
-    b = lambda t: jnp.sqrt(-jnp.expm1(-integral(jnp.maximum(jnp.asarray(t, jnp.float32), 1e-8))))
+    a = lambda t: jnp.exp(-0.5 * integral(jnp.asarray(t, float)))
+    b = lambda t: jnp.sqrt(-jnp.expm1(-integral(jnp.maximum(jnp.asarray(t, float), 1e-8))))
     return Process("continuous_vp", a, b)
 
 
@@ -158,8 +161,8 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0
     if sigma_data <= 0:
         raise ValueError(f"process 'edm': sigma_data={sigma_data} must be above 0")
     low, high = math.log(sigma_min), math.log(sigma_max)
-    a = lambda t: jnp.ones_like(jnp.asarray(t, jnp.float32))
-    b = lambda t: jnp.exp(low + (high - low) * jnp.asarray(t, jnp.float32))
+    a = lambda t: jnp.ones_like(jnp.asarray(t, float))
+    b = lambda t: jnp.exp(low + (high - low) * jnp.asarray(t, float))
     return Process("edm", a, b, data_std=sigma_data)
 
 
@@ -168,8 +171,8 @@ def trigonometric() -> Process:
     """a = cos(pi t / 2), b = sin(pi t / 2): the cosine schedule in continuous time (Salimans & Ho 2022, 2202.00512) and
     TrigFlow on unit data (Lu & Song 2024, 2410.11081), whose angle is pi t / 2 and whose F is the target "v"."""
     # the cosine as a sine of the rest, which is 0 and not -4e-8 at t = 1
-    a = lambda t: jnp.sin(0.5 * math.pi * (1.0 - jnp.asarray(t, jnp.float32)))
-    b = lambda t: jnp.sin(0.5 * math.pi * jnp.asarray(t, jnp.float32))
+    a = lambda t: jnp.sin(0.5 * math.pi * (1.0 - jnp.asarray(t, float)))
+    b = lambda t: jnp.sin(0.5 * math.pi * jnp.asarray(t, float))
     return Process("trigonometric", a, b)
 
 
@@ -183,7 +186,7 @@ def rectified_flow(shift: float = 1.0) -> Process:
     """
     if shift <= 0:
         raise ValueError(f"process 'rectified_flow': shift={shift} must be above 0")
-    time = lambda t: shift_time(jnp.asarray(t, jnp.float32), shift) if shift != 1.0 else jnp.asarray(t, jnp.float32)
+    time = lambda t: shift_time(jnp.asarray(t, float), shift) if shift != 1.0 else jnp.asarray(t, float)
     return Process("rectified_flow", lambda t: 1.0 - time(t), lambda t: time(t))
 
 
@@ -234,7 +237,7 @@ def network_input(process: Process, x_t: jax.Array, t_B: jax.Array) -> jax.Array
 
 def pure_noise(process: Process, noise: jax.Array, t: float | jax.Array = 1.0) -> jax.Array:
     """x_T to sample from at the time t: the given N(0, I) with the deviation that x_t of the data has there."""
-    return noise / input_scale(process, jnp.float32(t))
+    return noise / input_scale(process, jnp.asarray(t, float))
 
 
 def add_noise(process: Process, x: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:
@@ -244,7 +247,7 @@ def add_noise(process: Process, x: jax.Array, eps: jax.Array, t_B: jax.Array) ->
 
 def coefficients(process: Process, kind: str, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(p, q) of a prediction target p(t) x + q(t) eps."""
-    t = jnp.asarray(t, jnp.float32)
+    t = jnp.asarray(t, float)
     if kind == "eps":
         return jnp.zeros_like(t), jnp.ones_like(t)
     if kind == "x":
@@ -274,7 +277,7 @@ class Endpoints(NamedTuple):
 
 
 def endpoints(process: Process, kind: str, prediction: jax.Array, x_t: jax.Array, t_B: jax.Array) -> Endpoints:
-    """Solve  a x + b eps = x_t,  p x + q eps = prediction  for (x, eps), in float32.
+    """Solve  a x + b eps = x_t,  p x + q eps = prediction  for (x, eps), in JAX's default float.
 
     Singular where the target says nothing new: eps at b = 1 (a = 0) and x at b = 0.
     """
@@ -282,7 +285,7 @@ def endpoints(process: Process, kind: str, prediction: jax.Array, x_t: jax.Array
     p, q = coefficients(process, kind, t_B)
     determinant = a * q - b * p
     a, b, p, q, determinant = (wide(c, x_t) for c in (a, b, p, q, determinant))
-    x_t, prediction = x_t.astype(jnp.float32), prediction.astype(jnp.float32)
+    x_t, prediction = x_t.astype(float), prediction.astype(float)
     return Endpoints((q * x_t - b * prediction) / determinant, (a * prediction - p * x_t) / determinant)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import losses, process, sampling
+from lgm import losses, process, registry, sampling
 from lgm.config import Config, Sampling
 from lgm.models import Conditioning, Model, Params, build, lora
 from lgm.models.autoencoder import standardize, unstandardize
@@ -24,6 +24,16 @@ from lgm.weights import load_autoencoder
 
 if TYPE_CHECKING:
     from lgm.interop.imports import FolderText
+
+
+class Course(NamedTuple):
+    """How pictures are drawn: the times of the steps, the guided and bounded solver that walks them, what wraps a
+    network for it (`sampling.guided`), and the factor of the noise that x_T is."""
+
+    walk: sampling.Walk
+    solver: sampling.Solver
+    wrap: sampling.Wrap
+    scale: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static argument of compiled functions
@@ -91,7 +101,7 @@ class System:
                 method: str = "__call__") -> jax.Array:
         """The network's raw output, of the config's target kind; of its `method` "with_variance" also, beside it, where
         a network with learned sigma puts its log variance."""
-        x_BHWC = constrain(x_BHWC, "batch", None, None, None)
+        x_BHWC = constrain(process.network_input(self.process, x_BHWC, t_B), "batch", None, None, None)
         with using(self.layout):
             return self.denoiser.apply(params["denoiser"], x_BHWC, t_B, cond, method=method)
 
@@ -109,15 +119,32 @@ class System:
             x = self.autoencoder.apply(frozen["autoencoder"], z, method="decode")
         return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
-    def walk(self, options: Sampling) -> tuple[sampling.Walk, sampling.Solver, float]:
-        """(falling times, the solver that walks them, the factor of the noise that x_T is), on lgm's grid or as a
-        diffusers scheduler has them.
+    def course(self, options: Sampling) -> Course:
+        """How `options` draw. Raises ConfigError, one line, for what cannot be drawn."""
+        walk, solver, scale = self._walk(options)
+        try:
+            if options.clip is not None:
+                solver = sampling.bounded(solver, float(options.clip))
+            solver, wrap = sampling.guided(solver, self._rule(options), tuple(options.interval))
+        except ValueError as error:
+            raise ConfigError(f"config.sampling: {error}") from None
+        return Course(walk, solver, wrap, scale)
 
-        `options.schedule` is what `sampling.times` takes or, with its "_class_name", a scheduler_config.json.
-        """
+    def _walk(self, options: Sampling) -> tuple[sampling.Walk, sampling.Solver, float]:
+        """(times, solver, factor of the noise) on lgm's grid or, as `options.schedule` has a "_class_name" and so is a
+        scheduler_config.json, as diffusers has them."""
+        solver = named(sampling.solver, options.solver, "config.sampling.solver")
         if "_class_name" not in options.schedule:
-            times = sampling.times(self.process, options.steps, **options.schedule)
-            return sampling.Walk(times), sampling.solver(options.solver), 1.0
+            schedule = dict(options.schedule)
+            try:
+                with jax.ensure_compile_time_eval():  # known when a program that draws is traced
+                    schedule["shift"] = self.shift(schedule.get("shift", 1.0))
+                    times = sampling.times(self.process, options.steps, **schedule)
+                    times = sampling.telling(self.process, self.config.loss.target, times)
+                    scale = float(process.pure_noise(self.process, jnp.float32(1.0), times[0]))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"config.sampling.schedule: {error}") from None
+            return sampling.Walk(times), solver, scale
         from lgm.interop.schedulers import read_schedule
 
         schedule = read_schedule(options.schedule)
@@ -125,6 +152,32 @@ class System:
         walk = schedule.walk(options.steps, rows * columns // 4, even=self.config.family == "flux")
         scale = float(self.process.b(walk.times[0])) if schedule.scaled_start else 1.0
         return walk, schedule.method(walk.times, options.solver), scale
+
+    def _rule(self, options: Sampling) -> sampling.Rule | sampling.Projected | None:
+        """How guidance acts; None where the conditional prediction stands alone."""
+        scale = float(options.guidance)
+        make_rule = lambda name, **words: sampling.rule(name, scale, **words)
+        rule = named(make_rule, options.rule, "config.sampling.rule")
+        told = getattr(self.config.model, "guidance", False)
+        if told and (options.negative or options.rule != "plain" or options.interval != (0.0, 1.0)):
+            raise ConfigError("config.sampling: negative, rule and interval are for guidance by an unconditional "
+                              "prediction; this model is told its scale, and config.sampling.guidance is all it takes")
+        if options.negative and self.tokenizer is None:
+            raise ConfigError(f"config.sampling.negative={options.negative!r} needs config.text; this model reads none")
+        return None if told or scale == 1.0 else rule
+
+    def shift(self, value: float | str | Mapping[str, float]) -> float:
+        """A shift of times as a config may say it: a number, "tokens" for Flux's by the number of image tokens, or
+        dict(base_resolution=256) for SD3's by how many more pixels there are than at that side."""
+        if value == "tokens":
+            rows, columns, _ = self.latent_shape()
+            return process.token_shift(rows * columns / getattr(self.config.model, "patch_size", 2) ** 2)
+        if isinstance(value, Mapping):
+            base = value.get("base_resolution")
+            if len(value) != 1 or not isinstance(base, (int, float)):
+                raise ValueError(f"shift={dict(value)!r} should be a number, 'tokens' or dict(base_resolution=256)")
+            return process.resolution_shift(self.config.data.resolution**2, base**2)
+        return value
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of a latent at the config's resolution."""
@@ -163,7 +216,8 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
         denoiser = lora.adapted(denoiser, config.lora)
         denoiser.abstract()  # targets that match nothing are refused here
     system = System(config, denoiser, text, autoencoder, gaussian, tokenizer, folder, layout)
-    system.walk(config.sampling)  # a solver or grid that is not there is refused before anything is trained
+    system.course(config.sampling)  # what cannot be drawn or trained is refused before anything is
+    build_loss(system)
     return system, frozen
 
 
@@ -172,24 +226,55 @@ def sharder(layout: Layout | None) -> Callable[[Model], Any] | None:
     return None if layout is None else lambda model: shardings(layout, model.abstract(), model.logical_axes())
 
 
-def named(make, section: Mapping[str, Any], key: str):
-    """`make(name, **options)` of a config section {"name": ..., **options}; errors name the section's key."""
-    options = dict(section)
-    if "name" not in options:
-        raise ConfigError(f"{key}.name is missing; a section says what it is by name and gives that its options")
+def named(make, section: str | Mapping[str, Any], key: str):
+    """`make(name, **options)` of a config section {"name": ..., **options} or of its short form "name:option=value";
+    errors name the section's key."""
+    try:
+        options = registry.section(section, key)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     try:
         return make(options.pop("name"), **options)
+    except ConfigError:
+        raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{key}: {error}") from None
 
 
-def build_loss(config: Config, gaussian: process.Process):
-    """The denoising loss of a config: `loss(predict, x, cond, key) -> (scalar, metrics)`."""
-    density = named(losses.density, config.loss.density, "config.loss.density")
-    weighting = named(losses.weighting, config.loss.weighting, "config.loss.weighting")
-    if config.loss.variance:
+def build_loss(system: System):
+    """The denoising loss of a system's config: `loss(predict, x, cond, key) -> (scalar, metrics)`."""
+    config, gaussian = system.config.loss, system.process
+    density, weighting = _density_and_weighting(system)
+    if config.variance:
         try:
-            return losses.hybrid(gaussian, config.loss.target, density, weighting, config.loss.variance)
+            return losses.hybrid(gaussian, config.target, density, weighting, config.variance)
         except ValueError as error:
-            raise ConfigError(f"config.loss.variance={config.loss.variance}: {error}") from None
-    return losses.denoising(gaussian, config.loss.target, density, weighting)
+            raise ConfigError(f"config.loss.variance={config.variance}: {error}") from None
+    return losses.denoising(gaussian, config.target, density, weighting)
+
+
+def _density_and_weighting(system: System) -> tuple[losses.Density, losses.Weighting]:
+    config, gaussian = system.config.loss, system.process
+    section = lambda value: {**value, "shift": system.shift(value["shift"])} if "shift" in value else value
+
+    def weighting_of(name: str, **options) -> losses.Weighting:
+        if name != "importance":
+            return losses.weighting(name, **options)
+        wanted = named(losses.pdf, section(options.pop("density", {})), "config.loss.weighting.density")
+        drawn = named(losses.pdf, section(config.density), "config.loss.density")
+        return losses.importance(wanted, drawn, **options)
+
+    weighting = named(weighting_of, config.weighting, "config.loss.weighting")
+    if config.density.get("name") == "weighting":
+        traded = lambda name, **options: losses.traded(gaussian, config.target, weighting, **options)
+        return named(traded, config.density, "config.loss.density")
+    if config.density.get("name") == "edm_log_normal":
+        _same_ends(config.density, system.config.process)
+    return named(losses.density, section(config.density), "config.loss.density"), weighting
+
+
+def _same_ends(density: Mapping[str, Any], gaussian: Mapping[str, Any]) -> None:
+    for end in ("sigma_min", "sigma_max"):
+        theirs = [section.get(end, {"sigma_min": 0.002, "sigma_max": 80.0}[end]) for section in (density, gaussian)]
+        if theirs[0] != theirs[1]:
+            raise ConfigError(f"config.loss.density.{end}={theirs[0]} and config.process.{end}={theirs[1]} must agree")

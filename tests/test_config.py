@@ -12,7 +12,7 @@ from lgm.parsing import ConfigError
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = [str(path) for path in sorted(FOLDER.glob("*.py"))]  # sweeps, in a folder below, have tests of their own
 EMOJI = [f"{FOLDER}/emoji.py:model={model},process={process}"
-         for model in ("mmdit", "unet") for process in ("flow", "eps", "v")]
+         for model in ("mmdit", "unet") for process in ("flow", "eps", "v", "edm")]
 
 
 @pytest.mark.parametrize("spec", FILES + EMOJI)
@@ -31,7 +31,7 @@ def test_overrides_take_python_literals_or_words():
 
 
 def test_both_generations_of_the_emoji_config_are_of_one_size():
-    sizes = [build(schema.load(spec).model).count() for spec in (EMOJI[0], EMOJI[4])]
+    sizes = [build(schema.load(spec).model).count() for spec in (EMOJI[0], EMOJI[5])]
     assert max(sizes) / min(sizes) < 1.05
 
 

@@ -30,11 +30,11 @@ class Mixture:
     def denoise(self, process: Process, x_t: jax.Array, t_B: jax.Array) -> jax.Array:
         """E[x | x_t], [B, D]: each component's posterior mean, by the component's share given x_t."""
         a, b = process.a(t_B)[:, None], process.b(t_B)[:, None]  # [B, 1]
-        means, stds = jnp.asarray(self.means, jnp.float32), jnp.asarray(self.stds, jnp.float32)
+        means, stds = jnp.asarray(self.means, float), jnp.asarray(self.stds, float)
         variance_BK = jnp.square(a * stds) + jnp.square(b)
         away_BKD = x_t[:, None] - a[..., None] * means
         share_BK = jax.nn.softmax(
-            jnp.log(jnp.asarray(self.weights, jnp.float32))
+            jnp.log(jnp.asarray(self.weights, float))
             - 0.5 * jnp.square(away_BKD).sum(-1) / variance_BK
             - 0.5 * means.shape[1] * jnp.log(variance_BK)
         )
@@ -56,7 +56,7 @@ def ring(count: int = 8, radius: float = 1.6, std: float = 0.12) -> Mixture:
     """Equal Gaussians on a circle in the plane."""
     angles = 2 * np.pi * np.arange(count) / count
     means = radius * np.stack([np.cos(angles), np.sin(angles)], -1)
-    return Mixture(means.astype(np.float32), np.full(count, std, np.float32), np.full(count, 1 / count, np.float32))
+    return Mixture(means, np.full(count, std), np.full(count, 1 / count))
 
 
 def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:

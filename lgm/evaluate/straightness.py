@@ -20,7 +20,7 @@ def straightness(process: Process, target: str, predict: Callable, x_T: jax.Arra
     """
     times = jnp.asarray(sampling.times(process, steps))
     x_0, states = sampling.trace(sampling.solver("heun"), process, target, predict, x_T, times)
-    starts = jnp.concatenate([jnp.asarray(x_T, jnp.float32)[None], states[:-1]])
+    starts = jnp.concatenate([jnp.asarray(x_T, float)[None], states[:-1]])
 
     def velocity(ends):
         t, x_t = ends

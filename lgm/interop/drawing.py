@@ -9,9 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from lgm import sampling
 from lgm.data.grid import save_grid
 from lgm.files import write_atomically
 from lgm.interop.diffusers_dir import load_pipeline
@@ -19,6 +18,7 @@ from lgm.interop.lora import LoRA, read_lora
 from lgm.interop.pipelines import latent_size, text_to_image
 from lgm.models import Model
 from lgm.parallel import make_layout, shardings
+from lgm.pictures import drawing_words, starting_picture
 
 
 def draw_from_folder(
@@ -26,44 +26,32 @@ def draw_from_folder(
     prompts: Sequence[str],
     out: str | Path,
     *,
-    negative: str | None = None,
     count: int = 1,
     seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    solver: str | None = None,
     size: str | tuple[int, int] | None = None,
     image: str | Path | None = None,
-    strength: float = 0.8,
+    strength: float | None = None,
+    mask: str | Path | None = None,
     lora: Sequence[str] = (),
     single_file: str | Path | None = None,
     dtype: str = "float32",
     noise: str | Path | None = None,
     true_guidance: float = 1.0,
     tile: int | None = None,
+    **words,
 ) -> np.ndarray:
     """Draw `count` images of each prompt with a diffusers folder, write them to one PNG and return them [N, H, W, 3].
 
     One image is written as it is, several as a grid with their prompts. `size` is (height, width) in pixels, "512" or
-    "512x768". `image` is a picture to start from; `lora` are files to merge, "path" or "path:strength"; `noise` is a
-    .npy file of x_T [N, h, w, C] instead of what `seed` gives. On several devices every network is split over them, so
-    that none need hold it whole. The arguments that decide nothing about the weights are
-    checked before they are loaded. Raises ValueError, one line, for what cannot be.
+    "512x768". `image` is a picture to start from, `mask` where it is drawn anew; `lora` are files to merge, "path" or
+    "path:strength"; `noise` is a .npy file of x_T [N, h, w, C] instead of what `seed` gives. `words` are those of
+    `pictures.drawing_words`. On several devices every network is split over them, so that none need hold it whole. The
+    arguments that decide nothing about the weights are checked before they are loaded. Raises ValueError, one line, for
+    what cannot be.
     """
-    for prompt in prompts:
-        if not prompt.strip():
-            raise ValueError('the prompt is empty; give a caption, such as "a red fox in the snow"')
-    for name, value in (("count", count), ("steps", steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    if solver is not None:
-        sampling.solver(solver)
-    if not 0.0 < strength <= 1.0:
-        raise ValueError(f"strength={strength} must lie in (0, 1]")
+    words = drawing_words(prompts, count, **words)
     size = read_size(size) if isinstance(size, str) else size
-    start = None if image is None else read_image(image)
-    if image is not None and size is not None:
-        start = resized(start, size)
+    start = starting_picture(image, strength, mask, size)
     start_noise = None if noise is None else read_noise(noise)
     merged = [lora_of(text) for text in lora]
     pipeline, params = load_pipeline(
@@ -72,22 +60,12 @@ def draw_from_folder(
     if size is not None:
         latent_size(pipeline, size)
     captions = [prompt for prompt in prompts for _ in range(count)]
-    images = text_to_image(
-        pipeline,
-        params,
-        captions,
-        negative=negative,
-        steps=steps,
-        guidance=guidance,
-        solver=solver,
-        size=size,
-        seed=seed,
-        noise=start_noise,
-        image=None if start is None else np.repeat(start[None], len(captions), 0),
-        strength=strength,
-        true_guidance=true_guidance,
-        tile=tile,
-    )
+    picture = {}
+    if start is not None:
+        image = np.repeat(start.image[None], len(captions), 0)
+        picture = {"image": image, "strength": start.strength, "mask": start.mask}
+    images = text_to_image(pipeline, params, captions, size=size, seed=seed, noise=start_noise,
+                           true_guidance=true_guidance, tile=tile, **picture, **words)
     images = np.round(images * 255).astype(np.uint8)
     if len(images) == 1:
         buffer = io.BytesIO()
@@ -104,22 +82,6 @@ def over_all_devices() -> Callable[[Model], Any] | None:
         return None
     layout = make_layout({"tensor": -1})
     return lambda model: shardings(layout, model.abstract(), model.logical_axes())
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """[H, W, 3] float32 in [0, 1]. Raises ValueError, one line, for a file that is no image."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"), np.float32) / 255
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); give a PNG or JPEG") from error
-
-
-def resized(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture in [0, 1] scaled to cover `size` = (height, width) and cut in the middle."""
-    picture = Image.fromarray(np.round(image_HWC * 255).astype(np.uint8))
-    fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.asarray(fitted, np.float32) / 255
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -122,7 +122,7 @@ def _schedule_of(system: System) -> Schedule:
     if "_class_name" in given:
         return dataclasses.replace(read_schedule(given), target=config.loss.target)
     if config.process["name"] == "rectified_flow":
-        shift = config.process.get("shift", 1.0) * given.get("shift", 1.0)
+        shift = config.process.get("shift", 1.0) * system.shift(given.get("shift", 1.0))
         return Schedule({"name": "rectified_flow"}, "flow", "euler", "flow", shift=shift)
     return Schedule(dict(config.process), config.loss.target, "ddim", "trailing")
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from lgm.interop.prompts import condition, unconditional
 from lgm.models import Conditioning, Params
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.models.tiling import tiled_decode
+from lgm.pictures import latent_mask
+from lgm.process import pure_noise
+from lgm.registry import section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +59,13 @@ def text_to_image(
     size: tuple[int, int] | None = None,
     seed: int = 0,
     noise: jax.Array | None = None,
-    solver: str | None = None,
+    solver: str | Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    rule: str | Mapping[str, Any] = "plain",
+    interval: tuple[float, float] = (0.0, 1.0),
     image: jax.Array | None = None,
     strength: float = 0.8,
+    mask: np.ndarray | None = None,
     t5_tokens: int | None = None,
     true_guidance: float = 1.0,
     tile: int | None = None,
@@ -67,11 +75,14 @@ def text_to_image(
     Args:
         negative: what the image should not show; the default is the system's own unconditional text.
         steps, guidance, solver: the system's and its scheduler's by default. Flux takes guidance as an input of its
-            network; the others extrapolate from the unconditional prediction where it is above 1.
+            network; the others extrapolate from the unconditional prediction where it is above 1, by `rule` and for
+            t in `interval` (`sampling.rule`).
+        schedule: arguments of `sampling.times` instead of the scheduler's own times.
         size: (height, width) in pixels; by default what the denoiser was trained at.
-        noise: x_T [B, h, w, C] in latent pixels; by default that of image i is a function of (seed, i) alone.
+        noise: x_T [B, h, w, C] in latent pixels; by default that of image i is a function of (seed, i) alone, as is
+            what a stochastic solver draws.
         image: start from these images [B, H, W, 3] in [0, 1] with noise of `strength` in (0, 1]: only the last
-            strength x steps steps are made.
+            strength x steps steps are made. Where `mask` [H, W] is False they are kept.
         t5_tokens: the length that texts are padded to for T5.
         true_guidance: Flux alone: extrapolate from `negative` by this scale, at twice the cost.
         tile: decode in overlapping tiles of so many pixels a side, which bounds the memory of large images.
@@ -94,27 +105,33 @@ def text_to_image(
     cond = condition(pipeline, params, prompts, size, guidance=guidance, t5_tokens=t5_tokens)
     wanted = (1.0 if negative is None else true_guidance) if distilled else guidance
     scale = max(1.0, float(wanted))
-    if scale == 1.0 and negative is not None:
+    idle = {"negative": negative is not None, "rule": rule != "plain", "interval": tuple(interval) != (0.0, 1.0)}
+    if scale == 1.0 and any(idle.values()):
         what = "true_guidance" if distilled else "guidance"
-        warnings.warn(f"negative={negative!r} changes nothing at {what} 1; give a {what} above 1", stacklevel=2)
-    uncond = None
+        word = next(name for name, given in idle.items() if given)
+        given = {"negative": negative, "rule": rule, "interval": interval}[word]
+        warnings.warn(f"{word}={given!r} changes nothing at {what} 1; give a {what} above 1", stacklevel=2)
+    how = uncond = None
     if scale > 1.0:
+        how = sampling.rule(scale=scale, **section(rule, "rule"))
         uncond = unconditional(pipeline, params, len(prompts), size, negative, t5_tokens, guidance=guidance)
 
-    tokens = shape[1] * shape[2] // 4  # the flow models cut latents into patches of 2 x 2
-    walk = pipeline.schedule.walk(steps, tokens, even=distilled)
-    times, process = walk.times, pipeline.process
-    if image is not None and pipeline.schedule.spacing == "flow":
-        strength = _rounded_up(strength, steps)
+    walk, method, start = _course(pipeline, steps, shape, schedule, solver)
+    process, target, left = pipeline.process, pipeline.schedule.target, None
     if image is None:
-        x = noise * (process.b(times[0]) if pipeline.schedule.scaled_start else 1.0)
+        x = noise * start
     else:
+        if pipeline.schedule.spacing == "flow":
+            strength = _rounded_up(strength, steps)
         z = _encode(pipeline, params["vae"], jnp.asarray(image, jnp.float32))
-        x, times = sampling.from_image(process, z, noise, times, strength)
-    method = pipeline.schedule.method(walk.times, solver)
+        x, times = sampling.from_image(process, z, noise, walk.times, strength)
+        left = len(times) - 1
+        if mask is not None:
+            method = sampling.inpainting(method, z, jnp.asarray(latent_mask(mask, z.shape[1:3])), noise)
+    method, wrap = sampling.guided(method, how, tuple(interval))
     arguments = (params[pipeline.layout.denoiser], cond, uncond)
-    x = sampling.loop(method, process, pipeline.schedule.target, _predictor(pipeline, scale), x, walk, arguments,
-                      jax.random.key(seed), len(times) - 1)  # fmt: skip
+    x = sampling.loop(method, process, target, _predictor(pipeline, wrap), x, walk, arguments,
+                      sampling.keys(seed, range(len(x))), left)  # fmt: skip
     decode = functools.partial(_decode, pipeline, params["vae"])
     if tile is not None:
         images = tiled_decode(decode, x, factor=autoencoder.factor, tile=_tile(tile, autoencoder.factor))
@@ -146,16 +163,26 @@ def _rounded_up(strength: float, steps: int) -> float:
     return min(1.0, (made + 0.5) / steps)
 
 
+def _course(pipeline: Pipeline, steps: int, shape: tuple[int, ...], schedule: Mapping[str, Any] | None,
+            solver: str | Mapping[str, Any] | None) -> tuple[sampling.Walk, sampling.Solver, float]:
+    """(times, solver, factor of the noise that x_T is) of latents of `shape`."""
+    process, tokens = pipeline.process, shape[1] * shape[2] // 4  # flow models cut latents into patches of 2 x 2
+    if schedule is not None:
+        times = sampling.telling(process, pipeline.schedule.target, sampling.times(process, steps, **schedule))
+        found = sampling.solver(**section(solver or pipeline.schedule.solver, "solver"))
+        return sampling.Walk(times), found, float(pure_noise(process, jnp.float32(1.0), times[0]))
+    walk = pipeline.schedule.walk(steps, tokens, even=pipeline.name == "FluxPipeline")
+    scale = float(process.b(walk.times[0])) if pipeline.schedule.scaled_start else 1.0
+    return walk, pipeline.schedule.method(walk.times, solver), scale
+
+
 @functools.lru_cache(maxsize=8)
-def _predictor(pipeline: Pipeline, scale: float):
-    """`predict(x_t, t_B, arguments)`, the same object for the same pipeline and scale."""
+def _predictor(pipeline: Pipeline, wrap: sampling.Wrap):
+    """`predict(x_t, t_B, arguments)`, the same object for the same pipeline and guidance."""
 
     def predict(x, t_B, arguments: tuple[Params, Conditioning, Conditioning | None]):
         params, cond, uncond = arguments
-        plain = lambda x, t, c: pipeline.denoiser.apply(params, x, t, c)
-        if scale == 1.0:
-            return plain(x, t_B, cond)
-        return sampling.classifier_free(plain, cond, uncond, scale)(x, t_B)
+        return wrap(lambda x, t, c: pipeline.denoiser.apply(params, x, t, c), cond, uncond)(x, t_B)
 
     return predict
 

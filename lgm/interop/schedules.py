@@ -17,6 +17,7 @@ import numpy as np
 from lgm import process as gaussian
 from lgm import sampling
 from lgm.process import Process, shift_time
+from lgm.registry import section
 from lgm.sampling import Walk, multistep, unipc
 from lgm.sampling.clipping import bounded
 from lgm.sampling.steps import Solver
@@ -70,10 +71,10 @@ class Schedule:
         options = dict(self.process)
         return gaussian.build(options.pop("name"), **options)
 
-    def method(self, times: np.ndarray, name: str | None = None) -> Solver:
-        """The solver for a walk over all of `times`; `name` is another one to take instead."""
-        if name not in (None, self.solver):
-            return sampling.solver(name)
+    def method(self, times: np.ndarray, other: str | Mapping[str, Any] | None = None) -> Solver:
+        """The solver for a walk over all of `times`; `other` is one to take instead, a name or a section."""
+        if other not in (None, self.solver):
+            return sampling.solver(**section(other, "solver"))
         few = self.lower_at_end and len(times) - 1 < FEW
         limits = []
         if self.solver == "dpmpp_3m" and few or self.solver == "unipc" and self.order == 3:

@@ -3,7 +3,7 @@
 from lgm.losses.alignment import aligned, contrastive, info_nce, repa
 from lgm.losses.consistency import consistency
 from lgm.losses.denoising import denoising, denoising_at
-from lgm.losses.densities import DENSITIES, density, pdf
+from lgm.losses.densities import DENSITIES, Density, density, pdf
 from lgm.losses.jumps import mean_flow, shortcut
 from lgm.losses.reflow import DISTANCES, distance, guidance_distillation, one_step, reflow
 from lgm.losses.variational import hybrid
@@ -12,6 +12,7 @@ from lgm.losses.weightings import WEIGHTINGS, Weighting, importance, traded, wei
 __all__ = [
     "DENSITIES",
     "DISTANCES",
+    "Density",
     "WEIGHTINGS",
     "Weighting",
     "aligned",

@@ -1,10 +1,12 @@
 """Pure-function solvers, time grids, guidance and starts."""
 
 from lgm.sampling.adaptive import dormand_prince
+from lgm.sampling.clipping import bounded
 from lgm.sampling.grids import SPACINGS, last_part, telling, times
 from lgm.sampling.guidance import (
     RULES,
     Projected,
+    Rule,
     Wrap,
     classifier_free,
     embedded,
@@ -17,16 +19,18 @@ from lgm.sampling.guidance import (
 )
 from lgm.sampling.jumps import jump
 from lgm.sampling.solvers import SOLVERS, Solver, Walk, loop, sample, solver, trace
-from lgm.sampling.starts import from_image, inpainting, noise
+from lgm.sampling.starts import from_image, inpainting, keys, noise
 
 __all__ = [
     "RULES",
     "SOLVERS",
     "SPACINGS",
     "Projected",
+    "Rule",
     "Solver",
     "Walk",
     "Wrap",
+    "bounded",
     "classifier_free",
     "dormand_prince",
     "embedded",
@@ -34,6 +38,7 @@ __all__ = [
     "guided",
     "inpainting",
     "jump",
+    "keys",
     "last_part",
     "loop",
     "noise",

@@ -49,15 +49,15 @@ def dormand_prince(process: Process, target: str, predict: Callable, x_T: jax.Ar
         raise ValueError(f"times={tuple(times)} must be two, fall and end at 0 or above")
     if rtol <= 0.0 or atol <= 0.0:
         raise ValueError(f"rtol={rtol} and atol={atol} must be above 0")
-    begin, end = (jnp.float32(t) for t in times)
-    stages, nodes, error_row = (jnp.asarray(a, jnp.float32) for a in (STAGES, NODES, ERROR))
+    begin, end = (jnp.asarray(t, float) for t in times)
+    stages, nodes, error_row = (jnp.asarray(a, float) for a in (STAGES, NODES, ERROR))
 
     def velocity(t, x):
         t_B = jnp.full(x.shape[:1], t)
         return gaussian.convert(process, target, "flow", predict(x, t_B), x, t_B)
 
     def attempt(t, x, k1, h):
-        slopes = jnp.zeros((7, *x.shape), jnp.float32).at[0].set(k1)
+        slopes = jnp.zeros((7, *x.shape), float).at[0].set(k1)
         for stage in range(6):
             moved = x + h * jnp.tensordot(stages[stage], slopes[:6], 1)
             slopes = slopes.at[stage + 1].set(velocity(t + nodes[stage] * h, moved))
@@ -78,7 +78,7 @@ def dormand_prince(process: Process, target: str, predict: Callable, x_T: jax.Ar
     def unfinished(state):
         return (state[0] != end) & (state[4] < most)
 
-    x, zero = jnp.asarray(x_T, jnp.float32), jnp.zeros((), jnp.int32)
+    x, zero = jnp.asarray(x_T, float), jnp.zeros((), jnp.int32)
     state = begin, x, velocity(begin, x), 0.05 * (end - begin), zero, zero
     t, x, _, _, tried, taken = jax.lax.while_loop(unfinished, body, state)
     return Solution(x, 1 + 6 * tried, taken, t == end)

@@ -60,6 +60,12 @@ def _leading(process: Process, steps: int) -> np.ndarray:
     return np.append((np.arange(steps) * (entries // steps))[::-1], 0) / entries
 
 
+def _linspace(process: Process, steps: int) -> np.ndarray:
+    """Entries from the last to the first of a table, rounded: both ends are among them."""
+    entries = _table(process, steps, "linspace")
+    return np.append(np.linspace(0, entries - 1, steps).round()[::-1], 0) / entries
+
+
 def _quadratic(process: Process, steps: int) -> np.ndarray:
     """Even steps of sqrt(t) (DDIM, 2010.02502, appendix D.2)."""
     return np.linspace(_noisiest(process) ** 0.5, 0.0, steps + 1) ** 2
@@ -80,7 +86,7 @@ def _by_level(ramp: Ramp) -> Callable[[Process, int], np.ndarray]:
         levels = ramp(steps, *(level(jnp.float32(t)) for t in (_noisiest(process), lowest)))
         signal = np.maximum(1.0 - levels, 1e-9) if straight else 1.0
         times = _times_at(process, 2.0 * np.log(signal / levels))
-        times[[0, -1]] = _noisiest(process), max(lowest, 1e-7)  # above 0, which would be the data
+        times[[0, -1]] = _noisiest(process), max(lowest, 1e-9)  # above 0, which would be the data
         return np.append(times, 0.0)
 
     return spacing
@@ -90,6 +96,7 @@ SPACINGS: dict[str, Callable[..., Callable[[Process, int], np.ndarray]]] = {
     "even": lambda: _even,
     "trailing": lambda: _trailing,
     "leading": lambda: _leading,
+    "linspace": lambda: _linspace,
     "quadratic": lambda: _quadratic,
     "log_snr": lambda: _log_snr,
     "karras": lambda rho=7.0: _by_level(karras(rho)),
@@ -103,7 +110,7 @@ def times(process: Process, steps: int, spacing: str = "even", shift: float = 1.
     """`steps` + 1 falling float32 times from noise to t = 0, moved towards noise by `shift`.
 
     spacing: "even", "quadratic" or "log_snr" in t; "karras" (rho), "exponential" or "beta" (alpha, beta) in noise
-    level; "trailing" or "leading" on a table's entries. A process with a table starts at its last entry,
+    level; "trailing", "leading" or "linspace" on a table's entries. A process with a table starts at its last entry,
     t = (N - 1) / N; the others at t = 1. Raises ValueError, one line, for what cannot be.
     """
     if not isinstance(steps, (int, np.integer)) or steps < 1:

@@ -34,7 +34,7 @@ def rescaled(scale: float, share: float = 0.7) -> Rule:
 
     def rule(c, u):
         guided = u + scale * (c - u)
-        deviation = lambda x: jnp.std(x.astype(jnp.float32), axis=tuple(range(1, x.ndim)), keepdims=True)
+        deviation = lambda x: jnp.std(x.astype(float), axis=tuple(range(1, x.ndim)), keepdims=True)
         return guided * (share * deviation(c) / deviation(guided) + (1.0 - share))
 
     return rule
@@ -122,7 +122,7 @@ def projected(method: Solver, rule: Projected, interval: tuple[float, float] = (
     _rising(interval)
 
     def start(x):
-        return method.start(x), jnp.zeros(x.shape, jnp.float32)
+        return method.start(x), jnp.zeros(x.shape, float)
 
     def step(process, denoise, x, memory, t, s, key):
         inner, running = memory

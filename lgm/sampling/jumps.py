@@ -11,11 +11,11 @@ import jax.numpy as jnp
 def jump(predict: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], x_T: jax.Array, times) -> jax.Array:
     """x_0 from x_T [B, ...] by x_s = x_t - (t - s) predict(x_t, t_B, s_B) over the falling `times` [steps + 1]; two
     times make one step."""
-    times = jnp.asarray(times, jnp.float32)
+    times = jnp.asarray(times, float)
 
     def body(x, ends):
         t, s = ends
         wide = lambda u: jnp.full(x.shape[:1], u)
-        return x - (t - s) * predict(x, wide(t), wide(s)).astype(jnp.float32), None
+        return x - (t - s) * predict(x, wide(t), wide(s)).astype(float), None
 
-    return jax.lax.scan(body, jnp.asarray(x_T, jnp.float32), (times[:-1], times[1:]))[0]
+    return jax.lax.scan(body, jnp.asarray(x_T, float), (times[:-1], times[1:]))[0]

@@ -110,7 +110,7 @@ def plms(velocity: bool = False) -> Solver:
             return to.a * data + to.b * eps
 
         improved = lambda: 0.5 * (value + said(denoise(move(value), s), level(process, s)))
-        row = jnp.asarray(PLMS, jnp.float32)[memory.count - 1]
+        row = jnp.asarray(PLMS, float)[memory.count - 1]
         combined = lambda: jnp.tensordot(row, memory.values, 1)
         return move(jax.lax.cond((memory.count == 1) & (to.b > 0), improved, combined)), memory
 

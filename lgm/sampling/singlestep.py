@@ -52,13 +52,13 @@ def ddim(eta: float = 0.0) -> Solver:
 def ends_in_noise(process: Process) -> bool:
     """Whether x_1 holds no data at all, so that b / a is infinite there."""
     with jax.ensure_compile_time_eval():
-        return bool(process.a(jnp.float32(1.0)) < 1e-6)
+        return bool(process.a(jnp.asarray(1.0, float)) < 1e-6)
 
 
 def silent_at(process: Process, target: str, t: float) -> bool:
     """Whether a prediction at time t leaves the data open: eps where x_t is nothing but noise."""
     with jax.ensure_compile_time_eval():
-        t = jnp.float32(t)
+        t = jnp.asarray(t, float)
         p, q = gaussian.coefficients(process, target, t)
         a, b = process.a(t), process.b(t)
         return bool(jnp.abs(a * q - b * p) < 1e-6 * b)
@@ -121,7 +121,7 @@ def dpmpp_2s(noise: bool = False) -> Solver:
     not the first half of the pair's."""
 
     def start(x):
-        return x.astype(jnp.float32), jnp.zeros(x.shape, jnp.float32), jnp.ones(()), jnp.zeros((), jnp.int32)
+        return x.astype(float), jnp.zeros(x.shape, float), jnp.ones(()), jnp.zeros((), jnp.int32)
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         x_hat, _ = denoise(x, t)
@@ -138,7 +138,7 @@ def dpmpp_2s(noise: bool = False) -> Solver:
         memory = jax.lax.cond(
             second,
             lambda: (begin_x, begin_hat, begin_t, number + 1),
-            lambda: (x.astype(jnp.float32), x_hat, jnp.asarray(t, jnp.float32), number + 1),
+            lambda: (x.astype(float), x_hat, jnp.asarray(t, float), number + 1),
         )
         return moved, memory
 

@@ -70,7 +70,7 @@ def trace(method: Solver, process: Process, target: str, predict: Callable, x_T:
     denoise = _denoiser(process, target, predict)
     key_of = _keys(key)
     _check(process, target, times)
-    times, x_T = jnp.asarray(times, jnp.float32), jnp.asarray(x_T, jnp.float32)
+    times, x_T = jnp.asarray(times, float), jnp.asarray(x_T, float)
 
     def body(carry, inputs):
         number, t, s = inputs
@@ -106,13 +106,13 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
         _check(process, target, walk)
         walk = Walk(walk)
     key_of = _keys(key)
-    x_T = jnp.asarray(x_T, jnp.float32)
+    x_T = jnp.asarray(x_T, float)
     carry = (x_T, method.start(x_T))
     told = None if walk.told is None else (walk.times[-2::-1], walk.told[::-1])
     pairs = list(zip(walk.times[:-1], walk.times[1:] if walk.ends is None else walk.ends, strict=True))
     for number, (t, s) in enumerate(pairs[-steps:] if steps else pairs):
-        carry = _step(method, process, target, predict, carry, arguments, told, jnp.float32(t), jnp.float32(s),
-                      key_of(jnp.int32(number)))
+        ends = jnp.asarray(t, float), jnp.asarray(s, float)
+        carry = _step(method, process, target, predict, carry, arguments, told, *ends, key_of(jnp.int32(number)))
     return carry[0]
 
 
@@ -142,7 +142,7 @@ def _keys(key: jax.Array | None) -> Callable[[jax.Array], jax.Array]:
 
 def _check(process: Process, target: str, times) -> None:
     """Refuse times that no solver can walk, as far as they are known before the program runs."""
-    gaussian.coefficients(process, target, jnp.float32(0.5))
+    gaussian.coefficients(process, target, jnp.asarray(0.5, float))
     try:
         grid = np.asarray(times, np.float32)
     except jax.errors.TracerArrayConversionError:

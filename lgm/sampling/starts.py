@@ -14,8 +14,18 @@ from lgm.sampling.steps import Solver, arrival
 
 def noise(seed: int, rows, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal [N, *shape] for N images; that of image i of `rows` is a function of (seed, i) alone."""
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows))
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(_folded(seed, rows, 0))
+
+
+def keys(seed: int, rows) -> jax.Array:
+    """[N] keys for `sample`'s or `loop`'s stochastic solvers: what image i of `rows` draws on its way is, like its
+    `noise` and apart from it, a function of (seed, i) alone."""
+    return _folded(seed, rows, 1)
+
+
+def _folded(seed: int, rows, number: int) -> jax.Array:
+    of = lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), number)
+    return jax.vmap(of)(jnp.asarray(rows))
 
 
 def from_image(process: Process, x: jax.Array, noise: jax.Array, times: np.ndarray,

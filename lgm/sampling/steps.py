@@ -66,8 +66,8 @@ def limited(limits: tuple[tuple[float, int], ...], t: jax.Array, order: int) -> 
 def draw(key: jax.Array, x: jax.Array) -> jax.Array:
     """N(0, I) like x [B, ...], from one key or from one an example [B], whose noise then is its own in any batch."""
     if key.ndim:
-        return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], jnp.float32))(key)
-    return jax.random.normal(key, x.shape, jnp.float32)
+        return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], float))(key)
+    return jax.random.normal(key, x.shape, float)
 
 
 class History(NamedTuple):
@@ -81,12 +81,12 @@ class History(NamedTuple):
 def empty(x: jax.Array, length: int) -> History:
     """A history without entries; its places differ, so that no unused formula divides by 0."""
     places = -1e3 * jnp.arange(1.0, length + 1.0)
-    return History(jnp.zeros((length, *x.shape), jnp.float32), places, jnp.zeros((), jnp.int32))
+    return History(jnp.zeros((length, *x.shape), float), places, jnp.zeros((), jnp.int32))
 
 
 def push(history: History, value: jax.Array, place: jax.Array) -> History:
     """The history with one newer entry, the oldest one dropped."""
-    values = jnp.concatenate([value[None].astype(jnp.float32), history.values[:-1]])
+    values = jnp.concatenate([value[None].astype(float), history.values[:-1]])
     places = jnp.concatenate([jnp.reshape(place, (1,)), history.places[:-1]])
     return History(values, places, jnp.minimum(history.count + 1, len(values)))
 
@@ -101,9 +101,9 @@ def polynomial_weights(places: jax.Array, active: jax.Array, kernel: Callable[[j
 
     By Gauss-Legendre: exact for kernel 1, to float32's rounding for exp(c u) with |c| < 10.
     """
-    u = jnp.asarray(NODES, jnp.float32)[:, None, None]
+    u = jnp.asarray(NODES, float)[:, None, None]
     others = active[None, :] & ~jnp.eye(len(places), dtype=bool)
     distance = jnp.where(others, places[:, None] - places[None, :], 1.0)
     basis = jnp.where(others, (u - places[None, :]) / distance, 1.0).prod(-1)
-    weights = jnp.asarray(NODE_WEIGHTS, jnp.float32) * kernel(u[:, 0, 0])
+    weights = jnp.asarray(NODE_WEIGHTS, float) * kernel(u[:, 0, 0])
     return jnp.where(active, weights @ basis, 0.0)

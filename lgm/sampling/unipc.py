@@ -33,7 +33,7 @@ def unipc(order: int = 2, limits: tuple[tuple[float, int], ...] = ()) -> Solver:
         raise ValueError(f"solver option order={order} must be 1, 2 or 3")
 
     def start(x):
-        return steps.empty(x, order), _Before(jnp.zeros(x.shape, jnp.float32), jnp.ones(()), jnp.zeros((), jnp.int32))
+        return steps.empty(x, order), _Before(jnp.zeros(x.shape, float), jnp.ones(()), jnp.zeros((), jnp.int32))
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         history, before = memory
@@ -43,7 +43,7 @@ def unipc(order: int = 2, limits: tuple[tuple[float, int], ...] = ()) -> Solver:
         history = steps.push(history, x_hat, at.log_ratio)
         taken = jnp.where(to.b > 0, jnp.minimum(history.count, steps.limited(limits, t, order)), 1)
         mean = (1.0 - decay(at, to)) * x_hat + _ahead(history, at, to, taken)
-        return to.b / at.b * x + to.a * mean, (history, _Before(x, jnp.asarray(t, jnp.float32), taken))
+        return to.b / at.b * x + to.a * mean, (history, _Before(x, jnp.asarray(t, float), taken))
 
     return Solver(step, start)
 

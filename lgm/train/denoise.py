@@ -57,7 +57,7 @@ def make_task(config: Config, layout: Layout) -> Task:
 
 def make_draw(config: Config, system: System):
     """What a batch's loss draws from the step's key: times and noise, and whose caption is dropped."""
-    objective = build_loss(config, system.process)
+    objective = build_loss(system)
     dropout = config.text.caption_dropout if config.text else 0.0
 
     def draw(batch, key):
@@ -74,7 +74,7 @@ def make_draw(config: Config, system: System):
 
 def make_loss(config: Config, system: System):
     """The loss of a batch {"latent" or "image", "tokens", "mask"} with all that was drawn for it."""
-    objective = build_loss(config, system.process)
+    objective = build_loss(system)
     method = "with_variance" if config.loss.variance else "__call__"
 
     def loss(trained, frozen, batch, key):

@@ -112,26 +112,19 @@ def sample_exported(folder: str, prompts: list[str], out: str, **options) -> int
     return _sample(lambda: open_exported(folder), prompts, out, **options)
 
 
-def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, steps: int | None, guidance: float | None,
-            solver: str | None) -> int:
+def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image: str | None = None,
+            strength: float | None = None, mask: str | None = None, **words) -> int:
     """Check the words, then `load()` (system, parameters, frozen parameters) and draw."""
-    from lgm import sampling
     from lgm.data import save_grid
     from lgm.drawing import draw
+    from lgm.pictures import drawing_words, starting_picture
 
-    for prompt in prompts:
-        if not prompt.strip():
-            raise ConfigError("--prompt is empty; give a caption, such as --prompt=\"grinning face emoji, noto style\"")
-    positive = {"--count": count, "--steps": steps}
-    for name, value in positive.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value} must be at least 1")
-    if solver is not None:
-        sampling.solver(solver)  # an unknown one is refused before anything is loaded
+    changes = drawing_words(prompts, count, **words)
+    starting_picture(image, strength, mask)  # a file that cannot be read is refused before anything is loaded
     system, params, frozen = load()
+    start = starting_picture(image, strength, mask, (system.config.data.resolution,) * 2)
     captions = [prompt for prompt in prompts for _ in range(count)]
-    changes = {"steps": steps, "guidance": guidance, "solver": solver}
-    images = draw(system, params, frozen, captions, seed, **{k: v for k, v in changes.items() if v is not None})
+    images = draw(system, params, frozen, captions, seed, start, **changes)
     if len(images) == 1:
         save_grid(out, images, scale=1)
     else:

@@ -14,8 +14,8 @@ from tiny_systems import PROMPTS, T5_TOKENS, psnr
 
 from lgm.cli import main
 from lgm.interop.diffusers_dir import load_pipeline
-from lgm.interop.drawing import read_image
 from lgm.interop.pipelines import text_to_image
+from lgm.pictures import read_image
 
 LEAST_PSNR = 80.0  # float32 in another order of sums is at over 100 dB
 LONG = "a picture of a very long list of things, " * 9  # more tokens than any of the tiny text encoders takes
@@ -132,6 +132,38 @@ def test_one_seed_is_one_image_whatever_is_drawn_beside_it_and_tiles_are_those_o
     theirs.vae.disable_tiling()
     assert psnr(read_image(tmp_path / "x.png"), tiled[0]) > 50 > psnr(one[0], tiled[0])
     assert main([*words[:-1], f"--out={tmp_path / 'y.png'}", "--tile=7"]) != 0 and not (tmp_path / "y.png").exists()
+
+
+def test_noise_drawn_on_the_way_follows_the_seed_and_the_image(systems):
+    _, _, pipeline, params = systems("stable_diffusion")
+    noise = np.random.default_rng(2).standard_normal((2, 8, 8, 4)).astype(np.float32)
+    draw = lambda seed, count=2: text_to_image(pipeline, params, PROMPTS[:count], steps=2, guidance=1.0, size=(16, 16),
+                                               seed=seed, noise=noise[:count], solver="ddim:eta=1.0")  # fmt: skip
+    one = draw(1)
+    np.testing.assert_array_equal(draw(1), one)
+    assert psnr(draw(2)[0], one[0]) < 50 and psnr(draw(1, 1)[0], one[0]) > LEAST_PSNR
+
+
+@pytest.mark.slow
+def test_guidance_rules_schedules_and_masks_reach_a_released_system(systems, tmp_path):
+    """Each word changes the picture, and one that says the default does not."""
+    _, folder, pipeline, params = systems("stable_diffusion")
+    noise = np.random.default_rng(2).standard_normal((1, 8, 8, 4)).astype(np.float32)
+    draw = lambda **words: text_to_image(pipeline, params, PROMPTS[:1], size=(16, 16), noise=noise,
+                                         **dict(steps=2, guidance=4.0) | words)  # fmt: skip
+    plain = draw()
+    assert psnr(draw(rule={"name": "rescaled", "share": 0.0}), plain) > LEAST_PSNR
+    assert psnr(draw(rule="projected:parallel=1.0"), plain) > LEAST_PSNR
+    for words in ({"rule": "rescaled:share=1.0"}, {"rule": "projected:limit=1.0"}, {"interval": (0.0, 0.6)},
+                  {"schedule": {"spacing": "karras"}}):  # fmt: skip
+        assert psnr(draw(**words), plain) < 75, words  # LEAST_PSNR is what rounding leaves
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "mask.png")
+    Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(tmp_path / "image.png")
+    words = ["sample", f"--from={folder}", f"--prompt={PROMPTS[0]}", "--steps=2", f"--image={tmp_path / 'image.png'}",
+             f"--mask={tmp_path / 'mask.png'}", "--strength=1.0"]  # fmt: skip
+    for seed in (1, 2):  # all of it is kept, whatever is drawn
+        assert main([*words, f"--seed={seed}", f"--out={tmp_path / f'{seed}.png'}"]) == 0
+    assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
 
 
 @pytest.mark.slow

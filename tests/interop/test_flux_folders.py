@@ -18,12 +18,12 @@ from lgm.cli import main
 from lgm.drawing import draw as draw_run
 from lgm.interop import original_names
 from lgm.interop.diffusers_dir import load_pipeline, save_pipeline
-from lgm.interop.drawing import read_image
 from lgm.interop.keys_flux import flux_rules
 from lgm.interop.lora import read_lora
 from lgm.interop.lora_export import save_lora
 from lgm.interop.pipelines import defaults_of
 from lgm.models.lora import LoRAConfig, init, merged
+from lgm.pictures import read_image
 from lgm.train.main import load_run
 
 # 45 dB is what a person could not see; float32 in another order of sums is far below (over 130 dB was measured)

@@ -13,8 +13,9 @@ from PIL import Image
 from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS, draw, noise_for, their_images
 
 from lgm.interop.diffusers_dir import load_pipeline, save_pipeline
-from lgm.interop.drawing import draw_from_folder, read_image
+from lgm.interop.drawing import draw_from_folder
 from lgm.interop.pipelines import latent_size, text_to_image
+from lgm.pictures import read_image
 
 # 45 dB is what a person could not see; float32 in another order of sums is far below (over 100 dB was measured)
 LEAST_PSNR = 80.0
@@ -122,7 +123,7 @@ def test_words_that_cannot_be_drawn_are_refused_in_one_line(stable_diffusion, tm
     folder = stable_diffusion[1]
     (tmp_path / "x.png").write_bytes(b"")
     for change, message in [
-        (dict(prompts=[" "]), "the prompt is empty"),
+        (dict(prompts=[" "]), "prompt is empty"),
         (dict(count=0), "count=0 must be at least 1"),
         (dict(solver="guess"), "unknown solver 'guess'"),
         (dict(size=(17, 16)), "use multiples of 2 pixels"),

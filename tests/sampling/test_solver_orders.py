@@ -1,58 +1,34 @@
-"""Each solver's order of convergence, and the mean and covariance its samples reach, where the denoiser is known."""
-
-import functools
+"""Each solver's order of convergence where the denoiser is known, on Gaussian data and on a mixture, in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.stats
+from shared_predictor import ours_trace
 
 from lgm import process as gaussian
 from lgm import sampling
+from lgm.evaluate.mixture import Mixture
 
-# four dimensions of different spread, so that an error that happens to change its sign in one hides nothing
-MEAN, DEVIATION = 0.7, np.array([0.2, 0.4, 0.7, 1.1], np.float32)
 PROCESSES = {
     "rectified_flow": gaussian.rectified_flow(),
     "continuous_vp": gaussian.continuous_vp(),
     "edm": gaussian.edm(),
 }
-
-
-def exact(process):
-    """E[x | x_t] of Gaussian data, as a network that predicts x."""
-
-    def predict(x_t, t_B):
-        a, b = (c(t_B)[:, None] for c in (process.a, process.b))
-        gain = a * DEVIATION**2 / (a**2 * DEVIATION**2 + b**2)
-        return MEAN + gain * (x_t - a * MEAN)
-
-    return predict
-
-
-def flow_of_data(process, x, t, s):
-    """The ODE's exact solution: a quantile keeps its place."""
-    spread = lambda u: np.sqrt(process.a(u) ** 2 * DEVIATION**2 + process.b(u) ** 2)
-    return process.a(s) * MEAN + (x - process.a(t) * MEAN) * spread(s) / spread(t)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(name, options, process_name, x, times, key):
-    process = PROCESSES[process_name]
-    return sampling.sample(sampling.solver(name, **dict(options)), process, "x", exact(process), x, times, key)
-
-
-def run(name, process_name, x, times, seed=0, **options):
-    return _run(name, tuple(options.items()), process_name, x, jnp.asarray(times), jax.random.key(seed))
-
-
+# on the line, where the ODE's exact solution is known: a quantile keeps its place
+DATA = {
+    "gaussian": Mixture(np.array([[0.7]]), np.array([0.4]), np.array([1.0])),
+    "mixture": Mixture(np.array([[-1.2], [0.9]]), np.array([0.5, 0.35]), np.array([0.6, 0.4])),
+}
+PREDICT = {(process, data): DATA[data].predictor(PROCESSES[process], "x") for process in PROCESSES for data in DATA}
 # from one middle noise level to another, so that the last step to the data, of first order by design, is left out
 SPAN = {"rectified_flow": (0.9, 0.2), "continuous_vp": (0.7, 0.15), "edm": (0.75, 0.5)}
-STEPS = (16, 64)
-# name, options, order: that of the paper's theorem, and 3 for DPM-Solver++ 3M, 4 for UniPC-3
+STEPS = (64, 256)
+# name, options, order: that of the paper's theorem, which for UniPC-p, with its corrector, is p + 1
 ORDERS = {
     "euler": ("euler", {}, 1),
-    "ddim": ("ddim", {}, 1),
     "heun": ("heun", {}, 2),
     "plms": ("plms", {}, 2),
     "dpmpp_2m": ("dpmpp_2m", {}, 2),
@@ -64,44 +40,81 @@ ORDERS = {
     "unipc 3": ("unipc", {"order": 3}, 4),
     "lms 2": ("lms", {"order": 2}, 2),
     "lms 3": ("lms", {"order": 3}, 3),
+    "lms 4": ("lms", {"order": 4}, 4),
 }
 
 
-def measured_order(name, options, process_name, steps=STEPS, power=1.5):
+def components(process, data, u):
+    """(means, deviations) of the components of x_u."""
+    a, b = (float(c(jnp.asarray(u, float))) for c in (process.a, process.b))
+    return a * data.means[:, 0], np.hypot(a * data.stds, b)
+
+
+def flow_of_data(process, data, x, t, s):
+    """The ODE's exact solution at s from each x at t."""
+    (at, spread), (to, to_spread) = components(process, data, t), components(process, data, s)
+    moved = []
+    for value in x:
+        # the tail in which the value lies, for its digits
+        tail = scipy.stats.norm.cdf if value < np.sum(data.weights * at) else scipy.stats.norm.sf
+        share = np.sum(data.weights * tail(value, at, spread))
+        apart = lambda y, tail=tail, share=share: np.sum(data.weights * tail(y, to, to_spread)) - share
+        moved.append(scipy.optimize.brentq(apart, -200, 200, xtol=1e-14, rtol=1e-14))
+    return np.array(moved)
+
+
+def measured_order(name, options, process_name, data_name, power=1.5):
     """log-log slope of the largest error. A multistep solver's first step is of first order: `power` makes the first
     steps shorter, so that their error stays below the rest."""
-    process, (t, s) = PROCESSES[process_name], SPAN[process_name]
-    x = process.a(t) * MEAN + 1.3 * np.sqrt(process.a(t) ** 2 * DEVIATION**2 + process.b(t) ** 2)[None]
-    exactly = flow_of_data(process, x, t, s)
-    grids = [t + (s - t) * np.linspace(0.0, 1.0, n + 1) ** power for n in steps]
-    errors = [float(jnp.abs(run(name, process_name, x, grid, **options) - exactly).max()) for grid in grids]
-    return np.log2(errors[0] / errors[1]) / np.log2(steps[1] / steps[0]), errors
+    process, data, (t, s) = PROCESSES[process_name], DATA[data_name], SPAN[process_name]
+    means, spreads = components(process, data, t)
+    x = np.concatenate([m + d * np.array([-1.5, -0.4, 0.3, 1.1]) for m, d in zip(means, spreads, strict=True)])
+    exactly = flow_of_data(process, data, x, t, s)
+    errors = []
+    for count in STEPS:
+        times = t + (s - t) * np.linspace(0.0, 1.0, count + 1) ** power
+        method, predict = sampling.solver(name, **options), PREDICT[process_name, data_name]
+        got = ours_trace(method, process, "x", x[:, None], times, predict=predict)[-1]
+        errors.append(np.abs(got[:, 0] - exactly).max())
+    return np.log2(errors[0] / errors[1]) / np.log2(STEPS[1] / STEPS[0]), errors
 
 
-@pytest.mark.parametrize("process_name", PROCESSES)
-@pytest.mark.parametrize("case", ORDERS)
-def test_the_error_falls_with_the_order_of_the_solver(case, process_name):
+CASES = [pytest.param(case, process, data, marks=() if data == "mixture" and process == "rectified_flow" else (
+    pytest.mark.slow)) for case in ORDERS for process in PROCESSES for data in DATA]  # fmt: skip
+
+
+@pytest.mark.parametrize("case, process_name, data_name", CASES)
+def test_the_error_falls_with_the_order_of_the_solver(case, process_name, data_name):
     name, options, order = ORDERS[case]
-    measured, errors = measured_order(name, options, process_name)
-    # 64 steps of order 4 are at float32's rounding, those of the lower orders not quite at the asymptote
-    assert order - 0.45 < measured < order + 0.6, (measured, errors)
+    with jax.enable_x64(True):
+        measured, errors = measured_order(name, options, process_name, data_name)
+    # terms of the next order, and of opposite sign, are felt in some smooth cases
+    assert order - 0.35 < measured < order + 0.7 or data_name == "gaussian" and measured > order, (measured, errors)
 
 
-STOCHASTIC = ("ddpm", "euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
+def test_float32_is_what_is_computed_in_unless_asked():
+    x = jnp.ones((2, 1), jnp.bfloat16)
+    for process_name, process in PROCESSES.items():
+        got = sampling.sample(sampling.solver("unipc"), process, "x", PREDICT[process_name, "gaussian"], x, (0.6, 0.5))
+        assert got.dtype == process.a(0.5).dtype == process.log_snr(jnp.bfloat16(0.5)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("process_name", PROCESSES)
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2s", "unipc", "lms", *STOCHASTIC])
-def test_samples_from_noise_have_the_mean_and_covariance_of_the_data(name, process_name):
-    process = PROCESSES[process_name]
-    samples = 4096
+STOCHASTIC = ("ddpm", "euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s_sde")
+MEAN, DEVIATION = 0.7, np.array([0.2, 0.4, 0.7, 1.1], np.float32)
+
+
+@pytest.mark.parametrize("name", ["unipc", *STOCHASTIC])
+def test_samples_from_noise_have_the_mean_and_covariance_of_the_data(name):
+    """With draws of noise; without them, and of every process, in test_sde_orders.py."""
+    process, samples = PROCESSES["rectified_flow"], 4096
+
+    def predict(x_t, t_B):
+        a, b = (c(t_B)[:, None] for c in (process.a, process.b))
+        return MEAN + a * DEVIATION**2 / (a**2 * DEVIATION**2 + b**2) * (x_t - a * MEAN)
+
     noise = jax.random.normal(jax.random.key(1), (samples, 4))
-    # even steps of the noise level would waste themselves on edm's smallest levels; even steps of t do not
-    times = np.linspace(1.0, 0.0, 121) if process_name != "edm" else np.append(np.linspace(1.0, 0.05, 120), 0.0)
-    if process_name == "continuous_vp":  # its noise falls to the smallest deviation of the data within the last steps
-        times = times**1.5
-    got = np.asarray(run(name, process_name, process.b(jnp.float32(1.0)) * noise, times, seed=2))
-    assert np.isfinite(got).all()
+    got = np.asarray(jax.jit(lambda x, key: sampling.sample(
+        sampling.solver(name), process, "x", predict, x, np.linspace(1.0, 0.0, 121), key))(noise, jax.random.key(2)))
     # 4 standard errors of 4096 draws, and 3% for the steps' bias of the first-order solvers
     np.testing.assert_allclose(got.mean(0), MEAN, atol=4 * DEVIATION.max() / samples**0.5 + 0.02)
     covariance = np.cov(got.T)
@@ -113,10 +126,13 @@ def test_samples_from_noise_have_the_mean_and_covariance_of_the_data(name, proce
 @pytest.mark.parametrize("name", sampling.SOLVERS)
 def test_a_rectified_flow_is_sampled_from_pure_noise_without_a_break(name):
     # b / a is infinite at t = 1; few steps make the infinite ones weigh most
-    x = jax.random.normal(jax.random.key(0), (64, 4))
-    got = run(name, "rectified_flow", x, np.linspace(1.0, 0.0, 9), seed=1)
-    assert bool(jnp.isfinite(got).all())
-    assert float(jnp.abs(got.mean(0) - MEAN).max()) < 0.6
+    data, process = DATA["gaussian"], PROCESSES["rectified_flow"]
+    x = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
+    got = ours_trace(sampling.solver(name), process, "x", x, np.linspace(1.0, 0.0, 9),
+                     predict=PREDICT["rectified_flow", "gaussian"])[-1]  # fmt: skip
+    assert np.isfinite(got).all()
+    assert np.abs(got.mean() - data.means[0, 0]) < 0.2
+    assert 0.2 < got.std() < 0.6
 
 
 def test_a_solver_or_option_there_is_not_is_one_line():

@@ -9,74 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from shared_predictor import (
+    DDPM,
+    FLOW,
+    KEY,
+    MIX,
+    SD,
+    assert_same,
+    ours,
+    ours_trace,
+    predictor,
+    signal,
+    start,
+    theirs_trace,
+)
 
 from lgm import process as gaussian
 from lgm import sampling
-
-SHAPE = (2, 4, 4, 3)
-SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
-DDPM = gaussian.ddpm()
-FLOW = gaussian.rectified_flow()
-RNG = np.random.default_rng(0)
-MIX = RNG.normal(size=(3, 3)).astype(np.float32) * 0.6
-
-
-def predictor(numpy_like):
-    """A fixed nonlinear function of (x_t, t in [0, 1]) in numpy's terms, for torch and for JAX."""
-    return lambda x, t, mix: 0.9 * numpy_like.tanh(x @ mix) + 0.3 * x + 0.1 * t
-
-
-def theirs_trace(scheduler, x, noises, from_vp, model_time=1000.0, keywords=None):
-    """The state before each step and at the end; `from_vp` is how x is scaled for the network."""
-    predict, mix = predictor(torch), torch.from_numpy(MIX)
-    x, states = torch.from_numpy(x), []
-    draws = iter(noises)
-    for t in scheduler.timesteps:
-        states.append(x.numpy().copy())
-        given = scheduler.scale_model_input(x, t) if from_vp else x
-        output = predict(given, float(t) / model_time, mix)
-        with _noise_of(draws):
-            x = scheduler.step(output, t, x, **(keywords or {})).prev_sample
-    return np.stack([*states, x.numpy()])
-
-
-class _noise_of:
-    """Every draw of the schedulers' noise is the next of ours."""
-
-    MODULES = ("ddpm", "ddim", "euler_ancestral_discrete", "dpmsolver_multistep", "dpmsolver_singlestep", "scm")
-
-    def __init__(self, draws):
-        self.draws, self.patch = draws, pytest.MonkeyPatch()
-
-    def __enter__(self):
-        for name in self.MODULES:
-            module = getattr(diffusers.schedulers, f"scheduling_{name}")
-            self.patch.setattr(module, "randn_tensor", lambda *a, **k: torch.from_numpy(next(self.draws)))
-
-    def __exit__(self, *_):
-        self.patch.undo()
-
-
-def ours_trace(name, process, target, x, times, **options):
-    method = sampling.solver(name, **options)
-    states, key = [np.asarray(x)], jax.random.key(3)
-    _, states = sampling.trace(method, process, target, _predict, jnp.asarray(x), times, key)
-    return np.concatenate([x[None], np.asarray(states)])
-
-
-def _predict(x, t_B):
-    return predictor(jnp)(x, t_B.reshape(-1, 1, 1, 1), MIX)
-
-
-def noises(steps):
-    keys = [jax.random.fold_in(jax.random.key(3), n) for n in range(steps)]
-    return [np.asarray(jax.random.normal(key, SHAPE, jnp.float32)) for key in keys]
-
-
-def assert_same(ours, theirs):
-    scale = np.abs(theirs).max()
-    np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
-
 
 EPS = dict(SD, timestep_spacing="trailing", clip_sample=False)
 MULTI = dict(SD, timestep_spacing="trailing", final_sigmas_type="zero", lower_order_final=False)
@@ -85,6 +34,7 @@ SIGMA = dict(SD, timestep_spacing="trailing")
 CASES = {
     "ddim": ("ddim", {}, "DDIMScheduler", EPS, {}, False),
     "ddim eta": ("ddim", {"eta": 0.6}, "DDIMScheduler", EPS, {"eta": 0.6}, False),
+    "ddim eta 1": ("ddim", {"eta": 1.0}, "DDIMScheduler", EPS, {"eta": 1.0}, False),
     "ddpm": ("ddpm", {}, "DDPMScheduler", EPS, {}, False),
     "euler": ("euler", {}, "EulerDiscreteScheduler", SIGMA, {}, True),
     "euler ancestral": ("euler_ancestral", {}, "EulerAncestralDiscreteScheduler", SIGMA, {}, True),
@@ -105,6 +55,8 @@ CASES = {
     "dpmpp 2s sde": ("dpmpp_2s_sde", {}, "DPMSolverSinglestepScheduler",
                      dict(SD, final_sigmas_type="zero", lower_order_final=True, algorithm_type="sde-dpmsolver++"),
                      {}, False),
+    "unipc 1": ("unipc", {"order": 1}, "UniPCMultistepScheduler",
+                dict(SD, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=1), {}, False),
     "unipc": ("unipc", {}, "UniPCMultistepScheduler", dict(SD, timestep_spacing="trailing", final_sigmas_type="zero"),
               {}, False),
     "unipc 3": ("unipc", {"order": 3}, "UniPCMultistepScheduler",
@@ -123,19 +75,16 @@ def test_each_step_of_a_diffusion_equals_diffusers(case, steps):
     k = np.asarray(scheduler.timesteps)
     k = k[np.append(True, np.diff(k) != 0)]  # those of Heun and PLMS come twice
     times = np.append(k / 1000, 0.0).astype(np.float32)
-    x = np.random.default_rng(steps).normal(size=SHAPE).astype(np.float32)
-    a = np.append(np.asarray(DDPM.a(jnp.asarray(times[:-1])), np.float64), 1.0)
-    start = x / a[0] if by_sigma else x
-    theirs = theirs_trace(scheduler, start.astype(np.float32), noises(steps), by_sigma, keywords=keywords)
-    twice = {"heun": slice(0, None, 2), "plms": [0, *range(2, len(theirs))]}.get(name, slice(None))
-    theirs = theirs[twice] if name != "heun" else np.concatenate([theirs[:-1:2], theirs[-1:]])
-    if by_sigma:
-        theirs = theirs * a.reshape(-1, 1, 1, 1, 1)
-    ours = ours_trace(name, DDPM, "eps", x, times, **options)
-    assert len(ours) == len(theirs) == len(times)
-    # diffusers lowers the order of its third-order solver two steps before the end, we do only at the last
-    shared = slice(None, -2) if case == "unipc 3" else slice(None)
-    assert_same(ours[shared], theirs[shared])
+    if case == "unipc 3":  # diffusers lowers its order two steps before the end
+        options = options | {"limits": ((float(times[-3]), 2),)}
+    x, a = start(steps), signal(times)
+    theirs = theirs_trace(scheduler, (x / a[0, 0] if by_sigma else x).astype(np.float32), by_sigma, keywords=keywords)
+    if name == "heun":  # two evaluations a step
+        theirs = np.concatenate([theirs[:-1:2], theirs[-1:]])
+    if name == "plms":  # two in the first
+        theirs = theirs[[0, *range(2, len(theirs))]]
+    mine = ours_trace(sampling.solver(name, **options), DDPM, "eps", x, times)
+    assert_same(mine, theirs * a if by_sigma else theirs)
 
 
 def _with_the_sign_of_the_curvature_mended(scheduler):
@@ -160,7 +109,10 @@ FLOWS = {
     "heun": ("FlowMatchHeunDiscreteScheduler", dict(shift=3.0)),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", FLOW_SIGMAS),
     "dpmpp_2s": ("DPMSolverSinglestepScheduler", FLOW_SIGMAS),
+    "dpmpp_3m": ("DPMSolverMultistepScheduler", dict(FLOW_SIGMAS, solver_order=3, lower_order_final=False)),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", dict(FLOW_SIGMAS, algorithm_type="sde-dpmsolver++")),
     "unipc": ("UniPCMultistepScheduler", FLOW_SIGMAS),
+    "unipc 3": ("UniPCMultistepScheduler", dict(FLOW_SIGMAS, solver_order=3)),
 }
 
 
@@ -175,10 +127,12 @@ def test_each_step_of_a_flow_equals_diffusers(name, steps):
     if name not in ("euler", "heun"):
         scheduler.timesteps = torch.from_numpy(sigmas[:-1] * 1000)  # theirs are whole numbers; the network gets ours
         scheduler.set_begin_index(0)
-    x = np.random.default_rng(steps).normal(size=SHAPE).astype(np.float32)
-    theirs = theirs_trace(scheduler, x, [], False)
+    x, times = start(steps), times.astype(np.float32)
+    options = {"unipc 3": {"order": 3, "limits": ((float(times[-3]), 2),)}, "dpmpp_3m": {"curvature": 0.5}}
+    theirs = theirs_trace(scheduler, x)
     theirs = theirs if name != "heun" else np.concatenate([theirs[:-1:2], theirs[-1:]])
-    assert_same(ours_trace(name, FLOW, "flow", x, times.astype(np.float32)), theirs)
+    method = sampling.solver(name.split()[0], **options.get(name, {}))
+    assert_same(ours_trace(method, FLOW, "flow", x, times), theirs)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
@@ -186,36 +140,58 @@ def test_each_step_of_consistency_sampling_equals_diffusers(steps):
     scheduler = diffusers.SCMScheduler(sigma_data=1.0)
     scheduler.set_timesteps(steps, intermediate_timesteps=1.3 if steps == 2 else None)
     angles = scheduler.timesteps.numpy()
-    x = np.random.default_rng(steps).normal(size=SHAPE).astype(np.float32)
-    predict, mix = predictor(torch), torch.from_numpy(MIX)
-    theirs, draws = [x], iter(noises(steps))
-    for angle in scheduler.timesteps[:-1]:
-        state = torch.from_numpy(theirs[-1])
-        with _noise_of(draws):
-            output = predict(state, float(angle) / (np.pi / 2), mix)
-            theirs.append(scheduler.step(output, angle, state).prev_sample.numpy())
+    scheduler.timesteps = scheduler.timesteps[:-1]
+    x = start(steps)
+    theirs = theirs_trace(scheduler, x, told=angles[:-1] / (np.pi / 2))
     process, times = gaussian.trigonometric(), (angles / (np.pi / 2)).astype(np.float32)
-    assert_same(ours_trace("consistency", process, "v", x, times), np.stack(theirs))
+    assert_same(ours_trace(sampling.solver("consistency"), process, "v", x, times), theirs)
 
 
+EDM = gaussian.edm()
+EDMS = {
+    "euler": ("EDMEulerScheduler", {}),
+    "dpmpp_2m": ("EDMDPMSolverMultistepScheduler", {}),
+    "dpmpp_3m": ("EDMDPMSolverMultistepScheduler", dict(solver_order=3, lower_order_final=False)),
+    "dpmpp_2m_sde": ("EDMDPMSolverMultistepScheduler", dict(algorithm_type="sde-dpmsolver++")),
+}
+
+
+def _scaled(x, t_B):
+    return predictor(jnp)(gaussian.network_input(EDM, x, t_B), t_B.reshape(-1, 1, 1, 1), MIX)
+
+
+@pytest.mark.parametrize("ramp", ["karras", "exponential"])
 @pytest.mark.parametrize("steps", [10, 20, 50])
-@pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
-def test_each_step_of_edm_equals_diffusers(name, steps):
-    cls = {"euler": diffusers.EDMEulerScheduler, "dpmpp_2m": diffusers.EDMDPMSolverMultistepScheduler}[name]
-    scheduler, process = cls(), gaussian.edm()
+@pytest.mark.parametrize("name", EDMS)
+def test_each_step_of_edm_equals_diffusers(name, steps, ramp):
+    cls, options = EDMS[name]
+    scheduler = getattr(diffusers, cls)(sigma_schedule=ramp, **options)
     scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas.double().numpy()
     low, high = np.log(0.002), np.log(80)
-    times = np.maximum((np.log(sigmas[:-1]) - low) / (high - low), 1e-7)  # sigma_min, which is not yet the data
+    times = np.maximum((np.log(sigmas[:-1]) - low) / (high - low), 1e-9)  # sigma_min, which is not yet the data
     times = np.append(times, 0.0).astype(np.float32)
-    x = np.random.default_rng(steps).normal(size=SHAPE).astype(np.float32) * 80
-    inner, mix = predictor(torch), torch.from_numpy(MIX)
-    state, theirs = torch.from_numpy(x), [x]
-    for t, time in zip(scheduler.timesteps, times[:-1], strict=True):
-        state = scheduler.step(inner(scheduler.scale_model_input(state, t), float(time), mix), t, state).prev_sample
-        theirs.append(state.numpy())
-    scaled = lambda x, t_B: _predict(gaussian.input_scale(process, t_B).reshape(-1, 1, 1, 1) * x, t_B)
-    _, states = sampling.trace(sampling.solver(name), process, "edm", scaled, jnp.asarray(x), times)
+    x = start(steps) * 80
+    theirs = theirs_trace(scheduler, x, scaled=True, told=times[:-1])
+    method = sampling.solver(name, **({"curvature": 0.5} if name == "dpmpp_3m" else {}))
+    mine = ours_trace(method, EDM, "edm", x, times, predict=_scaled)
     # step by step in units of each step's own noise level, which falls from 80 to 0.002
-    for ours, wanted, unit in zip(states, theirs[1:], np.append(sigmas[1:-1], 1.0), strict=True):
-        np.testing.assert_allclose(ours / max(unit, 1.0), wanted / max(unit, 1.0), atol=5e-5)
+    units = np.maximum(np.append(sigmas[:-1], 1.0), 1.0).reshape(-1, 1, 1, 1, 1)
+    np.testing.assert_allclose(mine / units, theirs / units, atol=1e-5)
+    if name == "dpmpp_2m" and ramp == "karras":  # the grid is ours, too
+        np.testing.assert_allclose(sampling.times(EDM, steps, "karras"), times, atol=1e-6)
+
+
+def test_scan_and_loop_make_the_same_steps():
+    x, times = start(0), sampling.times(DDPM, 10, "trailing")
+    for name in ("unipc", "dpmpp_2m_sde"):
+        method, key = sampling.solver(name), jax.random.key(KEY)
+        by_steps = ours_trace(method, DDPM, "eps", x, times)
+        end, states = sampling.trace(method, DDPM, "eps", ours, jnp.asarray(x), times, key)
+        looped = sampling.loop(method, DDPM, "eps", _with_arguments, jnp.asarray(x), times, (), key)
+        assert_same(np.asarray(states), by_steps[1:], atol=2e-6)
+        assert_same(np.asarray(jnp.stack([end, looped])), np.stack([by_steps[-1]] * 2), atol=2e-6)
+
+
+def _with_arguments(x, t_B, arguments):
+    return ours(x, t_B)
