@@ -40,7 +40,7 @@ def theirs_trace(scheduler, x, scaled=False, told=None, keywords=None):
     predict, mix = predictor(torch), torch.from_numpy(MIX)
     x, states, draws = torch.from_numpy(x), [], iter(_noises())
     told = [float(t) / 1000 for t in scheduler.timesteps] if told is None else told
-    for t, time in zip(scheduler.timesteps, told, strict=True):
+    for t, time in zip(scheduler.timesteps[: len(told)], told, strict=True):
         states.append(x.numpy().copy())
         given = scheduler.scale_model_input(x, t) if scaled else x
         with _noise_of(draws):
@@ -98,8 +98,8 @@ def times_of(process, sigmas):
     """Our times of noise levels, the last of which is 0: the data."""
     ratios = -2.0 * np.log(np.asarray(sigmas[:-1], np.float64))
     # above 0, which would be the data: a table's first entry
-    times = [max(float(process.time_at_log_snr(np.float32(ratio))), 1e-9) for ratio in ratios]
-    return np.append(times, 0.0).astype(np.float32)
+    times = [max(float(process.time_at_log_snr(jnp.asarray(ratio, float))), 1e-12) for ratio in ratios]
+    return np.append(times, 0.0).astype(jnp.result_type(float))
 
 
 def signal(times):

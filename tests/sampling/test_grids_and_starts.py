@@ -23,15 +23,15 @@ PROCESSES = {"flow": FLOW, "sd": SD, "vp": gaussian.continuous_vp(), "edm": gaus
 @given(st.sampled_from(sorted(PROCESSES)), st.sampled_from(sorted(sampling.SPACINGS)), st.integers(2, 60),
        st.floats(0.3, 6.0))  # fmt: skip
 def test_every_grid_falls_from_noise_to_the_data(process, spacing, steps, shift):
-    if spacing in ("trailing", "leading") and PROCESSES[process].steps is None:
+    if spacing in ("trailing", "leading", "linspace") and PROCESSES[process].steps is None:
         with pytest.raises(ValueError, match="counts a table's entries"):
             sampling.times(PROCESSES[process], steps, spacing)
         return
     times = sampling.times(PROCESSES[process], steps, spacing, shift)
     assert times.dtype == np.float32 and len(times) == steps + 1
     assert times[-1] == 0.0 and 0.1 < times[0] <= 1.0
-    # a table's first entry is t = 0, where "leading" ends; all else falls strictly
-    assert (np.diff(times[:-1] if spacing == "leading" else times) < 0).all(), times
+    # a table's first entry is t = 0, where "leading" and "linspace" end; all else falls strictly
+    assert (np.diff(times[:-1] if spacing in ("leading", "linspace") else times) < 0).all(), times
 
 
 @pytest.mark.parametrize("steps", [5, 20])
@@ -41,8 +41,7 @@ def test_noise_levels_are_diffusers(spacing, steps):
     theirs.set_timesteps(steps)
     times = sampling.times(SD, steps, spacing)
     levels = np.asarray(SD.sigma(jnp.asarray(times[:-1])))
-    # bisection of t in float32, and a table read between its entries
-    np.testing.assert_allclose(levels, theirs.sigmas.numpy()[:-1], rtol=2e-3)
+    np.testing.assert_allclose(levels, theirs.sigmas.numpy()[:-1], rtol=2e-5)  # of 1 - alpha_bar in float32
 
 
 @pytest.mark.parametrize("spacing", ["karras", "exponential", "beta"])
@@ -52,7 +51,7 @@ def test_noise_levels_of_a_flow_are_diffusers(spacing):
     np.testing.assert_allclose(sampling.times(FLOW, 12, spacing), theirs.sigmas.numpy(), atol=2e-6)
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("steps", [4, 7, 50])
 def test_a_tables_entries_are_diffusers(spacing, steps):
     theirs = diffusers.DDIMScheduler(**BETAS, timestep_spacing=spacing)
