@@ -17,7 +17,7 @@ EXAMPLES = {
     "train": "lgm train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.lr=2e-3",
     "sample": 'lgm sample --workdir=runs/quickstart --prompt="grinning face emoji, noto style" --out=x.png --seed=1\n'
               '         lgm sample --from=models/sd15 --prompt="a red fox in the snow" --size=512 --out=fox.png',
-    "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json",
+    "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json --distance=152",
     "export": "lgm export --workdir=runs/quickstart --out=exported\n"
               "         lgm export --from=models/sd15 --single-file=x.safetensors --dtype=float16 --out=models/x",
     "import": "lgm import --from=models/sd15 --workdir=runs/sd15",
@@ -142,10 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     released.add_argument("--dtype", choices=("float32", "bfloat16"), help="of networks but the VAE (default: float32)")
     released.add_argument("--noise", help="a .npy of x_T [N, h, w, C] in latent pixels instead of --seed's")
 
-    evaluate = verb("evaluate", _evaluate, "Held-out loss at fixed t and fixed noise.")
+    evaluate = verb("evaluate", _evaluate, "Held-out loss at fixed t and fixed noise; distances of drawn images.")
     evaluate.add_argument("--workdir", required=True, help="the run's folder")
     evaluate.add_argument("--out", required=True, help="the JSON file to write")
     evaluate.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    evaluate.add_argument("--distance", type=int, metavar="N", help="draw N images from held-out captions and measure "
+                          "their distance from the real ones (default: config.evaluation.distance)")
 
     export = verb("export", _export, "Write a run as a folder of diffusers, of a LoRA, or one that `lgm` reads.")
     origin = export.add_mutually_exclusive_group(required=True)
@@ -297,7 +299,7 @@ def _sample(arguments, overrides) -> int:
 def _evaluate(arguments, overrides) -> int:
     from lgm.train import main
 
-    return main.evaluate(arguments.workdir, arguments.out, weights=arguments.weights)
+    return main.evaluate(arguments.workdir, arguments.out, weights=arguments.weights, distance=arguments.distance)
 
 
 def _export(arguments, overrides) -> int:
@@ -369,7 +371,7 @@ def _status(arguments, overrides) -> int:
 
 
 def _fit(arguments, overrides) -> int:
-    from lgm.scaling import families, fit, table
+    from lgm.scaling import families, fit, machine, table
 
     pick = lambda *names: {name: getattr(arguments, name) for name in names}
     words = pick("chips", "chip_peak", "mfu")
@@ -384,11 +386,11 @@ def _fit(arguments, overrides) -> int:
         limits=table.Limits(**pick("min_params", "min_data", "min_flops", "max_loss")),
         settings=families.Settings(**pick("method", "delta", "draws", "seed", "max_steps")),
         budgets=_numbers("--budget", arguments.budget), pod_hours=_numbers("--pod-hours", arguments.pod_hours),
-        pod=pod if missing else fit.Pod(arguments.chips, arguments.chip_peak, arguments.mfu),
+        pod=pod if missing else machine.Machine(arguments.chips, arguments.chip_peak, arguments.mfu),
     )
     print("\n".join(fit.headline(result)))
     print(f"{arguments.out}/report.html")
-    return 0
+    return 0 if any(family["methods"] for family in result["families"].values()) else 1
 
 
 def _numbers(flag: str, words: str | None, example: str = "1e21,1e22") -> tuple[float, ...]:

@@ -146,7 +146,8 @@ class Evaluation:
     """Held-out loss of the EMA weights: `times` equidistant t, `noises` fixed draws of noise an image.
 
     With `levels` also the error on a grid of so many strata of the log signal-to-noise ratio between the two ends of
-    `log_snr`, on which runs of all processes and targets compare.
+    `log_snr`, on which runs of all processes and targets compare. With `distance` also how far so many images drawn
+    from held-out captions are from the real ones (`lgm.evaluate.drawn`).
     """
 
     every_images: int = 0
@@ -155,6 +156,7 @@ class Evaluation:
     batch_size: int = 64
     max_images: int = 2048
     levels: int = 0
+    distance: int = 0
     log_snr: tuple[float, float] = (-5.0, 6.0)
 
 
@@ -304,6 +306,8 @@ def _check(config: Config) -> None:
     need(config.optimizer.lr > 0, f"config.optimizer.lr={config.optimizer.lr} must be above 0")
     need(config.log.every_images > 0, f"config.log.every_images={config.log.every_images} must be at least 1")
     need(config.evaluation.levels >= 0, f"config.evaluation.levels={config.evaluation.levels} must not be negative")
+    need(config.evaluation.distance == 0 or config.evaluation.distance >= 3,
+         f"config.evaluation.distance={config.evaluation.distance} must be 0, for none, or at least 3 images")
     need(config.ema.half_life_images > 0, f"config.ema.half_life_images={config.ema.half_life_images} must be above 0")
     crop, resolution = config.data.crop, config.data.resolution
     need(crop is None or 0 < crop <= resolution,

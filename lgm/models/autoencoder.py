@@ -135,11 +135,15 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(widths[-1], 2 * config.latent_channels, zero=config.linear_skip, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        return self.conv_out(self.hidden(x_BHWC))
+
+    def hidden(self, x_BHWC: jax.Array) -> jax.Array:
+        """What the last convolution reads the moments from: [B, H / f, W / f, block_channels[-1]]."""
         x = self.conv_in(x_BHWC)
         for level in self.levels:
             x = level(x)
             x = x if level.resample is None else level.resample(x)
-        return self.conv_out(self.norm_out(self.middle(x)))
+        return self.norm_out(self.middle(x))
 
 
 class Decoder(nnx.Module):
@@ -193,6 +197,12 @@ class Autoencoder(nnx.Module):
         if self.linear_in is not None:
             mean = mean + self.linear_in(fold(x, self.config.factor))
         return mean, jnp.clip(logvar, -30.0, 20.0)
+
+    def features(self, x_BHWC: jax.Array) -> jax.Array:
+        """Mean and standard deviation over an image of what its moments are read from, float32 [B, 2 D]."""
+        hidden = self.encoder.hidden(fold(x_BHWC.astype(self.config.dtype), self.config.patch_size))
+        hidden = hidden.astype(jnp.float32)
+        return jnp.concatenate([hidden.mean((1, 2)), hidden.std((1, 2))], -1)
 
     def decode(self, z_BHWC: jax.Array) -> jax.Array:
         """Latents [B, h, w, latent_channels] to float32 images [B, f h, f w, channels], about [-1, 1], unclipped."""

@@ -111,5 +111,4 @@ def _figures(place: Path, config: Config) -> dict[str, float]:
     """The held-out errors of the last step."""
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["step"] == config.steps and "v_loss" in row][-1]
-    return {name: value for name, value in last.items() if name in ("v_loss", "vlb_bits") or
-            name.startswith("v_loss_snr")}
+    return {name: value for name, value in last.items() if name.startswith(results.FIGURES)}

@@ -171,7 +171,8 @@ def isoflops(family: Family, settings: Settings, budgets) -> Figure:
     right.axvspan(runs.flops.max(), c[-1], color="#f3f3f3", zorder=-2, lw=0)
     right.text(runs.flops.max(), 0.02, " beyond the data", transform=right.get_xaxis_transform(), color="#666",
                fontsize=8)
-    right.legend(loc="upper left", fontsize=9)
+    if found.reason is None or not estimate.frontier_refused:
+        right.legend(loc="upper left", fontsize=9)
     return figure
 
 

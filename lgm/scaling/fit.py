@@ -15,35 +15,13 @@ from lgm.files import write_atomically
 from lgm.parallel.chips import CHIPS
 from lgm.scaling import families, laws, table
 from lgm.scaling.families import Estimate, Family, Settings
+from lgm.scaling.machine import Machine
 from lgm.scaling.table import Limits
 
-HOUR = 3600.0
 LIMITS, SETTINGS = Limits(), Settings()
 
 
-@dataclasses.dataclass(frozen=True)
-class Pod:
-    """A pod: chips, each of so many FLOP/s at its peak, of which training gets the part `mfu`."""
-
-    chips: int
-    peak: float
-    mfu: float
-
-    def __post_init__(self):
-        for name, value in (("chips", self.chips), ("chip-peak", self.peak)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"--{name}={value} must be positive")
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"--mfu={self.mfu} must be in (0, 1], as 0.4")
-
-    def flops(self, hours: float) -> float:
-        return hours * HOUR * self.chips * self.peak * self.mfu
-
-    def hours(self, flops: float) -> float:
-        return flops / self.flops(1.0)
-
-
-def planned_pod(path: str | Path) -> Pod:
+def planned_pod(path: str | Path) -> Machine:
     """The pod of a plan that `lgm plan --json=PATH` wrote, or of the best of several. Raises ValueError, one line."""
     try:
         plan = json.loads(Path(path).read_text())
@@ -53,12 +31,12 @@ def planned_pod(path: str | Path) -> Pod:
         raise ValueError(f"--plan={path} is not what `lgm plan --json=PATH` writes") from None
     if not fits:
         raise ValueError(f"--plan={path} is of a run that does not fit its chips; give one that does")
-    return Pod(chips, chip.flops, mfu)
+    return Machine(chips, chip.flops, mfu)
 
 
 def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_image: float | None = None,
         limits: Limits = LIMITS,
-        settings: Settings = SETTINGS, budgets: tuple[float, ...] = (), pod: Pod | None = None,
+        settings: Settings = SETTINGS, budgets: tuple[float, ...] = (), pod: Machine | None = None,
         pod_hours: tuple[float, ...] = ()) -> dict:
     """Fit every family of a CSV and write fit.json, figures/*.png and report.html into `out`; returns fit.json's dict.
 
@@ -96,7 +74,7 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
     return result
 
 
-def summary(read: table.Table, analysed: list[Family], settings: Settings, budgets, pod: Pod | None) -> dict:
+def summary(read: table.Table, analysed: list[Family], settings: Settings, budgets, pod: Machine | None) -> dict:
     """What fit.json holds: JSON's own types only, None for what is not known or not stated."""
     pairs = [(a, b) for i, a in enumerate(analysed) for b in analysed[i + 1:]]
     return _plain({
@@ -109,7 +87,7 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
     })
 
 
-def _family(family: Family, settings: Settings, budgets, pod: Pod | None) -> dict:
+def _family(family: Family, settings: Settings, budgets, pod: Machine | None) -> dict:
     runs = family.runs
     span = lambda values: [float(values.min()), float(values.max())] if len(values) else None
     predictions = []
@@ -198,6 +176,9 @@ def headline(result: dict) -> list[str]:
     for name, family in result["families"].items():
         points = family["points"]
         lines.append(f"{name}: {points['used']} points used, {len(points['dropped'])} dropped, {points['sizes']} sizes")
+        reasons = collections.Counter(row["reason"] for row in points["dropped"])
+        lines += [f"  {count} dropped: {reason}" for reason, count in reasons.items()]
+        lines += [f"  note: {note}" for note in points["notes"]]
         if family["reason"]:
             lines.append(f"  not fitted: {family['reason']}")
             continue
@@ -209,6 +190,8 @@ def headline(result: dict) -> list[str]:
             if label == method:
                 refused = fitted["refused"].items()
                 lines += [f"    {p} is not stated: {reason}" for p, reason in refused if p not in "AB"]
+        if points["flops"] is None:
+            lines.append("  no predictions: FLOPs are unknown: give a column flops, or --tokens-per-image")
         for row in family["predictions"]:
             at = f"  {row['budget']:.3g} FLOPs"
             if "pod_hours" in row:

@@ -11,6 +11,7 @@ from lgm.scaling.table import Runs
 
 RUNS = 8  # five unknowns and three degrees of freedom for their errors
 VALUES = 3  # E, A and alpha need three sizes
+FLAT = 1e-6  # highest over lowest loss, less 1: what a table's last digits may make
 RANGE = 3.0  # largest over smallest
 CORRELATION = 0.99  # of ln N and ln D
 SPAN = 10.0  # highest over lowest end of an exponent's interval
@@ -22,7 +23,10 @@ def by_design(runs: Runs) -> dict[str, str]:
     """Reasons that are known before any fit: too few runs, too few or too close values of N or D, N and D in step."""
     count = len(np.unique(runs.run))
     if count < RUNS:
-        reason = f"{count} training runs; {RUNS} are needed for five unknowns and their errors"
+        reason = f"{count} training run{'s' * (count != 1)}; {RUNS} are needed for five unknowns and their errors"
+        return dict.fromkeys(("A", "B", "E", "alpha", "beta"), reason)
+    if runs.loss.max() < runs.loss.min() * (1 + FLAT):
+        reason = f"the loss is {runs.loss.mean():.4g} in all runs: nothing moves it"
         return dict.fromkeys(("A", "B", "E", "alpha", "beta"), reason)
     refused = {}
     for exponent, factor, name, values in (("alpha", "A", "params", runs.n), ("beta", "B", runs.unit, runs.d)):

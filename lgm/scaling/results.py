@@ -21,6 +21,7 @@ from lgm.scaling.sweep import Run
 
 COLUMNS = ("family", "run", "architecture", "objective", "size", "seed", "learning_rate", "batch_size", "params",
            "non_embedding", "trainable", "images", "flops", "config", "loss", "vlb_bits")
+FIGURES = ("v_loss", "vlb_bits", "kernel_distance", "frechet_distance")  # figures kept, with all that begin with these
 
 
 def folder(workdir: Path, run: Run, config: Config) -> Path:
@@ -78,9 +79,10 @@ def gather(workdir: Path, runs: list[Run]) -> tuple[int, int]:
     """Write `runs.csv` from all results there are; (rows, results still missing).
 
     A row has what a fit needs, the hash of the run's config (`lgm.config.digest`), `loss`, the error of v over log SNR,
-    `vlb_bits`, and the error in every stratum of log SNR. Runs that diverged have none.
+    `vlb_bits`, the error in every stratum of log SNR and, with `evaluation.distance`, the distances of drawn images.
+    Runs that diverged have none.
     """
-    rows, missing, strata = [], 0, []
+    rows, missing, others = [], 0, []
     for run in runs:
         for config in run.configs:
             result = read(workdir, run, config)
@@ -88,10 +90,10 @@ def gather(workdir: Path, runs: list[Run]) -> tuple[int, int]:
                 missing += 1
             elif not result["diverged"]:
                 figures = result["figures"]
-                strata = strata or [name for name in figures if name.startswith("v_loss_snr")]
-                rows.append(_row(run, config, result) | {name: repr(figures[name]) for name in strata})
+                others = others or [name for name in figures if name not in ("v_loss", "vlb_bits")]
+                rows.append(_row(run, config, result) | {name: repr(figures[name]) for name in others})
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, *strata], lineterminator="\n")
+    writer = csv.DictWriter(text, [*COLUMNS, *others], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(workdir / "runs.csv", text.getvalue().encode())

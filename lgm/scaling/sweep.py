@@ -22,6 +22,7 @@ from lgm.models import build
 from lgm.models.flops import count_flops
 from lgm.parsing import ConfigError, as_dict, parse, read_config_file
 from lgm.scaling import ladders
+from lgm.scaling.machine import Machine
 from lgm.train.optimizer import decay_start
 from lgm.weights import load_autoencoder
 
@@ -59,19 +60,6 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
-    """What runs are planned for: chips, FLOP/s of each at its peak, and the part of it that training gets."""
-
-    chips: int
-    peak: float
-    mfu: float
-
-    def hours(self, flops: float) -> float:
-        """Hours of the whole machine."""
-        return flops / (3600.0 * self.chips * self.peak * self.mfu)
-
-
-@dataclasses.dataclass(frozen=True)
 class Sweep:
     """A plan of runs.
 
@@ -79,6 +67,7 @@ class Sweep:
       base: what all training configs share. architectures, objectives: by name; every pair is a family of the fit.
       images: of every size (a grid), or budgets: training FLOPs, each spent by every size that needs between min_images
         and max_images for it (an isoFLOP plan). cooldown: the part of its images that a run lowers its rate over.
+      machine: what the runs are planned for. latent, text_tokens: where no autoencoder or encoder can be asked.
     """
 
     name: str

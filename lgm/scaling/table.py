@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import difflib
 import hashlib
 import math
 from pathlib import Path
@@ -80,7 +81,8 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
     Columns: `loss` (or the one that the argument of that name says), and any two of `params`, `images` or `tokens`, and
     `flops`; the third follows from C = 6 N D with D in tokens (an image being `tokens_per_image` of them). Optional:
     `family`, `seed`, `run` (rows of one training run), `learning_rate` (only the best of each family, size and data is
-    fitted). Other columns are left alone.
+    fitted). Case does not matter; other columns are left alone. Rows whose loss is empty, NaN or infinite (runs that
+    diverged or have not ended) and rows that are there twice are dropped.
 
     Raises ValueError in one line naming file, row and column for anything that is not a table of runs.
     """
@@ -88,19 +90,21 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
     header, records, digest = _records(path)
     if loss != "loss":
         if loss not in header:
-            raise ValueError(f"{path}: column {loss!r}, of --loss, is missing; there are {', '.join(header)}")
+            raise ValueError(f"{path}: column {loss!r}, of --loss, is missing; {_there(header, loss)}")
         rename = lambda name: "loss" if name == loss else "(loss)" if name == "loss" else name
         header = [rename(name) for name in header]
         records = [(row, {rename(name): cell for name, cell in cells.items()}) for row, cells in records]
     _check_columns(path, header, tokens_per_image)
-    numbers = {c: [_number(path, row, c, cells[c]) for row, cells in records] for c in POSITIVE if c in header}
+    read_cell = lambda c: _loss if c == "loss" else _number
+    numbers = {c: [read_cell(c)(path, row, c, cells[c]) for row, cells in records] for c in POSITIVE if c in header}
     names = {c: [_name(path, row, c, cells[c]) for row, cells in records] for c in NAMES if c in header}
     rows = [row for row, _ in records]
-    _check_repeats(path, rows, numbers, names)
+    repeats = _repeats(path, records, numbers, names)
     if len(rows) == 1:
         raise ValueError(f"{path}: row 2 is the only row; a fit needs many runs")
     columns = {c: np.array(values, np.float64) for c, values in numbers.items()}
     columns, unit, notes = _complete(path, columns, tokens_per_image)
+    notes += _near_misses(header)
     family = np.array(names.get("family", ["all"] * len(rows)))
     seen = dict.fromkeys(family.tolist())
     runs = names.get("run") or [str(row) for row in rows]
@@ -115,7 +119,7 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
             unit=unit, notes=notes,
         )
         rates = columns["learning_rate"][of] if "learning_rate" in columns else None
-        families.append(_drop(part, rates, limits))
+        families.append(_drop(part, rates, limits, repeats))
     return Table(str(path), digest, len(rows), tuple(families), loss)
 
 
@@ -137,6 +141,10 @@ def _records(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], s
     if not lines:
         raise ValueError(f"{path} is empty; the first line must name the columns: loss, and {KINDS}")
     _, header = lines[0]
+    for separator in ";\t|":
+        if len(header) == 1 and separator in header[0]:
+            raise ValueError(f"{path}: columns are separated by {separator!r}; save the table with commas")
+    header = [column.lower() if column.lower() in (*POSITIVE, *NAMES) else column for column in header]
     for index, column in enumerate(header):
         if column in header[:index]:
             raise ValueError(f"{path}: column {column!r} appears twice in the first line")
@@ -148,19 +156,44 @@ def _records(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], s
 
 
 def _check_columns(path: Path, header: list[str], tokens_per_image: float | None) -> None:
-    there = f"there are {', '.join(header)}"
     if "loss" not in header:
-        raise ValueError(f"{path}: column 'loss' is missing; {there}")
+        close = [c for c in header if "loss" in c.lower()] or difflib.get_close_matches("loss", header, 1)
+        hint = f"did you mean --loss={close[0]}? " if close else ""
+        raise ValueError(f"{path}: column 'loss' is missing; {hint}there are {', '.join(header)}")
     kinds = [any(c in header for c in kind) for kind in (("params",), ("images", "tokens"), ("flops",))]
     if sum(kinds) < 2:
         names = ("'params'", "'images' or 'tokens'", "'flops'")
         missing = " and ".join(name for name, given in zip(names, kinds, strict=True) if not given)
-        raise ValueError(f"{path}: columns {missing} are missing, give {KINDS}; {there}")
+        hints = _near_misses(header)
+        raise ValueError(f"{path}: columns {missing} are missing, give {KINDS}; {'; '.join([*hints, _there(header)])}")
     if tokens_per_image is not None and not (math.isfinite(tokens_per_image) and tokens_per_image > 0):
         raise ValueError(f"--tokens-per-image={tokens_per_image} must be a positive number")
     if "params" not in header and "tokens" not in header and tokens_per_image is None:
         raise ValueError(f"{path}: column 'params' is missing and cannot be had from 'images' and 'flops' without "
                          "--tokens-per-image")
+
+
+def _there(header: list[str], word: str = "") -> str:
+    close = difflib.get_close_matches(word, header, 1) if word else []
+    return (f"did you mean {close[0]!r}? " if close else "") + f"there are {', '.join(header)}"
+
+
+def _near_misses(header: list[str]) -> tuple[str, ...]:
+    """Columns that are not read and look like one that would be, as `Familly` or `n_params`."""
+    known, unread = {*POSITIVE, *NAMES}, [c for c in header if c not in (*POSITIVE, *NAMES)]
+    found = []
+    for column in unread:
+        close = difflib.get_close_matches(column.lower(), sorted(known - {"loss"} - set(header)), 1, 0.75)
+        if close:
+            found.append(f"column {column!r} is not read: rename it where it is {close[0]!r}")
+    return tuple(found)
+
+
+def _loss(path: Path, row: int, column: str, cell: str) -> float:
+    """NaN for a run that has no loss."""
+    if not cell or cell.lower().lstrip("+-") in ("nan", "inf", "infinity", "none", "null", "na", "n/a"):
+        return math.nan
+    return _number(path, row, column, cell)
 
 
 def _number(path: Path, row: int, column: str, cell: str) -> float:
@@ -170,7 +203,7 @@ def _number(path: Path, row: int, column: str, cell: str) -> float:
     except ValueError:
         raise ValueError(f"{where}: {cell!r} is not a number" if cell else f"{where} is empty") from None
     if not math.isfinite(value):
-        raise ValueError(f"{where}: {cell!r} is not finite; leave out runs that diverged")
+        raise ValueError(f"{where}: {cell!r} is not finite")
     if value <= 0:
         raise ValueError(f"{where}: {cell!r} must be positive")
     return value
@@ -182,23 +215,29 @@ def _name(path: Path, row: int, column: str, cell: str) -> str:
     return cell
 
 
-def _check_repeats(path: Path, rows: list[int], numbers: dict, names: dict) -> None:
-    """The same run twice: with the same loss always, with another loss where a seed or run tells runs apart."""
-    if not rows:
+def _repeats(path: Path, records: list[tuple[int, dict[str, str]]], numbers: dict, names: dict) -> dict[int, str]:
+    """Reasons to drop rows that repeat another with its loss; with another loss they are an error where a seed or a run
+    tells runs apart. Columns that are not read tell rows of one seed apart too, as a batch size."""
+    if not records:
         raise ValueError(f"{path}: there is no row below the first line")
     keys = [c for c in (*names, *numbers) if c != "loss"]
     seen: dict[tuple, int] = {}
-    for index, row in enumerate(rows):
-        key = tuple((names | numbers)[c][index] for c in keys)
-        told_apart = "seed" in names or "run" in names
-        key += () if told_apart else (numbers["loss"][index],)
-        if key in seen:
-            first = seen[key]
-            same = numbers["loss"][first] == numbers["loss"][index]
-            what = "is the same run as" if same else f"repeats the {', '.join(keys)} of"
-            end = "" if same else " with another loss"
-            raise ValueError(f"{path}: row {row}, column 'loss': the row {what} row {rows[first]}{end}")
-        seen[key] = index
+    reasons = {}
+    for index, (row, cells) in enumerate(records):
+        key, loss = tuple((names | numbers)[c][index] for c in keys), numbers["loss"][index]
+        if "run" not in names:
+            key += tuple(cell for c, cell in cells.items() if c not in (*POSITIVE, *NAMES))
+        if not ("seed" in names or "run" in names):
+            key += (loss,)
+        if math.isnan(loss):
+            continue
+        first = seen.setdefault(key, index)
+        if first != index and loss == numbers["loss"][first]:
+            reasons[row] = "the same run is in an earlier row"
+        elif first != index:
+            raise ValueError(f"{path}: row {row}, column 'loss': the row repeats the {', '.join(keys)} of row "
+                             f"{records[first][0]} with another loss")
+    return reasons
 
 
 def _complete(path: Path, columns: dict, tokens_per_image: float | None) -> tuple[dict, str, tuple[str, ...]]:
@@ -222,13 +261,14 @@ def _complete(path: Path, columns: dict, tokens_per_image: float | None) -> tupl
     return columns, "images" if "images" in columns else "tokens", tuple(notes)
 
 
-def _drop(runs: Runs, rates: np.ndarray | None, limits: Limits) -> Runs:
-    reasons: dict[int, str] = {}
+def _drop(runs: Runs, rates: np.ndarray | None, limits: Limits, repeats: dict[int, str]) -> Runs:
+    reasons = {index: repeats[row] for index, row in enumerate(runs.row.tolist()) if row in repeats}
 
     def mark(outside: np.ndarray, reason: str):
         for index in np.flatnonzero(outside):
             reasons.setdefault(int(index), reason)
 
+    mark(~np.isfinite(runs.loss), "no finite loss: the run diverged or has not ended")
     mark(runs.n < limits.min_params, f"params below --min-params={limits.min_params:g}")
     mark(runs.d < limits.min_data, f"{runs.unit} below --min-data={limits.min_data:g}")
     if limits.min_flops and runs.flops is None:
@@ -244,10 +284,15 @@ def _drop(runs: Runs, rates: np.ndarray | None, limits: Limits) -> Runs:
 
 
 def _best_rate(runs: Runs, rates: np.ndarray) -> np.ndarray:
-    """Where a row's learning rate has the lowest mean loss over seeds of its size and data."""
+    """Where a row's learning rate has the lowest mean loss over seeds of its size and data; one under which a seed
+    diverged is worse than one under which none did."""
     best = np.zeros(len(runs), bool)
     for n, d in {*zip(runs.n.tolist(), runs.d.tolist(), strict=True)}:
         here = (runs.n == n) & (runs.d == d)
-        means = {rate: runs.loss[here & (rates == rate)].mean() for rate in set(rates[here].tolist())}
-        best |= here & (rates == min(means, key=means.get))
+        ranks = {}
+        for rate in sorted(set(rates[here].tolist())):
+            losses = runs.loss[here & (rates == rate)]
+            good = np.isfinite(losses)
+            ranks[rate] = (1 - good.mean(), losses[good].mean() if good.any() else 0.0)
+        best |= here & (rates == min(ranks, key=ranks.get))
     return best

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm.config import Config
-from lgm.data import open_images
+from lgm.data import ImageSet, open_images
 from lgm.data.order import shuffled
+from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.snr_grid import check_range, snr_errors
 from lgm.scaling import results
 from lgm.scaling.latents import encoded
@@ -52,7 +53,8 @@ class Group:
     system: System
     frozen: Any
     data: dict[str, jax.Array]  # batches are rows of it
-    test: tuple[np.ndarray, np.ndarray, np.ndarray]
+    heldout: ImageSet
+    test: tuple[np.ndarray, np.ndarray, np.ndarray]  # its latents, tokens and mask
     chunk: int
     workdir: Path
 
@@ -107,6 +109,7 @@ def _open(runs: list[Run], how: str, workdir: Path) -> Group:
     images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption)
     heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
     heldout = heldout.take(range(min(len(heldout), options.max_images)))
+    check_enough(system, heldout)
     tokens, mask = system.tokenize(images.captions)
     test_tokens = system.tokenize(heldout.captions)
     for run in runs:  # what could be wrong with a config has been found by now
@@ -114,7 +117,8 @@ def _open(runs: list[Run], how: str, workdir: Path) -> Group:
     arrays = {"latent": encoded(system, frozen, images, workdir), "tokens": tokens, "mask": mask}
     test = encoded(system, frozen, heldout, workdir), *test_tokens
     parts = [list(range(len(runs)))] if how == "vmap" else [[member] for member in range(len(runs))]
-    return Group(runs, parts, system, jax.device_put(frozen), jax.device_put(arrays), test, _chunk(runs[0]), workdir)
+    return Group(runs, parts, system, jax.device_put(frozen), jax.device_put(arrays), heldout, test,
+                 _chunk(runs[0]), workdir)
 
 
 def _chunk(run: Run) -> int:
@@ -142,7 +146,9 @@ def _train(group: Group, missing: list[int], checkpoints: Checkpoints, note: Not
         step, losses = split, []
         for member, run in enumerate(runs):
             if not drive.diverged[member] and results.read(group.workdir, run, run.configs[i]) is None:
-                figures = snr_errors(group.system, drive.weights(cooled, member), *group.test)
+                weights = drive.weights(cooled, member)
+                figures = snr_errors(group.system, weights, *group.test)
+                figures |= image_distances(group.system, weights, group.frozen, group.heldout)
                 seconds = (time.monotonic() - began) / len(runs)
                 results.write(group.workdir, run, run.configs[i], figures, seconds)
                 losses.append(figures["v_loss"])
@@ -161,9 +167,7 @@ class _Drive:
         self.advance = _advance(config, group.system, group.stacked)
         init = lambda seed: init_state(group.system.init(jax.random.key(seed)), build_optimizer(config))
         # drawing parameters runs once: on a CPU optimizing its code took a quarter of a small sweep's time
-        plain = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-        self.init = jax.jit(jax.vmap(init) if group.stacked else init,
-                            compiler_options=plain if jax.default_backend() == "cpu" else None)
+        self.init = jax.jit(jax.vmap(init) if group.stacked else init, compiler_options=_effort(0))
         self.seeds, self.rates = [run.seed for run in group.runs], [np.float32(run.lr) for run in group.runs]
 
     def begin(self, checkpoints: Checkpoints) -> tuple[list[TrainState], int]:
@@ -250,4 +254,12 @@ def _advance(config: Config, system: System, stacked: bool):
     if stacked:
         # losses of all runs, step by step
         advance = jax.vmap(advance, in_axes=(0, 0, 0, None, None, None, None, 0), out_axes=(0, 1))
-    return jax.jit(advance, donate_argnums=0)
+    return jax.jit(advance, donate_argnums=0, compiler_options=_effort(1))
+
+
+def _effort(level: int) -> dict[str, Any] | None:
+    """Options that let XLA:CPU compile for less long. A small network's program takes longer to compile than to run;
+    level 1 takes three quarters of the default's time and its steps are as fast, products being a library's."""
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_backend_optimization_level": level} | ({} if level else {"xla_llvm_disable_expensive_passes": True})

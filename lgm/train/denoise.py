@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm.config import Config
-from lgm.data import batches, open_images, save_grid
+from lgm.data import ImageSet, batches, open_images, save_grid
 from lgm.drawing import draw, encode_all
+from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.heldout import heldout_loss
 from lgm.evaluate.snr_grid import check_range, snr_errors
 from lgm.parallel import Layout, batch_part
@@ -37,8 +38,9 @@ def make_task(config: Config, layout: Layout) -> Task:
     part, parts = batch_part(layout)
     iterator = batches(arrays, image=None if in_memory else images.image, batch_size=config.batch_size,
                        seed=config.seed, process_index=part, process_count=parts)
-    count = min(len(heldout), config.evaluation.max_images)
-    test = encode_all(system, frozen, heldout, count), *system.tokenize(heldout.captions[:count])
+    test = heldout.take(range(min(len(heldout), config.evaluation.max_images)))
+    check_enough(system, test)
+    arrays_of_test = encode_all(system, frozen, test), *system.tokenize(test.captions)
     rows = pictured(config, heldout, images)
     whole = lambda params: system.whole(params, frozen)
     return Task(
@@ -48,11 +50,17 @@ def make_task(config: Config, layout: Layout) -> Task:
         frozen=frozen,
         batches=iterator,
         forward_flops=forward_flops(system, frozen),
-        heldout=lambda params: heldout_loss(system, whole(params), *test) | snr_errors(system, whole(params), *test),
+        heldout=lambda params: heldout_figures(system, whole(params), frozen, test, arrays_of_test),
         pictures=lambda params, path: picture(system, whole(params), frozen, rows, path),
         start=start,
         draw=make_draw(config, system),
     )
+
+
+def heldout_figures(system: System, params, frozen, heldout: ImageSet, arrays) -> dict[str, float]:
+    """All that weights are measured by, on held-out images and their (latents, tokens, mask)."""
+    return (heldout_loss(system, params, *arrays) | snr_errors(system, params, *arrays)
+            | image_distances(system, params, frozen, heldout))
 
 
 def make_draw(config: Config, system: System):

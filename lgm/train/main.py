@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
 import time
@@ -132,22 +133,30 @@ def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image:
     return 0
 
 
-def evaluate(workdir: str, out: str, weights: str) -> int:
-    """Held-out loss of a run's weights, as JSON."""
+def evaluate(workdir: str, out: str, weights: str, distance: int | None = None) -> int:
+    """Held-out figures of a run's weights, as JSON; `distance` takes the place of `config.evaluation.distance`."""
     from lgm.data import open_images
     from lgm.drawing import encode_all
-    from lgm.evaluate.heldout import heldout_loss
-    from lgm.evaluate.snr_grid import snr_errors
+    from lgm.evaluate.drawn import check_enough
+    from lgm.train.denoise import heldout_figures
 
+    if distance is not None and distance < 3:
+        raise ConfigError(f"--distance={distance} must be at least 3 images")
     system, params, frozen, images_seen = load_run(workdir, weights)
     data, options = system.config.data, system.config.evaluation
+    if distance is not None:
+        options = dataclasses.replace(options, distance=distance)
+        system = dataclasses.replace(system, config=dataclasses.replace(system.config, evaluation=options))
     images = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
-    count = min(len(images), options.max_images)
-    test = encode_all(system, frozen, images, count), *system.tokenize(images.captions[:count])
-    values = heldout_loss(system, params, *test) | snr_errors(system, params, *test)
-    result = {"images_seen": images_seen, "weights": weights, "heldout_images": count, **values}
+    images = images.take(range(min(len(images), options.max_images)))
+    check_enough(system, images)
+    arrays = encode_all(system, frozen, images), *system.tokenize(images.captions)
+    values = heldout_figures(system, params, frozen, images, arrays)
+    result = {"images_seen": images_seen, "weights": weights, "heldout_images": len(images), **values}
     write_atomically(out, (json.dumps(result, indent=2) + "\n").encode())
-    print(f"held-out loss {values['heldout_loss']:.4f} over {count} images; see {out}")
+    drawn = f", kernel distance {values['kernel_distance']:.4g} +- {values['kernel_distance_error']:.2g}" if \
+        "kernel_distance" in values else ""
+    print(f"held-out loss {values['heldout_loss']:.4f} over {len(images)} images{drawn}; see {out}")
     return 0
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from lgm.cli import main
 from lgm.scaling import coverage, families, fit, laws, sensitivity, table
+from lgm.scaling.machine import Machine
 
 COST = laws.Cost(6 * 64, 1.0, 1.0)
 LAWS = {"mmdit / flow": laws.theta(6.0, 30.0, 0.41, 0.28, 0.30), "unet": laws.theta(9.0, 45.0, 0.43, 0.31, 0.32)}
@@ -142,7 +143,7 @@ def test_an_early_stop_is_written_in_red(small, tmp_path, capsys):
     (["--budget=-1"], "--budget=-1.0"),
     (["--pod-hours=24", "--chips=256"], "--chip-peak and --mfu missing"),
     (["--pod-hours=24"], "--pod-hours needs"),
-    (["--chips=4", "--chip-peak=1e12", "--mfu=40"], "--mfu=40"),
+    (["--chips=4", "--chip-peak=1e12", "--mfu=40"], "mfu=40"),
     (["--method=hubber"], "hubber"),
     (["--draws=10"], "--draws=10"),
     (["--delta=0"], "--delta=0"),
@@ -162,11 +163,22 @@ def test_a_plan_says_what_an_hour_of_its_pod_is(tmp_path):
     for name, values in (("one", plan), ("best", {"best": plan, "plans": [plan]})):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(values))
-        assert fit.planned_pod(path) == fit.Pod(256, 459e12, 0.4)
+        assert fit.planned_pod(path) == Machine(256, 459e12, 0.4)
     for bad in ("{", "[]", '{"chips": 4}', json.dumps(plan | {"fits": False})):
         path.write_text(bad)
         with pytest.raises(ValueError, match="--plan="):
             fit.planned_pod(path)
+
+
+def test_a_table_that_gives_no_law_is_told_by_the_exit_code_and_the_reason_written(tmp_path, capsys):
+    path = tmp_path / "runs.csv"
+    path.write_text("params,images,flops,loss\n1e6,1e7,6e15,1.5\n2e6,1e7,1.2e16,1.4\n")
+    assert main(["fit", f"--data={path}", f"--out={tmp_path / 'out'}"]) == 1
+    reason = "2 training runs; 8 are needed"
+    assert f"not fitted: {reason}" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "fit.json").read_text())["families"]["all"]
+    assert reason in found["reason"] and found["methods"] == {}
+    assert reason in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_another_column_can_be_the_loss(small, tmp_path):
@@ -191,5 +203,5 @@ def test_the_largest_runs_are_held_out_whole():
 
 
 def test_hours_of_a_pod_become_flops():
-    pod = fit.Pod(chips=8, peak=1e15, mfu=0.5)
+    pod = Machine(chips=8, peak=1e15, mfu=0.5)
     assert pod.flops(2.0) == 2 * 3600 * 8 * 1e15 * 0.5 and pod.hours(pod.flops(2.0)) == 2.0

@@ -77,6 +77,7 @@ def test_noise_that_runs_share_widens_intervals():
     (runs_of(np.geomspace(1e8, 1e10, 9), 20 * np.geomspace(1e8, 1e10, 9)), {*laws.PARAMETERS}, "move in step"),
     (runs_of(np.geomspace(1e8, 1e10, 9), 1e20 / np.geomspace(1e8, 1e10, 9)), {*laws.PARAMETERS}, "correlation -1.000"),
     (runs_of(*(v[:7] for v in GRID)), {*laws.PARAMETERS}, "7 training runs; 8"),
+    (dataclasses.replace(runs_of(*GRID), loss=np.full(30, 1.5)), {*laws.PARAMETERS}, "the loss is 1.5 in all runs"),
 ])
 def test_plans_that_cannot_identify_an_exponent_are_refused(runs, names, part):
     refused = identify.by_design(runs)

@@ -30,11 +30,16 @@ def write(path, lines, header=HEADER):
     ("images,flops,loss\n1,2,3\n2,3,4", ["'params' is missing", "--tokens-per-image"]),
     ("\n".join([HEADER, *GOOD, "a,0,3e6,many,6e13,1.5"]), ["row 5", "'images'", "'many' is not a number"]),
     ("\n".join([HEADER, *GOOD, "a,0,3e6,,6e13,1.5"]), ["row 5", "'images' is empty"]),
-    ("\n".join([HEADER, *GOOD, "a,0,3e6,1e7,6e13,nan"]), ["row 5", "'loss'", "not finite"]),
+    ("\n".join([HEADER, *GOOD, "a,0,3e6,1e7,6e13,low"]), ["row 5", "'loss'", "'low' is not a number"]),
+    ("\n".join([HEADER, *GOOD, "a,0,3e6,1e7,6e13,-1.5"]), ["row 5", "'loss'", "must be positive"]),
+    ("\n".join([HEADER, "a,0,3e6,1e7,6e13,nan", "a,0,4e6,1e7,6e13,"]), ["all 2 rows are dropped", "no finite loss"]),
+    ("params,images,loss_\n1,2,3\n2,3,4", ["'loss' is missing; did you mean --loss=loss_?"]),
+    ("params,images,val_loss\n1,2,3\n2,3,4", ["did you mean --loss=val_loss?"]),
+    ("n_params,images,loss\n1,2,3\n2,3,4", ["'n_params' is not read: rename it where it is 'params'"]),
+    ("params;images;loss\n1;2;3", ["columns are separated by ';'"]),
     ("\n".join([HEADER, *GOOD, "a,0,3e6,1e7,inf,1.5"]), ["row 5", "'flops'", "not finite"]),
     ("\n".join([HEADER, *GOOD, "a,0,-3e6,1e7,6e13,1.5"]), ["row 5", "'params'", "must be positive"]),
     ("\n".join([HEADER, *GOOD, "a,0,3e6,1e7,6e13,0"]), ["row 5", "'loss'", "must be positive"]),
-    ("\n".join([HEADER, *GOOD, GOOD[1]]), ["row 5", "the same run as row 3"]),
     ("\n".join([HEADER, *GOOD, "a,0,2e6,1e7,1.2e14,1.3"]), ["row 5", "repeats", "of row 3 with another loss"]),
     ("\n".join([HEADER, *GOOD, "a,0,3e6,1e7"]), ["row 5 has 4 cells", "6 columns"]),
     ("\n".join([HEADER, *GOOD, ",0,3e6,1e7,6e13,1.5"]), ["row 5", "'family' is empty"]),
@@ -88,6 +93,33 @@ def test_dropped_rows_keep_their_reasons(tmp_path):
     assert runs.row.tolist() == [3, 5]
     assert [row for row, _ in runs.dropped] == [2, 4]
     assert "--min-params" in runs.dropped[0][1] and "--max-loss" in runs.dropped[1][1]
+
+
+def test_runs_that_diverged_or_are_there_twice_are_dropped_with_the_reason(tmp_path):
+    rows = [*GOOD, GOOD[1], "a,0,4e6,1e7,6e13,nan", "a,0,5e6,1e7,6e13,", "a,0,6e6,1e7,6e13,-inf",
+            "a,0,4e6,1e7,6e13,1.1"]
+    runs = read(write(tmp_path / "a.csv", rows)).families[0]
+    assert runs.row.tolist() == [2, 3, 9] and runs.loss.tolist() == [1.5, 1.4, 1.1]
+    reasons = dict(runs.dropped)
+    assert reasons.pop(5) == "the same run is in an earlier row" and set(reasons) == {6, 7, 8}
+    assert set(reasons.values()) == {"no finite loss: the run diverged or has not ended"}
+
+
+def test_a_learning_rate_under_which_a_seed_diverged_is_not_the_best(tmp_path):
+    rows = ["1e6,1e7,0,1e-3,1.5", "1e6,1e7,1,1e-3,1.52", "1e6,1e7,0,3e-3,1.4", "1e6,1e7,1,3e-3,nan"]
+    runs = read(write(tmp_path / "a.csv", rows, "params,images,seed,learning_rate,loss")).families[0]
+    assert runs.row.tolist() == [2, 3]
+
+
+def test_columns_that_are_not_read_tell_rows_of_one_seed_apart(tmp_path):
+    rows = ["1e6,1e7,0,32,1.5", "1e6,1e7,0,64,1.4"]
+    assert len(read(write(tmp_path / "a.csv", rows, "params,images,seed,batch_size,loss")).families[0]) == 2
+
+
+def test_case_does_not_matter_and_near_misses_are_told(tmp_path):
+    runs = read(write(tmp_path / "a.csv", ["u,1e6,1e7,1.5", "v,2e6,1e7,1.4"], "Familly,Params,IMAGES,Loss")).families[0]
+    assert runs.n.tolist() == [1e6, 2e6] and runs.unit == "images"
+    assert runs.notes == ("column 'Familly' is not read: rename it where it is 'family'",)
 
 
 def test_only_the_best_learning_rate_is_fitted_but_all_of_its_seeds(tmp_path):
