@@ -1,11 +1,15 @@
-"""How many small runs an hour: batched in one program against one after another, each a process of its own.
+"""How many small runs an hour: batched in one program, against one after another.
 
-    python tools/sweep_speed.py [--family=mmdit] [--size=1] [--runs=8] [--alone=2] [--images=1024] [--steps=40]
+    python tools/sweep_speed.py [--family=mmdit] [--size=1] [--runs=8] [--images=1024] [--steps=40]
 
-First the whole: `lgm sweep` over so many seeds of one size, then some of the same runs by `--only`, both with an empty
-compilation cache, so that each side pays for what it compiles. Then what the gain is made of: the time of a step of one
-run in a program of its own, of all runs in turns, and of all at once (vmap). CPU seconds are what counts where the
-machine is shared: wall time is then a matter of who else is on it.
+The same runs four ways, whole commands timed from start to exit:
+
+- a process a run, each compiling for itself (an empty compilation cache);
+- a process a run, the program found in the cache: what somebody gets who starts them one after another;
+- one process and one program, the runs taking turns at it (an empty cache);
+- one process and one program that steps all runs at once, by vmap (an empty cache).
+
+Then what is left of the gain in long runs: the time of a step of one run in each of the programs.
 """
 
 import argparse
@@ -48,14 +52,13 @@ def get_config():
 """
 
 
-def sweep(config: Path, workdir: Path, *words: str) -> tuple[float, float]:
-    """(wall, CPU) seconds of one `lgm sweep` with an empty compilation cache."""
-    with tempfile.TemporaryDirectory() as cache:
-        env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        command = [sys.executable, "-m", "lgm.cli", "sweep", f"--config={config}", f"--workdir={workdir}", *words]
-        subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+def sweep(config: Path, workdir: Path, cache: Path, *words: str) -> tuple[float, float]:
+    """(wall, CPU) seconds of one `lgm sweep`."""
+    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    command = [sys.executable, "-m", "lgm.cli", "sweep", f"--config={config}", f"--workdir={workdir}", *words]
+    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
@@ -84,27 +87,33 @@ def steps(config: Path, workdir: Path, how: str, together: int, count: int) -> t
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", default="mmdit", choices=("mmdit", "unet"))
-    for name, value in (("size", 1), ("runs", 8), ("alone", 2), ("images", 1024), ("steps", 40)):
+    for name, value in (("size", 1), ("runs", 8), ("images", 1024), ("steps", 40)):
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     fields = {name: getattr(arguments, name) for name in ("family", "size", "runs", "images")}
+    print(f"{arguments.family} of size {arguments.size}, {arguments.images} images a run, batch 16, "
+          f"{len(os.sched_getaffinity(0))} cores", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        config, workdir = Path(folder) / "sweep.py", Path(folder) / "work"
-        config.write_text(CONFIG.format(**fields, how="turns"))
-        wall, cpu = sweep(config, workdir)
-        alone = [sweep(config, Path(folder) / "alone", f"--only={index}") for index in range(arguments.alone)]
-        wall_alone, cpu_alone = (sum(values) / len(alone) for values in zip(*alone, strict=True))
-        print(f"{arguments.family} of size {arguments.size}, {arguments.images} images a run, batch 16, "
-              f"{os.cpu_count()} cores")
-        print(f"{arguments.runs} runs in one program      {wall / arguments.runs:7.1f} s of wall, "
-              f"{cpu / arguments.runs:7.1f} CPU seconds a run")
-        print(f"one after another ({len(alone)} done)  {wall_alone:7.1f} s of wall, {cpu_alone:7.1f} CPU seconds a run")
-        print(f"runs an hour: {wall_alone * arguments.runs / wall:.1f} times as many by wall time, "
-              f"{cpu_alone * arguments.runs / cpu:.1f} by CPU time", flush=True)
+        folder = Path(folder)
+        configs = {how: folder / f"{how}.py" for how in ("turns", "vmap")}
+        for how, path in configs.items():
+            path.write_text(CONFIG.format(**fields, how=how))
+        slowest = None
+        for name, how, count, words in (
+            ("a process a run, compiling", "turns", 1, ["--only=0"]),
+            ("a process a run, program cached", "turns", 1, ["--only=1"]),
+            ("one program, in turns", "turns", arguments.runs, []),
+            ("one program, all at once", "vmap", arguments.runs, []),
+        ):
+            cache = folder / "cache" / ("alone" if words else how)
+            wall, cpu = (value / count for value in sweep(configs[how], folder / f"{how}{len(words)}", cache, *words))
+            slowest = slowest or wall
+            print(f"{name:32} {wall:6.1f} s a run, {cpu:6.1f} CPU s, {3600 / wall:6.0f} runs an hour, "
+                  f"{slowest / wall:5.1f} times", flush=True)
         for how, together in (("turns", 1), ("turns", arguments.runs), ("vmap", arguments.runs)):
-            ms, cpu_ms, compiling = steps(config, workdir, how, together, arguments.steps)
+            ms, cpu_ms, compiling = steps(configs["turns"], folder / "steps", how, together, arguments.steps)
             print(f"a step of one run, {together} by {how:5}: {ms:6.1f} ms, {cpu_ms:6.1f} CPU ms; "
-                  f"{compiling:.0f} CPU seconds to compile", flush=True)
+                  f"{compiling:.0f} CPU s to compile", flush=True)
 
 
 if __name__ == "__main__":

@@ -276,11 +276,14 @@ def _drop(runs: Runs, rates: np.ndarray | None, limits: Limits, repeats: dict[in
     if limits.min_flops:
         mark(runs.flops < limits.min_flops, f"flops below --min-flops={limits.min_flops:g}")
     mark(runs.loss > limits.max_loss, f"loss above --max-loss={limits.max_loss:g}")
+    notes = runs.notes
     if rates is not None:
-        mark(~_best_rate(runs, rates), "another learning rate is better at this size and data")
+        best = _best_rate(runs, rates)
+        mark(~best, "another learning rate is better at this size and data")
+        notes += _rates_at_an_end(runs, rates, best)
     keep = np.array([index not in reasons for index in range(len(runs))])
     dropped = tuple((int(runs.row[index]), reason) for index, reason in sorted(reasons.items()))
-    return dataclasses.replace(runs.take(keep), dropped=dropped)
+    return dataclasses.replace(runs.take(keep), dropped=dropped, notes=notes)
 
 
 def _best_rate(runs: Runs, rates: np.ndarray) -> np.ndarray:
@@ -296,3 +299,16 @@ def _best_rate(runs: Runs, rates: np.ndarray) -> np.ndarray:
             ranks[rate] = (1 - good.mean(), losses[good].mean() if good.any() else 0.0)
         best |= here & (rates == min(ranks, key=ranks.get))
     return best
+
+
+def _rates_at_an_end(runs: Runs, rates: np.ndarray, best: np.ndarray) -> tuple[str, ...]:
+    """A note where the best learning rate is the lowest or highest of those tried: a better one may lie beyond."""
+    places = {*zip(runs.n.tolist(), runs.d.tolist(), strict=True)}
+    tried = {(n, d): rates[(runs.n == n) & (runs.d == d)] for n, d in places}
+    chosen = {(n, d): rates[(runs.n == n) & (runs.d == d) & best][0] for n, d in places}
+    several = [place for place in places if np.ptp(tried[place]) > 0]
+    ends = [place for place in several if chosen[place] in (tried[place].min(), tried[place].max())]
+    if not ends:
+        return ()
+    return (f"the best learning rate is the lowest or the highest of those tried at {len(ends)} of {len(several)} "
+            "sizes and amounts of data: try more",)

@@ -111,6 +111,17 @@ def test_a_learning_rate_under_which_a_seed_diverged_is_not_the_best(tmp_path):
     assert runs.row.tolist() == [2, 3]
 
 
+def test_a_best_learning_rate_at_the_end_of_those_tried_is_told(tmp_path):
+    rows = [f"{n},1e7,{rate},{loss}" for n, losses in (("1e6", (1.6, 1.5, 1.55)), ("2e6", (1.5, 1.4, 1.3)))
+            for rate, loss in zip((1e-3, 2e-3, 4e-3), losses, strict=True)]
+    runs = read(write(tmp_path / "a.csv", rows, "params,images,learning_rate,loss")).families[0]
+    assert runs.loss.tolist() == [1.5, 1.3]
+    note, = runs.notes
+    assert "lowest or the highest of those tried at 1 of 2 sizes" in note
+    inside = [row for row in rows if not row.startswith("2e6,1e7,0.004")] + ["2e6,1e7,0.008,1.45", "2e6,1e7,0.004,1.3"]
+    assert read(write(tmp_path / "b.csv", inside, "params,images,learning_rate,loss")).families[0].notes == ()
+
+
 def test_columns_that_are_not_read_tell_rows_of_one_seed_apart(tmp_path):
     rows = ["1e6,1e7,0,32,1.5", "1e6,1e7,0,64,1.4"]
     assert len(read(write(tmp_path / "a.csv", rows, "params,images,seed,batch_size,loss")).families[0]) == 2
