@@ -71,10 +71,9 @@ def steps(config: Path, workdir: Path, how: str, together: int, count: int) -> t
     from lgm.scaling import together as batched
 
     runs = plans.expand(plans.load(str(config)))[:together]
-    group = batched._open(runs, how, workdir)
-    drive = batched._Drive(group, np.zeros(len(runs), bool), lambda *_: None, lambda: False)
-    seeds = [group.own(part, drive.seeds) for part in group.parts]
-    states, began = [drive.init(seed) for seed in seeds], time.process_time()
+    group = batched.open_group(runs, how, workdir)
+    drive = batched.Drive(group, np.zeros(len(runs), bool), lambda *_: None, lambda: False)
+    states, began = [group.init(group.seeds(part)) for part in group.parts], time.process_time()
     states = jax.block_until_ready(drive.go(states, 0, group.chunk, 0))
     compiling = time.process_time() - began
     until = group.chunk * max(1 + count // group.chunk, 2)

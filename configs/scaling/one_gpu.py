@@ -3,10 +3,12 @@
     lgm sweep --config=configs/scaling/one_gpu.py --workdir=runs/one_gpu
     lgm fit --data=runs/one_gpu/runs.csv --out=runs/one_gpu/fit
 
-Six sizes, two seeds, four amounts of data up to 200,000 images (30 epochs: more would measure memory). The two seeds of
-a size share a program. `--list` counts the FLOPs, and the hours at an assumed 5% of an H100's peak, which is all that
-networks so small may reach with 64 tokens an image; compilations and held-out errors come on top. It has not been run
-on a GPU yet: the time is a plan, and the learning rates are not tuned.
+Six sizes of 0.3 to 74 million parameters (U-Net: 1.1 to 42), two seeds, four amounts of data up to 204,800 images (30
+epochs: more would measure memory): 48 runs, 192 rows. The two seeds of a size share a program. `--list` counts 3.09e16
+FLOPs, 10.4 minutes at an assumed 5% of an H100's peak, which is all that networks so small may reach with 64 tokens an
+image; 24 compilations and the held-out errors come on top. It has not been run on a GPU yet: the time is a plan. One
+learning rate an architecture serves all of its sizes by muP (`mup_size` is the size it belongs to); it is not tuned:
+`lr=(1e-3, 2e-3, 4e-3)` tries several at every size, and the fit takes the best of each and says which it left out.
 """
 
 from ml_collections import ConfigDict

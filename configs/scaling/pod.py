@@ -1,4 +1,4 @@
-"""IsoFLOP plans from 60 million to 8 billion parameters at 256 pixels, one run a job of a pod or cluster.
+"""IsoFLOP plans from 77 million to 8 billion parameters at 256 pixels, one run a job of a pod or cluster.
 
     lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs/pod --list        the runs and what they cost
     lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs/pod --only=I      one of them, as a job does
@@ -6,11 +6,16 @@
     lgm fit --data=gs/pod/runs.csv --out=gs/pod/fit --pod-hours=1000 --chips=256 --chip-peak=459e12 --mfu=0.4
 
 The argument is ARCHITECTURE-OBJECTIVE, of mmdit or unet and flow or eps; both sides are trained on the same images,
-captions, frozen text encoders and amounts of compute. `--list` prints the planned cost, from counted FLOPs and an
-assumed MFU of 40% on 256 v5p (`lgm plan` tells the real one). The learning rates are not tuned. Every size spends every
-budget that gives it 5 million to 1.5 billion images; a run is one trunk at a constant rate with a cooldown for each of
-its budgets. Before a start set `base.data.source`, `base.autoencoder` and `base.text.folder` to your own: FLOPs are
-counted without opening them.
+captions, frozen text encoders and amounts of compute. Every size spends every budget that gives it 5 million to 1.5
+billion images; a run is one trunk at a constant rate with a cooldown for each of its budgets. The learning rate is that
+of the smallest size, by muP that of all; it is not tuned. What `--list` counts, with an assumed MFU of 40% on 256 v5p
+(459 TFLOP/s each; `lgm plan --json` tells a config's own, which `lgm fit --plan` takes):
+
+    mmdit   9 runs of 77 million to 8.06 billion parameters, 30 rows    9.93e21 FLOPs    58.7 hours   15,000 chip-hours
+    unet    9 runs of 188 million to 8.00 billion parameters, 31 rows   9.93e21 FLOPs    58.7 hours   15,000 chip-hours
+
+for each of flow and eps: about ten days of such a pod for all four, the longest run 19.4 hours. Before a start set
+`base.data.source`, `base.autoencoder` and `base.text.folder` to your own: FLOPs are counted without opening them.
 """
 
 from ml_collections import ConfigDict

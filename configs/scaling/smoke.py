@@ -25,7 +25,7 @@ def get_config():
                                    causal=False, pool="mean")),
             optimizer=dict(warmup_images=128, b2=0.99),
             ema=dict(half_life_images=1_000_000_000, ramp=0.05),
-            evaluation=dict(times=1, levels=8, batch_size=264),
+            evaluation=dict(times=1, levels=8, log_snr=(-3.0, 6.0), batch_size=264),
             sampling=dict(count=0),
             log=dict(every_images=64, checkpoint_every_images=0),
         ),

@@ -123,16 +123,18 @@ def losses(family: Family, settings: Settings, budgets) -> Figure:
 
 def _plain_log_ticks(axis) -> None:
     """Loss spans less than a decade, where powers of ten say nothing: about six plain numbers instead."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     low, high = axis.get_ylim()
     if high / low < 30:
-        steps = (1, 1.5, 2, 3, 4, 5, 7) if high / low > 3 else tuple(np.arange(1, 10, 0.5 if high / low > 1.5 else 0.1))
-        axis.yaxis.set_major_locator(LogLocator(subs=steps, numticks=8))
-        ticks = [t for t in axis.yaxis.get_major_locator().tick_values(low, high) if low <= t <= high]
-        axis.set_yticks(ticks[:: max(1, len(ticks) // 7)])
+        if high / low < 4:
+            ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        else:
+            decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
+            ticks = np.outer(decades, (1, 1.5, 2, 3, 5, 7)).ravel()
+        axis.set_yticks([tick for tick in ticks if low <= tick <= high])
         axis.yaxis.set_minor_locator(NullLocator())
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.5g}"))
 
 
 def isoflops(family: Family, settings: Settings, budgets) -> Figure:
@@ -272,7 +274,7 @@ def residuals(family: Family, settings: Settings) -> Figure:
         axes[1].vlines(at, low, high, lw=6, color=COLOURS[0], alpha=0.3, label="predicted for a new run, 95%")
         axes[1].plot(at, predicted, "_", ms=12, mew=2, color=COLOURS[0])
         axes[1].plot(at, measured, "o", ms=5, color=COLOURS[1], label="measured")
-        axes[1].set_xticks(at, [f"{row['params']:.2g}" for row in held], rotation=45 if len(held) > 6 else 0)
+        axes[1].set_xticks(at, [_count(row["params"]) for row in held], rotation=45 if len(held) > 6 else 0)
         axes[1].set(xlabel="parameters", ylabel="loss", title="Largest budget, predicted from all the others")
         axes[1].set_xlim(-0.6, len(held) - 0.4)
         bottom, top = axes[1].get_ylim()
@@ -318,7 +320,15 @@ def sensitivities(family: Family, settings: Settings) -> Figure:
 
 
 def _sizes_left_out(span: list[float]) -> str:
-    return f"size {span[0]:.3g}" if span[0] == span[1] else f"sizes {span[0]:.2g} to {span[1]:.2g}"
+    return f"size {_count(span[0])}" if span[0] == span[1] else f"sizes {_count(span[0])} to {_count(span[1])}"
+
+
+def _count(value: float) -> str:
+    """A number of parameters as people say it: 23.4k, 3.13M, 8.06B."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def _short(reason: str, length: int = 60) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lgm.parsing import ConfigError
@@ -70,10 +72,14 @@ def totals(plan: Sweep, runs: list[Run]) -> list[str]:
         m = plan.machine
         largest = max(runs, key=lambda one: one.flops)
         hours = m.hours(flops)
-        lines.append(f"# {hours:,.1f} hours of {m.chips} chips of {m.peak / 1e12:g} TFLOP/s at {m.mfu:.0%} MFU, "
-                     f"{hours * m.chips:,.0f} chip-hours; {m.hours(largest.flops):,.1f} of them the longest run's, "
-                     f"{largest.name}")
+        lines.append(f"# {_hours(hours)} of {m.chips} chip{'s' * (m.chips > 1)} of {m.peak / 1e12:g} TFLOP/s at "
+                     f"{m.mfu:.0%} MFU, {hours * m.chips:,.1f} chip-hours; the longest run, {largest.name}, takes "
+                     f"{_hours(m.hours(largest.flops))}")
     return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 2 else f"{60 * hours:,.1f} minutes"
 
 
 def _train_one(one: Run, workdir: Path) -> None:
@@ -83,25 +89,42 @@ def _train_one(one: Run, workdir: Path) -> None:
 
 
 def _train(plan: Sweep, runs: list[Run], workdir: Path) -> None:
-    """Everything that is missing, group by group."""
+    """Everything that is missing, group by group.
+
+    Compiling a small group takes one core longer than stepping it takes all: the next group's programs are compiled
+    meanwhile by a thread.
+    """
     from lgm.scaling import alone, together
 
-    with _sigterm() as stop, Board(runs, workdir) as board:
-        for _, members in itertools.groupby(runs, key=lambda one: one.group):
-            members = list(members)
-            architecture = plan.architectures[members[0].architecture]
-            for start in range(0, len(members), architecture.together):
-                part = members[start : start + architecture.together]
-                if all(results.finished(workdir, one) for one in part):
-                    continue
-                if stop():
-                    raise loop.Preempted("stopped by SIGTERM; the same command goes on from there")
-                board.start(part)
-                if architecture.together > 1:
-                    together.train(part, architecture.how, workdir, board.note, board.say, stop)
-                else:
-                    alone.train(part[0], workdir, board.say, quiet=True)
-                board.done(part)
+    parts = [part for part in _parts(plan, runs) if not all(results.finished(workdir, one) for one in part)]
+    architecture = lambda part: plan.architectures[part[0].architecture]
+
+    def prepare(part: list[Run]):
+        shared = architecture(part).together > 1
+        return thread.submit(together.prepare, part, architecture(part).how, workdir) if shared else None
+
+    with _sigterm() as stop, Board(runs, workdir) as board, ThreadPoolExecutor(1) as thread:
+        ahead = prepare(parts[0]) if parts else None
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            if stop():
+                raise loop.Preempted("stopped by SIGTERM; the same command goes on from there")
+            board.start(part)
+            group = ahead.result() if ahead else None
+            ahead = prepare(following) if following else None
+            if group:
+                together.train(group, board.note, board.say, stop)
+            else:
+                alone.train(part[0], workdir, board.say, quiet=True)
+            board.done(part)
+
+
+def _parts(plan: Sweep, runs: list[Run]) -> Iterator[list[Run]]:
+    """Runs that share a program, at most so many together as their architecture says."""
+    for _, members in itertools.groupby(runs, key=lambda one: one.group):
+        members = list(members)
+        together = plan.architectures[members[0].architecture].together
+        for start in range(0, len(members), together):
+            yield members[start : start + together]
 
 
 @contextlib.contextmanager

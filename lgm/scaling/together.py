@@ -5,6 +5,8 @@ of little work leaves an accelerator idle. Here all of that is paid once for man
 of them, for accelerators; with "turns" one after another, for networks whose operations do not batch over weights: a
 convolution then becomes a grouped one, several times slower in XLA.
 
+The next group's programs are compiled, by `prepare` in a thread, while a group is stepped (see `sweeping`).
+
 The runs are those that `lgm train` makes of their configs, from the same batches and keys, up to the rounding of
 another program. Within a group they are the same bits however often the sweep is killed and resumed.
 """
@@ -57,6 +59,8 @@ class Group:
     test: tuple[np.ndarray, np.ndarray, np.ndarray]  # its latents, tokens and mask
     chunk: int
     workdir: Path
+    init: Any  # (seed) -> state, compiled; of all runs of a part, as the next
+    advance: Any  # see `_advance`
 
     @property
     def config(self) -> Config:
@@ -72,17 +76,46 @@ class Group:
     def stacked(self) -> bool:
         return len(self.parts) == 1
 
+    def seeds(self, part: list[int]) -> np.ndarray:
+        return self.own(part, [run.seed for run in self.runs])
 
-def train(runs: list[Run], how: str, workdir: Path, note: Note, say: Callable[[str], None],
-          stop: Callable[[], bool]) -> None:
+    def rates(self, part: list[int]) -> np.ndarray:
+        return self.own(part, [np.float32(run.lr) for run in self.runs])
+
+    def rows(self, member: int, step: int) -> np.ndarray:
+        """[chunk, batch] rows of the data: those that `lgm.data.batches` serves from this step on."""
+        size, count = self.config.batch_size, len(self.data["latent"])
+        return shuffled(step * size, (step + self.chunk) * size, count, self.runs[member].seed).reshape(-1, size)
+
+    def step(self, state: TrainState, part: list[int], step: int, line) -> tuple[TrainState, jax.Array]:
+        """A part's state `chunk` steps on, and its losses; the rate falls along `line` = (first, last step)."""
+        rows = self.own(part, [self.rows(member, step) for member in range(len(self.runs))])
+        return self.advance(state, self.seeds(part), self.rates(part), *line, self.frozen, self.data, rows)
+
+    def weights(self, states: list[TrainState], member: int) -> Any:
+        """The EMA weights of one run, with what is frozen."""
+        ema = jax.tree.map(lambda leaf: leaf[member], states[0].ema) if self.stacked else states[member].ema
+        return self.system.whole(ema, self.frozen)
+
+
+def prepare(runs: list[Run], how: str, workdir: Path) -> Group:
+    """Open a group and compile what it runs by running it once."""
+    group = open_group(runs, how, workdir)
+    state = group.init(group.seeds(group.parts[0]))
+    snr_errors(group.system, group.weights([state], 0), *group.test)
+    jax.block_until_ready(group.step(state, group.parts[0], 0, (np.float32(NEVER), np.float32(NEVER + 1))))
+    return group
+
+
+def train(group: Group, note: Note, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
     """Train what is missing of a group's runs, which all have the same amounts of data.
 
     `note` hears of progress, `say` of results; when `stop()` turns true the trunk is saved and Preempted raised.
     """
+    runs, workdir = group.runs, group.workdir
     place = workdir / "groups" / runs[0].name
     missing = _missing(runs, workdir)
     if missing:
-        group = _open(runs, how, workdir)
         checkpoints = Checkpoints(place, keep=1)
         if (checkpoints.latest() or 0) > decay_start(runs[0].configs[missing[0]]):
             checkpoints.close()  # the plan has a shorter run now, and the trunk is past its cooldown's start
@@ -101,7 +134,8 @@ def _missing(runs: list[Run], workdir: Path) -> list[int]:
     return [i for i in range(len(runs[0].configs)) if not all(has(run, i) for run in runs)]
 
 
-def _open(runs: list[Run], how: str, workdir: Path) -> Group:
+def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
+    """A group of runs, nothing compiled yet. Raises what a config that cannot be trained raises."""
     config = runs[0].configs[-1]
     system, frozen, _ = open_system(config)
     check_range(system)
@@ -117,8 +151,12 @@ def _open(runs: list[Run], how: str, workdir: Path) -> Group:
     arrays = {"latent": encoded(system, frozen, images, workdir), "tokens": tokens, "mask": mask}
     test = encoded(system, frozen, heldout, workdir), *test_tokens
     parts = [list(range(len(runs)))] if how == "vmap" else [[member] for member in range(len(runs))]
-    return Group(runs, parts, system, jax.device_put(frozen), jax.device_put(arrays), heldout, test,
-                 _chunk(runs[0]), workdir)
+    stacked = len(parts) == 1
+    init = lambda seed: init_state(system.init(jax.random.key(seed)), build_optimizer(config))
+    # drawing parameters runs once: on a CPU optimizing its code took a quarter of a small sweep's time
+    init = jax.jit(jax.vmap(init) if stacked else init, compiler_options=_effort(0))
+    return Group(runs, parts, system, jax.device_put(frozen), jax.device_put(arrays), heldout, test, _chunk(runs[0]),
+                 workdir, init, _advance(config, system, stacked))
 
 
 def _chunk(run: Run) -> int:
@@ -134,7 +172,7 @@ def _chunk(run: Run) -> int:
 def _train(group: Group, missing: list[int], checkpoints: Checkpoints, note: Note, say, stop) -> None:
     runs, began = group.runs, time.monotonic()
     ends = [any((results.read(group.workdir, r, c) or {}).get("diverged") for c in r.configs) for r in runs]
-    drive = _Drive(group, np.array(ends), note, stop)
+    drive = Drive(group, np.array(ends), note, stop)
     states, step = drive.begin(checkpoints)
     for i in missing:
         config = runs[0].configs[i]
@@ -146,7 +184,7 @@ def _train(group: Group, missing: list[int], checkpoints: Checkpoints, note: Not
         step, losses = split, []
         for member, run in enumerate(runs):
             if not drive.diverged[member] and results.read(group.workdir, run, run.configs[i]) is None:
-                weights = drive.weights(cooled, member)
+                weights = group.weights(cooled, member)
                 figures = snr_errors(group.system, weights, *group.test)
                 figures |= image_distances(group.system, weights, group.frozen, group.heldout)
                 seconds = (time.monotonic() - began) / len(runs)
@@ -158,24 +196,18 @@ def _train(group: Group, missing: list[int], checkpoints: Checkpoints, note: Not
             (f", {drive.diverged.sum()} of {len(runs)} diverged" if drive.diverged.any() else ""))
 
 
-class _Drive:
+class Drive:
     """Steps a group's states; knows who has diverged."""
 
     def __init__(self, group: Group, diverged: np.ndarray, note: Note, stop):
         self.group, self.diverged, self.note, self.stop = group, diverged, note, stop
-        config = group.config
-        self.advance = _advance(config, group.system, group.stacked)
-        init = lambda seed: init_state(group.system.init(jax.random.key(seed)), build_optimizer(config))
-        # drawing parameters runs once: on a CPU optimizing its code took a quarter of a small sweep's time
-        self.init = jax.jit(jax.vmap(init) if group.stacked else init, compiler_options=_effort(0))
-        self.seeds, self.rates = [run.seed for run in group.runs], [np.float32(run.lr) for run in group.runs]
 
     def begin(self, checkpoints: Checkpoints) -> tuple[list[TrainState], int]:
         """The trunk's newest states, one a part, and their step."""
-        seeds = [self.group.own(part, self.seeds) for part in self.group.parts]
+        seeds = [self.group.seeds(part) for part in self.group.parts]
         if checkpoints.latest() is None:
-            return [self.init(seed) for seed in seeds], 0
-        states, _ = checkpoints.restore([jax.eval_shape(self.init, seed) for seed in seeds])
+            return [self.group.init(seed) for seed in seeds], 0
+        states, _ = checkpoints.restore([jax.eval_shape(self.group.init, seed) for seed in seeds])
         return states, checkpoints.latest()
 
     def go(self, states: list[TrainState], step: int, until: int, amount: int, cooling: bool = False,
@@ -188,9 +220,7 @@ class _Drive:
         while step < until:
             losses = []
             for place, part in enumerate(group.parts):
-                rows = group.own(part, [self.rows(member, step) for member in range(len(group.runs))])
-                states[place], loss = self.advance(states[place], group.own(part, self.seeds),
-                                                   group.own(part, self.rates), *line, group.frozen, group.data, rows)
+                states[place], loss = group.step(states[place], part, step, line)
                 losses.append(loss)
             step += group.chunk
             waiting.append((step, losses))
@@ -208,12 +238,6 @@ class _Drive:
             self.look(*pair, amount)
         return states
 
-    def rows(self, member: int, step: int) -> np.ndarray:
-        """[chunk, batch] rows of the data: those that `lgm.data.batches` serves from this step on."""
-        size, chunk = self.group.config.batch_size, self.group.chunk
-        count = len(self.group.data["latent"])
-        return shuffled(step * size, (step + chunk) * size, count, self.seeds[member]).reshape(chunk, size)
-
     def look(self, step: int, losses: list[jax.Array], amount: int) -> None:
         """Tell of progress, and record runs whose loss is not finite: they have no result from this amount on."""
         values = np.stack([np.asarray(loss) for loss in losses], -1).reshape(self.group.chunk, -1)
@@ -226,11 +250,6 @@ class _Drive:
                 if results.read(self.group.workdir, run, config) is None:
                     results.write_diverged(self.group.workdir, run, config,
                                            f"the loss is not finite by step {step}; a lower rate may do")
-
-    def weights(self, states: list[TrainState], member: int) -> Any:
-        """The EMA weights of one run, with what is frozen."""
-        ema = jax.tree.map(lambda leaf: leaf[member], states[0].ema) if self.group.stacked else states[member].ema
-        return self.group.system.whole(ema, self.group.frozen)
 
 
 def _advance(config: Config, system: System, stacked: bool):

@@ -77,7 +77,7 @@ def test_the_plan_is_listed_with_numbers(tmp_path, capsys):
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [int(line.split()[0]) for line in lines if not line.startswith("#")] == list(range(20))
-    assert "20 runs, 40 rows" in lines[20] and "hours of 4 chips" in lines[21]
+    assert "20 runs, 40 rows" in lines[20] and "minutes of 4 chips of 1000 TFLOP/s at 50% MFU" in lines[21]
     assert not (tmp_path / "w").exists()
 
 

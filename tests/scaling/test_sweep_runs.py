@@ -30,6 +30,10 @@ def whole(config, tmp_path_factory):
     return workdir
 
 
+def measured(column):
+    return column in ("loss", "vlb_bits") or column.startswith("v_loss") or "distance" in column
+
+
 def rows(workdir):
     with (workdir / "runs.csv").open() as file:
         return list(csv.DictReader(file))
@@ -44,6 +48,7 @@ def test_a_row_has_what_a_fit_needs(whole):
         assert json.loads(config.read_text())["total_images"] == int(row["images"]) in (40, 80)
         strata = [float(value) for name, value in row.items() if name.startswith("v_loss_snr")]
         assert float(row["loss"]) == pytest.approx(sum(strata) / 2) and float(row["vlb_bits"]) > 0
+        assert float(row["kernel_distance_error"]) > 0 and float(row["frechet_distance"]) > 0
         assert float(row["flops"]) / float(row["images"]) > 1e6 and len(row["config"]) == 16
     assert len({row["config"] for row in table}) == 12
     assert not (whole / "groups").exists() or not list((whole / "groups").iterdir())
@@ -83,8 +88,7 @@ def test_a_run_by_itself_is_that_of_its_group_and_of_lgm_train(config, whole, tm
     mine, theirs = rows(tmp_path), [row for row in rows(whole) if row["run"] == rows(tmp_path)[0]["run"]]
     assert len(mine) == 2
     for one, other in zip(mine, theirs, strict=True):
-        assert {k: v for k, v in one.items() if "v_" not in k and k not in ("loss", "vlb_bits")} == \
-            {k: v for k, v in other.items() if "v_" not in k and k not in ("loss", "vlb_bits")}
+        assert {k: v for k, v in one.items() if not measured(k)} == {k: v for k, v in other.items() if not measured(k)}
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=0.01)
     for row in mine:
         place = tmp_path / "runs" / row["run"] / row["images"]

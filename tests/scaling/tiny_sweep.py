@@ -12,7 +12,8 @@ def get_config():
             data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses")),
             text=dict(encoder=dict(family="clip_text", vocab_size=4096, width=16, depth=1, heads=1, max_length=16)),
             optimizer=dict(warmup_images=16), ema=dict(half_life_images=10**9, ramp=0.1),
-            evaluation=dict(times=1, levels=2, batch_size=16, max_images=8), sampling=dict(count=0, steps=2),
+            evaluation=dict(times=1, levels=2, distance=3, batch_size=16, max_images=8),
+            sampling=dict(count=0, steps=2),
             log=dict(every_images=16, checkpoint_every_images=16),
         ),
         architectures=dict(
