@@ -52,9 +52,30 @@ class Text:
     caption_dropout: float = 0.1
 
 
+LossName = Literal["denoising", "contrastive", "reflow", "one_step", "mean_flow", "shortcut", "consistency"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A finished run whose averaged weights teach. `pairs` of the noise and the data that its ODE joins, for as many
+    captions of the training images in turn, are drawn by `solver` in `steps` with `guidance` before training starts."""
+
+    workdir: str
+    pairs: int = 4096
+    solver: str | dict[str, Any] = "heun"
+    steps: int = 50
+    guidance: float = 1.0
+
+
 @dataclasses.dataclass(frozen=True)
 class DenoisingLoss:
-    """What the network predicts, where in t it is trained and how errors are weighted.
+    """Which loss, what the network predicts, where in t it is trained and how errors are weighted.
+
+    name: "denoising"; "contrastive" (weight); "reflow" and, in one step from the noise, "one_step" (distance), on a
+    `teacher`'s pairs; of mean velocities, which need config.model.jump, "mean_flow" (same, power, offset, scale) and
+    "shortcut" (share, levels), drawn from by the solver "jump"; "consistency" (offset), with a `teacher` its
+    distillation, drawn from by the solver "consistency". What stands in brackets stands beside the name as options;
+    `lgm.losses` says what each does.
 
     density: a name and options of `losses.density`, or dict(name="weighting"): t is drawn in proportion to the
     weighting instead, which leaves the expectation alone. weighting: a name and options of `losses.weighting`, or
@@ -62,10 +83,13 @@ class DenoisingLoss:
     `variance` weighs the variational bound from which a network with learned sigma learns its variances; 1 is DiT's.
     """
 
+    name: LossName = "denoising"
     target: Literal["eps", "x", "v", "flow", "edm"] = "flow"
     density: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"})
     weighting: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "constant"})
     variance: float = 0.0
+    teacher: Teacher | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,10 +279,20 @@ def from_dict(values: Mapping[str, Any]) -> Config:
             text["encoder"] = _parse_model(text.get("encoder"), "config.text.encoder")
         values["text"] = text
     loss_class = AutoencoderLoss if family_of(values["model"]) == "autoencoder" else DenoisingLoss
-    values["loss"] = parse(loss_class, values.get("loss") or {}, "config.loss")
+    values["loss"] = parse(loss_class, _with_options(loss_class, values.get("loss") or {}), "config.loss")
     config = parse(Config, values, "config")
     _check(config)
     return config
+
+
+def _with_options(cls: type, loss: Mapping[str, Any]) -> dict[str, Any]:
+    """A loss's section with the options that stand beside its name under "options", unless it is the plain one."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    if not isinstance(loss, Mapping) or "options" not in fields or loss.get("name", "denoising") == "denoising":
+        return loss
+    own = {key: value for key, value in loss.items() if key in fields}
+    beside = {key: value for key, value in loss.items() if key not in fields}
+    return own | ({"options": {**loss.get("options", {}), **beside}} if beside else {})
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -336,6 +370,7 @@ def _check(config: Config) -> None:
          "config.model.guidance=True is for a Flux distilled from guidance, which needs its config.text.folder; set it "
          "to False")
     _check_classes(config, need)
+    _check_loss(config, need)
     if config.text is not None and config.text.encoder is not None:
         width = config.text.encoder.width
         text_dim = getattr(config.model, "text_dim", width)
@@ -365,6 +400,24 @@ def _check_classes(config: Config, need) -> None:
     need(variance >= 0, f"config.loss.variance={variance} must be at least 0")
     need(not variance or getattr(config.model, "learned_sigma", False),
          f"config.loss.variance={variance} needs a dit with config.model.learned_sigma=True")
+
+
+def _check_loss(config: Config, need) -> None:
+    loss, jumps = config.loss, getattr(config.model, "jump", False)
+    mean = loss.name in ("mean_flow", "shortcut")
+    need(not mean or jumps, f"config.loss.name={loss.name!r} needs config.model.jump=True, of an mmdit or a unet")
+    need(mean or not jumps, f"config.model.jump=True is for the losses mean_flow and shortcut, not {loss.name}")
+    need(loss.name not in ("mean_flow", "consistency") or config.attention == "xla",
+         f"config.loss.name={loss.name!r} takes a forward derivative of the network; set config.attention='xla'")
+    need(loss.variance == 0 or loss.name == "denoising", f"config.loss.variance={loss.variance} needs name='denoising'")
+    need(loss.teacher is not None or loss.name not in ("reflow", "one_step"),
+         f"config.loss.name={loss.name!r} needs config.loss.teacher, dict(workdir=...) of a finished run")
+    need(loss.teacher is None or loss.name in ("reflow", "one_step", "consistency"),
+         f"config.loss.teacher is for reflow, one_step and consistency, not {loss.name}")
+    if loss.teacher is not None:
+        need(loss.teacher.pairs >= config.batch_size,
+             f"config.loss.teacher.pairs={loss.teacher.pairs} is less than config.batch_size={config.batch_size}")
+        need(loss.teacher.steps > 0, f"config.loss.teacher.steps={loss.teacher.steps} must be at least 1")
 
 
 def _fail(line: str):

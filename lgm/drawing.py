@@ -36,6 +36,20 @@ def draw(system: System, params, frozen, captions: list[str], seed: int = 0, sta
     return np.concatenate(images)
 
 
+def draw_latents(system: System, params, frozen, captions: list[str], seed: int = 0,
+                 **changes) -> tuple[np.ndarray, np.ndarray]:
+    """(latents, the noise N(0, I) that they were drawn from) [N, h, w, c] for N captions, as `draw` draws them."""
+    options = dataclasses.replace(system.config.sampling, **changes)
+    system.course(options)
+    tokens, mask = system.tokenize(captions)
+    latents = []
+    for first in range(0, len(captions), CHUNK):
+        rows = np.minimum(np.arange(first, first + CHUNK), len(captions) - 1)
+        part = _draw_chunk(system, options, params, frozen, tokens[rows], mask[rows], rows, seed, None)
+        latents.append(fetch(part)[: len(captions) - first])
+    return np.concatenate(latents), fetch(sampling.noise(seed, range(len(captions)), system.latent_shape()))
+
+
 def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask, rows, seed: int,
                 start: Start | None) -> jax.Array:
     noise = sampling.noise(seed, rows, system.latent_shape())
@@ -68,8 +82,10 @@ def _contexts(system: System, params, words, none):
 def _predictor(system: System, wrap: sampling.Wrap):
     """One predict function a system and guidance, so that its compiled step is found again."""
 
-    def predict(x, t, arguments):
+    def predict(x, t, arguments, s=None):
         params, (cond, uncond) = arguments
+        if s is not None:  # where a mean velocity ends
+            cond, uncond = (dataclasses.replace(c, jump=t - s) for c in (cond, uncond))
         return wrap(functools.partial(system.denoise, params), cond, uncond)(x, t)
 
     return predict

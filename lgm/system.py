@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import losses, process, registry, sampling
+from lgm import process, sampling
 from lgm.config import Config, Sampling
 from lgm.models import Conditioning, Model, Params, build, lora
 from lgm.models.autoencoder import standardize, unstandardize
+from lgm.objective import build_loss, named
 from lgm.parallel import Layout, constrain, shardings, using
 from lgm.parsing import ConfigError
 from lgm.weights import load_autoencoder
@@ -134,6 +135,8 @@ class System:
         """(times, solver, factor of the noise) on lgm's grid or, as `options.schedule` has a "_class_name" and so is a
         scheduler_config.json, as diffusers has them."""
         solver = named(sampling.solver, options.solver, "config.sampling.solver")
+        if solver.jumps and not getattr(self.config.model, "jump", False):
+            raise ConfigError("config.sampling.solver='jump' is for models of mean velocities, config.model.jump=True")
         if "_class_name" not in options.schedule:
             schedule = dict(options.schedule)
             try:
@@ -224,57 +227,3 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
 def sharder(layout: Layout | None) -> Callable[[Model], Any] | None:
     """`shard(model)`: the shardings of a model's parameters in a layout."""
     return None if layout is None else lambda model: shardings(layout, model.abstract(), model.logical_axes())
-
-
-def named(make, section: str | Mapping[str, Any], key: str):
-    """`make(name, **options)` of a config section {"name": ..., **options} or of its short form "name:option=value";
-    errors name the section's key."""
-    try:
-        options = registry.section(section, key)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    try:
-        return make(options.pop("name"), **options)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{key}: {error}") from None
-
-
-def build_loss(system: System):
-    """The denoising loss of a system's config: `loss(predict, x, cond, key) -> (scalar, metrics)`."""
-    config, gaussian = system.config.loss, system.process
-    density, weighting = _density_and_weighting(system)
-    if config.variance:
-        try:
-            return losses.hybrid(gaussian, config.target, density, weighting, config.variance)
-        except ValueError as error:
-            raise ConfigError(f"config.loss.variance={config.variance}: {error}") from None
-    return losses.denoising(gaussian, config.target, density, weighting)
-
-
-def _density_and_weighting(system: System) -> tuple[losses.Density, losses.Weighting]:
-    config, gaussian = system.config.loss, system.process
-    section = lambda value: {**value, "shift": system.shift(value["shift"])} if "shift" in value else value
-
-    def weighting_of(name: str, **options) -> losses.Weighting:
-        if name != "importance":
-            return losses.weighting(name, **options)
-        wanted = named(losses.pdf, section(options.pop("density", {})), "config.loss.weighting.density")
-        drawn = named(losses.pdf, section(config.density), "config.loss.density")
-        return losses.importance(wanted, drawn, **options)
-
-    weighting = named(weighting_of, config.weighting, "config.loss.weighting")
-    if config.density.get("name") == "weighting":
-        traded = lambda name, **options: losses.traded(gaussian, config.target, weighting, **options)
-        return named(traded, config.density, "config.loss.density")
-    if config.density.get("name") == "edm_log_normal":
-        _same_ends(config.density, system.config.process)
-    return named(losses.density, section(config.density), "config.loss.density"), weighting
-
-
-def _same_ends(density: Mapping[str, Any], gaussian: Mapping[str, Any]) -> None:
-    for end in ("sigma_min", "sigma_max"):
-        theirs = [section.get(end, {"sigma_min": 0.002, "sigma_max": 80.0}[end]) for section in (density, gaussian)]
-        if theirs[0] != theirs[1]:
-            raise ConfigError(f"config.loss.density.{end}={theirs[0]} and config.process.{end}={theirs[1]} must agree")

@@ -14,9 +14,10 @@ from lgm import sampling
 from lgm.cli import main
 from lgm.drawing import draw
 from lgm.losses.densities import pdf
+from lgm.objective import build_loss
 from lgm.parsing import ConfigError
 from lgm.pictures import Start
-from lgm.system import build_loss, build_system
+from lgm.system import build_system
 from lgm.train.main import load_run
 
 CAPTIONS = ["face with cowboy hat, noto style", "partying face, twemoji style"]

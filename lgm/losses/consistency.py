@@ -7,6 +7,7 @@ solver "consistency" draws with it in one step or more.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -14,12 +15,56 @@ import jax
 import jax.numpy as jnp
 
 from lgm import process as gaussian
-from lgm.losses.denoising import Predict, mean_square, noised
+from lgm.losses.denoising import Drawn, Predict, drawn, mean_square
 from lgm.losses.densities import Density
 
 
-def consistency(density: Density, offset: float = 0.1):
-    """`loss(predict, x, cond, key, teacher=None, ramp=1.0, log_weight=None) -> (scalar, metrics)`, algorithm 1.
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+    """`loss(predict, x, cond, key, teacher=None, ramp=1.0, log_weight=None) -> (scalar, metrics)`; see `consistency`.
+    It is `given` what `draw` draws."""
+
+    density: Density
+    offset: float = 0.1
+
+    def __call__(self, predict: Predict, x: jax.Array, cond, key: jax.Array, **options) -> tuple[jax.Array, dict]:
+        return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Drawn:
+        """Times and noise for a batch of `shape` [B, ...]."""
+        t_B, eps = drawn(self.density, shape, key)
+        return Drawn(jnp.clip(t_B, 1e-4, 1.0 - 1e-4), eps)
+
+    def given(self, predict: Predict, x: jax.Array, cond, t_B: jax.Array, eps: jax.Array,
+              teacher: Predict | None = None, ramp=1.0,
+              log_weight: Callable[[jax.Array], jax.Array] | None = None) -> tuple[jax.Array, dict]:
+        """The loss at times and noise that are drawn."""
+        process = gaussian.trigonometric()
+        x_t = gaussian.add_noise(process, x, eps, t_B)
+        velocity = gaussian.target(process, "v", x, eps, t_B) if teacher is None else teacher(x_t, t_B, cond)
+        velocity = jax.lax.stop_gradient(velocity.astype(jnp.float32))
+        cos, sin = (gaussian.wide(c(t_B), x) for c in (process.a, process.b))
+
+        # the derivative along the path times cos sin, which keeps it finite near the ends (section 4.1)
+        slow_B = process.a(t_B) * process.b(t_B)
+        tangents = (cos * sin * velocity).astype(x_t.dtype), (slow_B * (2.0 / math.pi)).astype(t_B.dtype)
+        F, dF = jax.jvp(lambda x_t, t_B: predict(x_t, t_B, cond), (x_t, t_B), tangents)
+        F, dF = F.astype(jnp.float32), dF.astype(jnp.float32)
+        fixed = jax.lax.stop_gradient(F)
+        g = -jnp.square(cos) * (fixed - velocity) - ramp * (cos * sin * x_t + jax.lax.stop_gradient(dF))
+        axes = tuple(range(1, x.ndim))
+        size = jnp.sqrt(jnp.mean(jnp.square(g), axis=axes, keepdims=True))
+        g = jax.lax.stop_gradient(g / (size + self.offset))
+
+        value_B = mean_square(F - fixed - g)  # 1 / tan(theta), the prior weight, is within g (eq. 8)
+        if log_weight is not None:
+            w_B = log_weight(t_B)
+            value_B = jnp.exp(w_B) * value_B - w_B
+        return jnp.mean(value_B), {"tangent": jnp.mean(size)}
+
+
+def consistency(density: Density, offset: float = 0.1) -> Consistency:
+    """Continuous-time consistency, algorithm 1.
 
     With a `teacher`, a network of target "v" on the same process, it is consistency distillation: dx_t/dtheta is the
     teacher's velocity. Without one it is consistency training: the example's own. `ramp` in [0, 1] brings in the
@@ -28,31 +73,4 @@ def consistency(density: Density, offset: float = 0.1):
     """
     if offset < 0:
         raise ValueError(f"offset={offset} must be at least 0")
-    process = gaussian.trigonometric()
-    inside = lambda key, shape: jnp.clip(density(key, shape), 1e-4, 1.0 - 1e-4)
-
-    def loss(predict: Predict, x: jax.Array, cond, key: jax.Array, teacher: Predict | None = None, ramp=1.0,
-             log_weight: Callable[[jax.Array], jax.Array] | None = None):
-        t_B, eps, x_t = noised(process, inside, x, key)
-        velocity = gaussian.target(process, "v", x, eps, t_B) if teacher is None else teacher(x_t, t_B, cond)
-        velocity = jax.lax.stop_gradient(velocity.astype(jnp.float32))
-        cos, sin = (gaussian.wide(c(t_B), x) for c in (process.a, process.b))
-
-        # the derivative along the path times cos sin, which keeps it finite near the ends (section 4.1)
-        slow_B = process.a(t_B) * process.b(t_B)
-        tangents = cos * sin * velocity, slow_B * (2.0 / math.pi)
-        F, dF = jax.jvp(lambda x_t, t_B: predict(x_t, t_B, cond), (x_t, t_B), tangents)
-        F, dF = F.astype(jnp.float32), dF.astype(jnp.float32)
-        fixed = jax.lax.stop_gradient(F)
-        g = -jnp.square(cos) * (fixed - velocity) - ramp * (cos * sin * x_t + jax.lax.stop_gradient(dF))
-        axes = tuple(range(1, x.ndim))
-        size = jnp.sqrt(jnp.mean(jnp.square(g), axis=axes, keepdims=True))
-        g = jax.lax.stop_gradient(g / (size + offset))
-
-        value_B = mean_square(F - fixed - g)  # 1 / tan(theta), the prior weight, is within g (eq. 8)
-        if log_weight is not None:
-            w_B = log_weight(t_B)
-            value_B = jnp.exp(w_B) * value_B - w_B
-        return jnp.mean(value_B), {"tangent": jnp.mean(size)}
-
-    return loss
+    return Consistency(density, offset)

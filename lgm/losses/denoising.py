@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,14 @@ from lgm import process as gaussian
 from lgm.losses.densities import Density
 from lgm.losses.weightings import Weighting
 from lgm.process import Process
+
+
+class Drawn(NamedTuple):
+    """What is random in a batch's loss: times [B] and noise like x."""
+
+    t: jax.Array
+    eps: jax.Array
+
 
 Predict = Callable[[jax.Array, jax.Array, object], jax.Array]  # (x_t [B, ...], t [B], cond) -> prediction, like x_t
 
@@ -35,8 +44,8 @@ class Denoising:
     def __call__(self, predict: Predict, x: jax.Array, cond, key: jax.Array) -> tuple[jax.Array, dict]:
         return self.given(predict, x, cond, *self.draw(key, x.shape))
 
-    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """(t [B], eps) for a batch of `shape` [B, ...]."""
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Drawn:
+        """Times and noise for a batch of `shape` [B, ...]."""
         return drawn(self.density, shape, key)
 
     def given(self, predict: Predict, x: jax.Array, cond, t_B: jax.Array, eps: jax.Array) -> tuple[jax.Array, dict]:
@@ -60,10 +69,10 @@ def denoising_at(process: Process, target: str, predict: Predict, x: jax.Array, 
     return mean_square(error)
 
 
-def drawn(density: Density, shape: tuple[int, ...], key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(t [B], eps) for a batch of `shape` [B, ...]."""
+def drawn(density: Density, shape: tuple[int, ...], key: jax.Array) -> Drawn:
+    """Times and noise for a batch of `shape` [B, ...]."""
     time_key, noise_key = jax.random.split(key)
-    return density(time_key, shape[:1]), jax.random.normal(noise_key, shape, jnp.float32)
+    return Drawn(density(time_key, shape[:1]), jax.random.normal(noise_key, shape, jnp.float32))
 
 
 def noised(process: Process, density: Density, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

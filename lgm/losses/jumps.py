@@ -6,7 +6,9 @@ s = t the mean velocity is the velocity itself, so both losses hold flow matchin
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +21,62 @@ from lgm.process import Process
 Jump = Callable[[jax.Array, jax.Array, jax.Array, object], jax.Array]  # (x_t, t_B, s_B, cond) -> like x_t
 
 
+class Spans(NamedTuple):
+    """What `MeanFlow` draws for a batch: times t >= s [B] and the noise."""
+
+    t: jax.Array
+    s: jax.Array
+    eps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanFlow:
+    """`loss(predict, x, cond, key, uncond=None) -> (scalar, metrics)`; see `mean_flow`. It is `given` what `draw`
+    draws, so that a batch that is taken in pieces draws for all of it first."""
+
+    process: Process
+    density: Density
+    same: float = 0.75
+    power: float = 1.0
+    offset: float = 1e-3
+    scale: float = 1.0
+
+    def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, uncond=None) -> tuple[jax.Array, dict]:
+        return self.given(predict, x, cond, *self.draw(key, x.shape), uncond=uncond)
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Spans:
+        """Times and noise for a batch of `shape` [B, ...]."""
+        time_key, other_key, same_key, noise_key = jax.random.split(key, 4)
+        first, second = self.density(time_key, shape[:1]), self.density(other_key, shape[:1])
+        t_B, equal_B = jnp.maximum(first, second), jax.random.bernoulli(same_key, self.same, shape[:1])
+        s_B = jnp.where(equal_B, t_B, jnp.minimum(first, second))
+        return Spans(t_B, s_B, jax.random.normal(noise_key, shape, jnp.float32))
+
+    def given(self, predict: Jump, x: jax.Array, cond, t_B: jax.Array, s_B: jax.Array, eps: jax.Array,
+              uncond=None) -> tuple[jax.Array, dict]:
+        """The loss at times and noise that are drawn."""
+        x_t = gaussian.add_noise(self.process, x, eps, t_B)
+        v = gaussian.target(self.process, "flow", x, eps, t_B)
+        if self.scale != 1.0:
+            if uncond is None:
+                raise ValueError(f"scale={self.scale} trains a guided field; give uncond, the condition without a "
+                                 "caption")
+            free = predict(x_t, t_B, t_B, uncond).astype(jnp.float32)
+            v = self.scale * v + (1.0 - self.scale) * jax.lax.stop_gradient(free)
+        # the derivative along the path while s stays: dx/dt = v, dt/dt = 1
+        tangents = v.astype(x_t.dtype), jnp.ones_like(t_B)
+        u, du_dt = jax.jvp(lambda x_t, t_B: predict(x_t, t_B, s_B, cond), (x_t, t_B), tangents)
+        goal = jax.lax.stop_gradient(v - gaussian.wide(t_B - s_B, x) * du_dt.astype(jnp.float32))
+        error_B = mean_square(u.astype(jnp.float32) - goal)
+        weight_B = jax.lax.stop_gradient((error_B + self.offset) ** -self.power)
+        equal_B = t_B == s_B
+        velocity = jnp.sum(jnp.where(equal_B, error_B, 0.0)) / jnp.maximum(jnp.sum(equal_B), 1)
+        return jnp.mean(weight_B * error_B), {"mean_flow_error": jnp.mean(error_B), "velocity_error": velocity}
+
+
 def mean_flow(process: Process, density: Density, same: float = 0.75, power: float = 1.0, offset: float = 1e-3,
-              scale: float = 1.0):
-    """MeanFlow (Geng et al. 2025, 2505.13447): `loss(predict, x, cond, key, uncond=None) -> (scalar, metrics)`.
+              scale: float = 1.0) -> MeanFlow:
+    """MeanFlow (Geng et al. 2025, 2505.13447).
 
     The mean velocity u between s and t obeys u = v - (t - s) du/dt along the path; the right-hand side, with the
     example's own v and a forward derivative of the network, is the regression's fixed target. t and s are the larger
@@ -32,62 +87,61 @@ def mean_flow(process: Process, density: Density, same: float = 0.75, power: flo
     """
     if not 0.0 <= same <= 1.0:
         raise ValueError(f"same={same} is a share of examples; it must lie between 0 and 1")
-
-    def loss(predict: Jump, x: jax.Array, cond, key: jax.Array, uncond=None):
-        time_key, other_key, same_key, noise_key = jax.random.split(key, 4)
-        first, second = density(time_key, x.shape[:1]), density(other_key, x.shape[:1])
-        t_B = jnp.maximum(first, second)
-        equal_B = jax.random.bernoulli(same_key, same, x.shape[:1])
-        s_B = jnp.where(equal_B, t_B, jnp.minimum(first, second))
-        eps = jax.random.normal(noise_key, x.shape, jnp.float32)
-        x_t = gaussian.add_noise(process, x, eps, t_B)
-        v = gaussian.target(process, "flow", x, eps, t_B)
-        if scale != 1.0:
-            if uncond is None:
-                raise ValueError(f"scale={scale} trains a guided field; give uncond, the condition without a caption")
-            free = predict(x_t, t_B, t_B, uncond).astype(jnp.float32)
-            v = scale * v + (1.0 - scale) * jax.lax.stop_gradient(free)
-        # the derivative along the path while s stays: dx/dt = v, dt/dt = 1
-        u, du_dt = jax.jvp(lambda x_t, t_B: predict(x_t, t_B, s_B, cond), (x_t, t_B), (v, jnp.ones_like(t_B)))
-        goal = jax.lax.stop_gradient(v - gaussian.wide(t_B - s_B, x) * du_dt.astype(jnp.float32))
-        error_B = mean_square(u.astype(jnp.float32) - goal)
-        weight_B = jax.lax.stop_gradient((error_B + offset) ** -power)
-        velocity = jnp.sum(jnp.where(equal_B, error_B, 0.0)) / jnp.maximum(jnp.sum(equal_B), 1)
-        return jnp.mean(weight_B * error_B), {"mean_flow_error": jnp.mean(error_B), "velocity_error": velocity}
-
-    return loss
+    if power < 0.0 or offset <= 0.0:
+        raise ValueError(f"power={power} must be at least 0 and offset={offset} above 0")
+    return MeanFlow(process, density, same, power, offset, scale)
 
 
-def shortcut(process: Process, density: Density, share: float = 0.25, levels: int = 7):
-    """Shortcut models (Frans et al. 2025, 2410.12557, algorithm 1): `loss(predict, x, cond, key, teacher=None)`.
+class Pairs(NamedTuple):
+    """What `Shortcut` draws for a batch: for each example the level and the place of its jumps, for those that are
+    trained on jumps, and its time and noise [B, ...]."""
 
-    A `share` of the batch learns that one jump of 2 d is two of d, where d = 2^-k, k in 1 .. levels, and t a
-    multiple of 2 d; the rest learns the velocity, a jump of no width. Below the smallest d the two halves are Euler
-    steps of the velocity. `teacher`, the network with averaged weights, makes the jumps of d; `predict` itself if None.
-    """
-    if not 0.0 < share < 1.0:
-        raise ValueError(f"share={share} of the batch must lie between 0 and 1, both left out")
-    if levels < 1:
-        raise ValueError(f"levels={levels} must be at least 1")
+    level: jax.Array
+    place: jax.Array
+    t: jax.Array
+    eps: jax.Array
 
-    def loss(predict: Jump, x: jax.Array, cond, key: jax.Array, teacher: Jump | None = None):
-        batch = len(x)
-        paired = round(share * batch)
-        if not 0 < paired < batch:
-            raise ValueError(f"share={share} of a batch of {batch} leaves one part empty; use a larger batch")
+
+@dataclasses.dataclass(frozen=True)
+class Shortcut:
+    """`loss(predict, x, cond, key, teacher=None) -> (scalar, metrics)`; see `shortcut`. It is `given` what `draw`
+    draws."""
+
+    process: Process
+    density: Density
+    share: float = 0.25
+    levels: int = 7
+
+    def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, teacher: Jump | None = None):
+        return self.given(predict, x, cond, *self.draw(key, x.shape), teacher=teacher)
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Pairs:
+        """Levels, places, times and noise for a batch of `shape` [B, ...]."""
         time_key, level_key, place_key, noise_key = jax.random.split(key, 4)
-        eps = jax.random.normal(noise_key, x.shape, jnp.float32)
-        level_P = jax.random.randint(level_key, (paired,), 1, levels + 1)
+        return Pairs(
+            jax.random.randint(level_key, shape[:1], 1, self.levels + 1),
+            jax.random.uniform(place_key, shape[:1]),
+            self.density(time_key, shape[:1]),
+            jax.random.normal(noise_key, shape, jnp.float32),
+        )
+
+    def given(self, predict: Jump, x: jax.Array, cond, level_B: jax.Array, place_B: jax.Array, t_B: jax.Array,
+              eps: jax.Array, teacher: Jump | None = None) -> tuple[jax.Array, dict]:
+        """The loss at what is drawn; the first `share` of the examples are trained on jumps."""
+        batch = len(x)
+        paired = round(self.share * batch)
+        if not 0 < paired < batch:
+            raise ValueError(f"share={self.share} of a batch of {batch} leaves one part empty; use a larger batch")
+        level_P = level_B[:paired]
         jumps_P = 2 ** (level_P - 1)  # of width 2 d that fit into [0, 1]
-        place_P = jnp.floor(jax.random.uniform(place_key, (paired,)) * jumps_P) + 1.0
-        t_P, d_P = place_P / jumps_P, 0.5 / jumps_P
-        t_B = jnp.concatenate([t_P, density(time_key, (batch - paired,))])
-        x_t = gaussian.add_noise(process, x, eps, t_B)
-        v = gaussian.target(process, "flow", x, eps, t_B)
+        t_P, d_P = (jnp.floor(place_B[:paired] * jumps_P) + 1.0) / jumps_P, 0.5 / jumps_P
+        t_B = jnp.concatenate([t_P, t_B[paired:]])
+        x_t = gaussian.add_noise(self.process, x, eps, t_B)
+        v = gaussian.target(self.process, "flow", x, eps, t_B)
 
         first = jax.tree.map(lambda leaf: leaf[:paired], cond)
         make = predict if teacher is None else teacher
-        landing = lambda t: jnp.where(level_P == levels, t, t - d_P)
+        landing = lambda t: jnp.where(level_P == self.levels, t, t - d_P)
         u1 = make(x_t[:paired], t_P, landing(t_P), first).astype(jnp.float32)
         half = x_t[:paired] - gaussian.wide(d_P, x) * u1
         u2 = make(half, t_P - d_P, landing(t_P - d_P), first).astype(jnp.float32)
@@ -98,4 +152,16 @@ def shortcut(process: Process, density: Density, share: float = 0.25, levels: in
         metrics = {"consistency_error": jnp.mean(error_B[:paired]), "velocity_error": jnp.mean(error_B[paired:])}
         return jnp.mean(error_B), metrics
 
-    return loss
+
+def shortcut(process: Process, density: Density, share: float = 0.25, levels: int = 7) -> Shortcut:
+    """Shortcut models (Frans et al. 2025, 2410.12557, algorithm 1).
+
+    A `share` of the batch learns that one jump of 2 d is two of d, where d = 2^-k, k in 1 .. levels, and t a
+    multiple of 2 d; the rest learns the velocity, a jump of no width. Below the smallest d the two halves are Euler
+    steps of the velocity. `teacher`, the network with averaged weights, makes the jumps of d; `predict` itself if None.
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share={share} of the batch must lie between 0 and 1, both left out")
+    if levels < 1:
+        raise ValueError(f"levels={levels} must be at least 1")
+    return Shortcut(process, density, share, levels)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,19 +63,43 @@ def distance(name: str, **options) -> Distance:
     return make("distance", DISTANCES, name, options)
 
 
-def one_step(process: Process, target: str, between: Distance | None = None):
-    """`loss(predict, (x, eps), cond, key)`: how far the data that the network sees in pure noise, at t = 1, lie from
-    the pair's. `between` is any distance of batches, a perceptual one too."""
-    between = squared() if between is None else between
+class Noise(NamedTuple):
+    """What `OneStep` draws for a batch where no pairs are given: the noise."""
 
-    def loss(predict: Predict, pair: tuple[jax.Array, jax.Array], cond, key: jax.Array):
-        x, eps = pair
+    eps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStep:
+    """`loss(predict, (x, eps), cond, key) -> (scalar, metrics)`; see `one_step`. It is `given` the pair's noise."""
+
+    process: Process
+    target: str
+    between: Distance
+
+    def __call__(self, predict: Predict, pair: tuple[jax.Array, jax.Array], cond, key: jax.Array):
+        return self.given(predict, pair[0], cond, pair[1])
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Noise:
+        """Noise for a batch of `shape` [B, ...], in whose place the pairs' own comes."""
+        return Noise(jax.random.normal(key, shape, jnp.float32))
+
+    def given(self, predict: Predict, x: jax.Array, cond, eps: jax.Array) -> tuple[jax.Array, dict]:
+        """The loss of data x [B, ...] and the noise that a teacher made them of."""
         t_B = jnp.ones(x.shape[:1])
-        x_T = gaussian.add_noise(process, jnp.zeros_like(x), eps, t_B)  # what a sampler starts from
-        x_hat, _ = gaussian.endpoints(process, target, predict(x_T, t_B, cond), x_T, t_B)
-        return jnp.mean(between(x_hat, x.astype(jnp.float32))), {}
+        x_T = gaussian.add_noise(self.process, jnp.zeros_like(x), eps, t_B)  # what a sampler starts from
+        x_hat, _ = gaussian.endpoints(self.process, self.target, predict(x_T, t_B, cond), x_T, t_B)
+        return jnp.mean(self.between(x_hat, x.astype(jnp.float32))), {}
 
-    return loss
+
+def one_step(process: Process, target: str, between: Distance | None = None) -> OneStep:
+    """How far the data that the network sees in pure noise, at t = 1, lie from the pair's. `between` is any distance of
+    batches, a perceptual one too. Raises ValueError for a target that leaves the data open there, as eps may."""
+    a, b, (p, q) = process.a(1.0), process.b(1.0), gaussian.coefficients(process, target, 1.0)
+    if abs(float(a * q - b * p)) < 1e-6 * float(b):
+        raise ValueError(f"target {target!r} says nothing of the data at t=1, which is pure noise under process "
+                         f"{process.name!r}; train another target")
+    return OneStep(process, target, squared() if between is None else between)
 
 
 def guidance_distillation(process: Process, target: str, density: Density, weighting: Weighting,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lgm import process as gaussian
-from lgm.losses.denoising import Denoising, denoising
+from lgm.losses.denoising import Denoising, Drawn, denoising
 from lgm.losses.densities import Density
 from lgm.losses.weightings import Weighting
 from lgm.process import Process
@@ -35,11 +35,11 @@ class Hybrid:
     def __call__(self, predict: Callable, x: jax.Array, cond, key: jax.Array) -> tuple[jax.Array, dict]:
         return self.given(predict, x, cond, *self.draw(key, x.shape))
 
-    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """(t [B], eps) for a batch of `shape` [B, ...]."""
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Drawn:
+        """Times and noise for a batch of `shape` [B, ...]."""
         t_B, eps = self.simple.draw(key, shape)
         steps = self.simple.process.steps
-        return jnp.clip(jnp.round(t_B * steps), 0, steps - 1) / steps, eps
+        return Drawn(jnp.clip(jnp.round(t_B * steps), 0, steps - 1) / steps, eps)
 
     def given(self, predict: Callable, x: jax.Array, cond, t_B: jax.Array, eps: jax.Array) -> tuple[jax.Array, dict]:
         """The loss at times and noise that are drawn."""

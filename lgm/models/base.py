@@ -26,6 +26,7 @@ class Conditioning:
 
     text: [B, L, D] token features. text_mask: [B, L] bool, True where a token counts. pooled: [B, P].
     label: [B] int32 class. micro: [B, K] float (SDXL's six time ids). guidance: [B] distilled guidance scale.
+    jump: [B] the time t - s that a mean velocity spans.
     """
 
     text: jax.Array | None = None
@@ -34,6 +35,7 @@ class Conditioning:
     label: jax.Array | None = None
     micro: jax.Array | None = None
     guidance: jax.Array | None = None
+    jump: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,8 @@ class MMDiTConfig:
     position_size: side of the table of positions, whose middle an image takes; base_size: the side of grid that it
     refines (patches). Row and column p of the table stand for position_scale p - position_offset, by default
     p base_size / position_size. qk_norm: "rms" normalizes queries and keys (SD3.5). dual_attention: the image of the
-    first so many blocks also attends to itself alone (SD3.5-medium). remat names what backward finds (`blocks`).
+    first so many blocks also attends to itself alone (SD3.5-medium). jump: it is told cond.jump, the time that a mean
+    velocity spans (none of the released models). remat names what backward finds (`blocks`).
     group: blocks laid out in one iteration of the scan over depth; 1 compiles fastest, `depth` runs fastest.
     """
 
@@ -50,6 +51,7 @@ class MMDiTConfig:
     position_offset: float = 0.0
     qk_norm: Literal["none", "rms"] = "none"
     dual_attention: int = 0
+    jump: bool = False
     remat: Remat = "none"
     group: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -195,6 +197,7 @@ class MMDiT(nnx.Module):
         width, patch = config.width, config.patch_size**2 * config.channels
         self.patches = Linear(patch, width, (None, "embed"), rngs=rngs)
         self.time = MLP(256, width, width, jax.nn.silu, rngs=rngs)
+        self.jump = MLP(256, width, width, jax.nn.silu, rngs=rngs) if config.jump else None
         self.pooled = MLP(config.pooled_dim, width, width, jax.nn.silu, rngs=rngs)
         self.text = Linear(config.text_dim, width, (None, "embed"), rngs=rngs)
         # every kind of block is a stack of its own
@@ -217,6 +220,9 @@ class MMDiT(nnx.Module):
         text, mask = padded(cond.text, cond.text_mask)
         text = self.text(text.astype(dtype))
         signal = self.time(timestep_embedding(t_B).astype(dtype)) + self.pooled(cond.pooled.astype(dtype))
+        if self.jump is not None:
+            spanned_B = jnp.zeros_like(t_B) if cond.jump is None else cond.jump
+            signal += self.jump(timestep_embedding(spanned_B).astype(dtype))
         signal = jax.nn.silu(signal)
         mask = None if mask is None else join(jnp.ones((b, rows * columns), bool), mask)
         step = lambda block, tokens, told: block(*tokens, *told)

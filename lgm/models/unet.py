@@ -33,7 +33,7 @@ class UNetConfig:
     iteration of the scan over depth; 1 compiles fastest, the depth runs fastest. `residual` (none of the released
     models) adds the input, times a gain that is learned of time and starts at 1, to the output: a prediction of eps
     then begins as "all of x_t is noise" instead of having to learn to copy it, to the precision that high noise asks
-    for, through every layer.
+    for, through every layer. `jump` (neither): it is told cond.jump, the time that a mean velocity spans.
     """
 
     channels: int = 4
@@ -49,6 +49,7 @@ class UNetConfig:
     norm_groups: int = 32
     linear_projection: bool = False
     residual: bool = False
+    jump: bool = False
     group: int = 1
     remat: Remat = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -200,6 +201,7 @@ class UNet(nnx.Module):
         layer = lambda i, in_channels: Layer(in_channels, widths[i], heads[i], depths[i], config, rngs=rngs)
 
         self.time = Embedder(widths[0], embedding, rngs=rngs)
+        self.jump = Embedder(widths[0], embedding, rngs=rngs) if config.jump else None
         self.added = Embedder(config.added_dim, embedding, rngs=rngs) if config.added_dim else None
         self.conv_in = Conv(config.channels, widths[0], rngs=rngs)
 
@@ -240,6 +242,9 @@ class UNet(nnx.Module):
         text = _required(cond.text, "text", config.text_dim)
         text = None if text is None else text.astype(dtype)
         embedding_BE = self.time(sinusoids(1000.0 * t_B, config.block_channels[0]).astype(dtype))
+        if self.jump is not None:
+            spanned_B = jnp.zeros_like(t_B) if cond.jump is None else cond.jump
+            embedding_BE += self.jump(sinusoids(1000.0 * spanned_B, config.block_channels[0]).astype(dtype))
         if self.added is not None:
             embedding_BE = embedding_BE + self.added(_added(config, cond).astype(dtype))
         ends = [sum(shift_sizes(config)[:i]) for i in range(1, len(shift_sizes(config)))]

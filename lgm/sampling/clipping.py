@@ -29,4 +29,4 @@ def bounded(method: Solver, bound: float, keep_noise: bool = False) -> Solver:
 
         return method.step(process, clipped_ends, x, memory, t, s, key)
 
-    return Solver(step, method.start)
+    return method._replace(step=step)

@@ -140,7 +140,7 @@ def projected(method: Solver, rule: Projected, interval: tuple[float, float] = (
         x, inner = method.step(process, guided, x, inner, t, s, key)
         return x, (inner, moved[0])
 
-    return Solver(step, start)
+    return method._replace(step=step, start=start)
 
 
 def _projected_of(scale: float, parallel: float = 0.0, limit: float = 0.0, momentum: float = 0.0) -> Projected:

@@ -1,4 +1,7 @@
-"""Sampling of networks that predict mean velocities between two times: MeanFlow and shortcut models."""
+"""Sampling of networks that predict mean velocities between two times: MeanFlow and shortcut models.
+
+The solver "jump", Euler's step with its end told, does the same for a rectified flow under guidance and schedules.
+"""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler_ancestral": singlestep.ancestral,
     "heun": singlestep.heun,
     "consistency": singlestep.consistency,
+    "jump": lambda: singlestep.euler()._replace(jumps=True),
     "dpmpp_2s": lambda: singlestep.dpmpp_2s(),
     "dpmpp_2s_sde": lambda: singlestep.dpmpp_2s(noise=True),
     "dpmpp_2m": lambda: multistep.dpmpp(2),
@@ -67,14 +68,14 @@ def sample(method: Solver, process: Process, target: str, predict: Callable, x_T
 def trace(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, times,
           key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """`sample`'s x_0, and the states [steps, B, ...] after each step."""
-    denoise = _denoiser(process, target, predict)
     key_of = _keys(key)
     _check(process, target, times)
     times, x_T = jnp.asarray(times, float), jnp.asarray(x_T, float)
 
     def body(carry, inputs):
         number, t, s = inputs
-        carry = method.step(process, denoise, *carry, t, s, key_of(number))
+        told = functools.partial(_told, predict, s if method.jumps else None)
+        carry = method.step(process, _denoiser(process, target, told), *carry, t, s, key_of(number))
         return carry, carry[0]
 
     inputs = (jnp.arange(len(times) - 1), times[:-1], times[1:])
@@ -119,8 +120,14 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _step(method, process, target, predict, carry, arguments, told, t, s, key):
     say = lambda t_B: t_B if told is None else jnp.interp(t_B, *told)
-    denoise = _denoiser(process, target, lambda x, t_B: predict(x, say(t_B), arguments))
+    given = lambda x, t_B, *s_B: predict(x, say(t_B), arguments, *s_B)
+    denoise = _denoiser(process, target, functools.partial(_told, given, s if method.jumps else None))
     return method.step(process, denoise, *carry, t, s, key)
+
+
+def _told(predict: Callable, s: jax.Array | None, x: jax.Array, t_B: jax.Array) -> jax.Array:
+    """The prediction of a network that is also told where the step ends, unless `s` is None."""
+    return predict(x, t_B) if s is None else predict(x, t_B, jnp.full_like(t_B, s))
 
 
 def _denoiser(process: Process, target: str, predict: Callable) -> Denoise:

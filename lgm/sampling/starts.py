@@ -46,4 +46,4 @@ def inpainting(method: Solver, x: jax.Array, mask: jax.Array, noise: jax.Array) 
         at = arrival(process, s)
         return jnp.where(mask > 0, drawn, at.a * x + at.b * noise), memory
 
-    return Solver(step, method.start)
+    return method._replace(step=step)

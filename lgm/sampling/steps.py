@@ -20,10 +20,14 @@ LIMIT = 30.0  # of |lambda|: stands for infinity, so that ratios of steps stay f
 
 
 class Solver(NamedTuple):
-    """step(process, denoise, x, memory, t, s, key) -> (x at s, memory); `memory` is what start(x_T) gives at first."""
+    """step(process, denoise, x, memory, t, s, key) -> (x at s, memory); `memory` is what start(x_T) gives at first.
+
+    With `jumps` the network is told, after all else that it takes, where the step ends: predict(..., s_B).
+    """
 
     step: Callable
     start: Callable[[jax.Array], Any] = lambda x: ()
+    jumps: bool = False
 
 
 class Level(NamedTuple):

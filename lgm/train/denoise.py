@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from lgm.system import System, build_loss
 from lgm.train.loop import Task
 from lgm.train.placing import check_latents
 from lgm.train.start import open_system
+from lgm.train.teaching import Teacher, open_teacher, pairs
 
 
 def make_task(config: Config, layout: Layout) -> Task:
@@ -30,11 +32,17 @@ def make_task(config: Config, layout: Layout) -> Task:
     data = config.data
     images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption)
     heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
-    tokens, mask = system.tokenize(images.captions)
-    arrays = {"tokens": tokens, "mask": mask}
+    teacher = open_teacher(config, system)
     in_memory = data.latents == "memory"
-    if in_memory:
-        arrays["latent"] = encode_all(system, frozen, images)
+    if config.loss.name in ("reflow", "one_step"):
+        captions, arrays = pairs(config, teacher, images.captions)
+        in_memory = True
+    else:
+        captions, arrays = images.captions, {"latent": encode_all(system, frozen, images)} if in_memory else {}
+    if teacher is not None and config.loss.name == "consistency":
+        frozen = frozen | {"teacher": jax.device_put(teacher.params, layout.whole)}
+    tokens, mask = system.tokenize(captions)
+    arrays |= {"tokens": tokens, "mask": mask}
     part, parts = batch_part(layout)
     iterator = batches(arrays, image=None if in_memory else images.image, batch_size=config.batch_size,
                        seed=config.seed, process_index=part, process_count=parts)
@@ -46,7 +54,7 @@ def make_task(config: Config, layout: Layout) -> Task:
     return Task(
         init=system.init,
         logical_axes=system.logical_axes(),
-        loss=make_loss(config, system),
+        loss=make_loss(config, system, teacher),
         frozen=frozen,
         batches=iterator,
         forward_flops=forward_flops(system, frozen),
@@ -72,18 +80,21 @@ def make_draw(config: Config, system: System):
         drop_key, key = jax.random.split(key)
         size = len(batch["tokens"])
         shape = batch["latent"].shape if "latent" in batch else (size, *system.latent_shape())
-        t, eps = objective.draw(key, shape)
-        return {"t": t, "eps": eps} | (
-            {"drop": jax.random.bernoulli(drop_key, dropout, (size, 1))} if dropout else {}
-        )
+        drawn = objective.draw(key, shape)._asdict()
+        if "noise" in batch:  # of the teacher's pairs
+            drawn["eps"] = batch["noise"]
+        return drawn | ({"drop": jax.random.bernoulli(drop_key, dropout, (size, 1))} if dropout else {})
 
     return draw
 
 
-def make_loss(config: Config, system: System):
+def make_loss(config: Config, system: System, teacher: Teacher | None = None):
     """The loss of a batch {"latent" or "image", "tokens", "mask"} with all that was drawn for it."""
     objective = build_loss(system)
     method = "with_variance" if config.loss.variance else "__call__"
+    names = jax.eval_shape(lambda: objective.draw(jax.random.key(0), (8, *system.latent_shape())))._fields
+    jumps = config.loss.name in ("mean_flow", "shortcut")
+    guided = jumps and config.loss.options.get("scale", 1.0) != 1.0
 
     def loss(trained, frozen, batch, key):
         params = system.whole(trained, frozen)
@@ -93,8 +104,14 @@ def make_loss(config: Config, system: System):
             none, none_mask = system.unconditional(len(tokens))
             tokens, mask = jnp.where(batch["drop"], none, tokens), jnp.where(batch["drop"], none_mask, mask)
         cond = system.condition(params, tokens, mask)
-        predict = lambda x_t, t, cond: system.denoise(params, x_t, t, cond, method)
-        return objective.given(predict, x, cond, batch["t"], batch["eps"])
+        extra = {"uncond": system.condition(params, *system.unconditional(len(tokens)))} if guided else {}
+        if "teacher" in frozen:
+            extra["teacher"] = teacher.predictor(frozen["teacher"], tokens, mask)
+        if jumps:
+            predict = lambda x_t, t, s, cond: system.denoise(params, x_t, t, dataclasses.replace(cond, jump=t - s))
+        else:
+            predict = lambda x_t, t, cond: system.denoise(params, x_t, t, cond, method)
+        return objective.given(predict, x, cond, *(batch[name] for name in names), **extra)
 
     return loss
 

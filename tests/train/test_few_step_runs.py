@@ -1,0 +1,129 @@
+"""Losses of few-step training and of teachers, from a config to a picture."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lgm import config as schema
+from lgm.cli import main
+from lgm.drawing import draw, draw_latents
+from lgm.parallel import make_layout
+from lgm.parsing import ConfigError
+from lgm.system import build_system
+from lgm.train import denoise
+from lgm.train.main import load_run
+
+JUMP = (("model.jump", "True"), ("attention", "xla"))
+TRIGONOMETRIC = (("process", "{'name': 'trigonometric'}"), ("loss.target", "v"), ("attention", "xla"),
+                 ("loss.density", "{'name': 'log_tangent'}"))  # fmt: skip
+CAPTION = ["face with cowboy hat, noto style"]
+
+
+def words(pairs):
+    return [f"--config.{key}={value}" for key, value in pairs]
+
+
+def step_of(path, overrides, batch=None):
+    """(loss, gradient) of one batch of latents under a config, as the train step takes it."""
+    config = schema.load(path, overrides)
+    system, frozen = build_system(config)
+    params = system.init(jax.random.key(0))
+    tokens, mask = system.tokenize(CAPTION * 8)
+    batch = {"latent": jax.random.normal(jax.random.key(1), (8, *system.latent_shape())), "tokens": tokens,
+             "mask": mask} | (batch or {})  # fmt: skip
+    drawn = batch | denoise.make_draw(config, system)(batch, jax.random.key(2))
+    loss = denoise.make_loss(config, system)
+    return jax.jit(jax.value_and_grad(lambda p: loss(p, frozen, drawn, jax.random.key(2))[0]))(params)
+
+
+@pytest.mark.parametrize("overrides", [
+    (*JUMP, ("loss.name", "mean_flow"), ("loss.power", "0.0"), ("loss.same", "0.0")),
+    pytest.param((*JUMP, ("loss.name", "mean_flow"), ("loss.scale", "1.5")), marks=pytest.mark.slow),
+    pytest.param((*JUMP, ("loss.name", "shortcut"), ("loss.levels", "3")), marks=pytest.mark.slow),
+    pytest.param((*TRIGONOMETRIC, ("loss.name", "consistency")), marks=pytest.mark.slow),
+    pytest.param((("loss.name", "contrastive"), ("loss.weight", "0.1")), marks=pytest.mark.slow),
+], ids=lambda overrides: dict(overrides)["loss.name"])  # fmt: skip
+def test_a_loss_by_name_has_finite_gradients_that_reach_the_network(tiny_config, overrides):
+    value, gradient = step_of(tiny_config, overrides)
+    assert np.isfinite(value)
+    moved = {name: float(max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(part)))
+             for name, part in gradient["denoiser"].items()}  # fmt: skip
+    assert np.isfinite(list(moved.values())).all() and moved["out"] > 0, moved
+
+
+def test_pairs_of_a_teacher_are_the_ends_of_its_paths_and_what_a_reflow_learns(tiny_run, tiny_config):
+    overrides = (("loss.name", "reflow"), ("loss.teacher", {"workdir": str(tiny_run), "pairs": 20, "steps": 3}))
+    overrides = tuple((key, str(value)) for key, value in overrides)
+    config = schema.load(tiny_config, overrides)
+    task = denoise.make_task(config, make_layout({"data": 1}, jax.devices()[:1]))
+    batch = next(task.batches)
+    assert batch["noise"].shape == batch["latent"].shape == (8, 8, 8, 32)
+    teacher = load_run(str(tiny_run), "ema")[:3]
+    captions = _captions(config)
+    told = [captions[i % len(captions)] for i in range(20)]
+    latents, noise = draw_latents(*teacher, told, config.seed, solver="heun", steps=3, guidance=1.0)
+    rows = batch["index"]
+    np.testing.assert_array_equal(batch["noise"], noise[rows])
+    np.testing.assert_allclose(batch["latent"], latents[rows], atol=1e-6)
+    drawn = task.draw(batch, jax.random.key(0))
+    np.testing.assert_array_equal(drawn["eps"], batch["noise"])
+
+
+def _captions(config):
+    from lgm.data import open_images
+
+    data = config.data
+    return open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption).captions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides, solver", [
+    ((*JUMP, ("loss.name", "mean_flow"), ("loss.scale", "1.5")), "jump"),
+    ((*JUMP, ("loss.name", "shortcut"), ("accumulate", "2")), "jump"),
+    ((*TRIGONOMETRIC, ("loss.name", "consistency")), "consistency"),
+    ((("loss.name", "reflow"),), "euler"),
+    ((("loss.name", "one_step"), ("loss.distance", "pseudo_huber")), "euler"),
+], ids=lambda value: value if isinstance(value, str) else dict(value)["loss.name"])  # fmt: skip
+def test_a_run_of_every_few_step_loss_trains_and_draws_in_one_step(tiny_config, tiny_run, tmp_path, overrides, solver):
+    if dict(overrides)["loss.name"] in ("reflow", "one_step"):
+        overrides += (("loss.teacher", {"workdir": str(tiny_run), "pairs": 24, "steps": 2}),)
+    run, out = tmp_path / "run", tmp_path / "x.png"
+    assert main(["train", f"--config={tiny_config}", f"--workdir={run}", *words(overrides)]) == 0
+    assert main(["sample", f"--workdir={run}", f"--prompt={CAPTION[0]}", f"--out={out}", "--steps=1", "--guidance=1",
+                 f"--solver={solver}"]) == 0  # fmt: skip
+    assert out.is_file()
+    if solver == "jump":  # which is told where its step ends
+        system, params, frozen, _ = load_run(str(run), "raw")
+        jumped, euler = (draw(system, params, frozen, CAPTION, seed=1, solver=name, steps=1, guidance=1.0)
+                         for name in ("jump", "euler"))  # fmt: skip
+        assert np.abs(jumped.astype(int) - euler).max() > 0
+
+
+@pytest.mark.parametrize("overrides, part", [
+    ([("loss.name", "meanflow")], "config.loss.name='meanflow' is not one of 'denoising', .*'mean_flow'"),
+    ([("loss.name", "mean_flow")], "needs config.model.jump=True"),
+    ([("model.jump", "True")], "config.model.jump=True is for the losses mean_flow and shortcut"),
+    ([*JUMP[:1], ("loss.name", "mean_flow")], "takes a forward derivative .* set config.attention='xla'"),
+    ([*JUMP, ("loss.name", "mean_flow"), ("loss.target", "v")], "is stated for config.process.name='rectified_flow'"),
+    ([*JUMP, ("loss.name", "mean_flow"), ("loss.sam", "0.5")], "loss 'mean_flow' has no option 'sam'; did you mean"),
+    ([*JUMP, ("loss.name", "mean_flow"), ("loss.same", "2.0")], "config.loss: same=2.0 is a share"),
+    ([("attention", "xla"), ("loss.name", "consistency")], "is stated for config.process.name='trigonometric'"),
+    ([("loss.name", "reflow")], "needs config.loss.teacher"),
+    ([("loss.teacher", "{'workdir': 'x'}")], "config.loss.teacher is for reflow, one_step and consistency"),
+    ([("loss.name", "reflow"), ("loss.teacher", "{'workdir': 'x', 'pairs': 4}")], "pairs=4 is less than"),
+    ([("sampling.solver", "jump")], "is for models of mean velocities"),
+    ([("loss.targt", "v")], "config.loss.targt is an unknown key; did you mean 'target'"),
+    ([("loss.name", "contrastive"), ("loss.weight", "1.0")], "weight=1.0 must lie between 0 and 1"),
+    ([("loss.name", "one_step"), ("loss.teacher", "{'workdir': 'x'}"), ("loss.distance", "hubber")],
+     "config.loss.distance: unknown distance 'hubber'"),
+])  # fmt: skip
+def test_losses_that_cannot_be_are_one_line(tiny_config, overrides, part):
+    with pytest.raises(ConfigError, match=part) as error:
+        build_system(schema.load(tiny_config, overrides))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_with_a_loss_of_its_own_survives_json(tiny_config):
+    config = schema.load(tiny_config, [*JUMP, ("loss.name", "mean_flow"), ("loss.same", "0.5")])
+    assert config.loss.options == {"same": 0.5} and schema.from_dict(schema.to_dict(config)) == config
