@@ -166,6 +166,8 @@ def _rounded_up(strength: float, steps: int) -> float:
 def _course(pipeline: Pipeline, steps: int, shape: tuple[int, ...], schedule: Mapping[str, Any] | None,
             solver: str | Mapping[str, Any] | None) -> tuple[sampling.Walk, sampling.Solver, float]:
     """(times, solver, factor of the noise that x_T is) of latents of `shape`."""
+    if solver is not None and sampling.solver(**section(solver, "solver")).jumps:
+        raise ValueError(f"solver={solver!r} is for models of mean velocities, which no released system is")
     process, tokens = pipeline.process, shape[1] * shape[2] // 4  # flow models cut latents into patches of 2 x 2
     if schedule is not None:
         times = sampling.telling(process, pipeline.schedule.target, sampling.times(process, steps, **schedule))

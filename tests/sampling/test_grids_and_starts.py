@@ -103,6 +103,11 @@ def test_jumps_of_the_exact_mean_velocity_land_on_the_path_in_any_number_of_step
     x = jax.random.normal(jax.random.key(0), (5, 3))
     for times in ((1.0, 0.0), (1.0, 0.4, 0.0), np.linspace(1, 0, 9)):
         np.testing.assert_allclose(sampling.jump(mean_velocity, x, times), 0.5 * x, rtol=2e-6, atol=1e-6)
+        # the solver of that name does the same, guided too: of two networks that agree guidance is idle
+        jump, wrap = sampling.guided(sampling.solver("jump"), sampling.rule("plain", 3.0))
+        predict = lambda x, t, s: wrap(lambda x, t, c: mean_velocity(x, t, jnp.tile(s, len(t) // len(s))), (), ())(x, t)
+        drawn = sampling.sample(jump, FLOW, "flow", predict, x, np.float32(times))
+        np.testing.assert_allclose(drawn, 0.5 * x, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["flow", "vp", "edm"])
