@@ -61,6 +61,31 @@ def test_noise_only_grows(name, thousandths, beside):
     assert back.dtype == np.float32 and back.shape == t.shape
 
 
+@settings(max_examples=40, deadline=None)
+@given(names, kinds, st.lists(st.integers(1, 3), min_size=1, max_size=4), st.sampled_from(["float32", "bfloat16"]))
+def test_shapes_stay_and_all_is_float32_to_both_ends(name, kind, shape, dtype):
+    process, t_B = PROCESSES[name], jnp.asarray(np.resize([0.0, 1e-3, 1.0, 0.5], shape[0]), dtype)
+    x, eps = jax.random.normal(jax.random.key(0), (2, *shape), dtype)
+    for value in (*gaussian.coefficients(process, kind, t_B), process.a(t_B), process.b(t_B)):
+        assert value.shape == t_B.shape and value.dtype == jnp.float32 and bool(jnp.isfinite(value).all())
+    for value in (gaussian.add_noise(process, x, eps, t_B), gaussian.target(process, kind, x, eps, t_B)):
+        assert value.shape == x.shape and value.dtype == jnp.float32 and bool(jnp.isfinite(value).all())
+    x_t = gaussian.add_noise(process, x, eps, t_B)
+    for value in gaussian.endpoints(process, kind, x.astype(dtype), x_t.astype(dtype), t_B):
+        assert value.shape == x.shape and value.dtype == jnp.float32
+
+
+@few
+@given(names, st.integers(0, 2**31 - 1))
+def test_a_path_begins_at_the_data_and_ends_in_noise(name, seed):
+    process = PROCESSES[name]
+    x, eps = jax.random.normal(jax.random.key(seed), (2, 2, 3))
+    begin, end = (gaussian.add_noise(process, x, eps, jnp.full(2, t)) for t in (0.0, 1.0))
+    scale = float(process.b(1.0))  # 80 of EDM
+    np.testing.assert_allclose(begin, x, atol=0.03 * float(jnp.abs(eps).max()) + 1e-3 * float(jnp.abs(x).max()))
+    np.testing.assert_allclose(end / scale, eps, atol=0.07 * float(jnp.abs(x).max()) + 1e-2)
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_end_points(name):
     process = PROCESSES[name]
@@ -182,6 +207,16 @@ def test_bad_arguments_are_one_line():
         gaussian.build("rectified_flow", shift=0)
     with pytest.raises(ValueError, match="sigma_min=3 must lie above 0 and below sigma_max=2"):
         gaussian.build("edm", sigma_min=3, sigma_max=2)
+    with pytest.raises(ValueError, match="pixels=0 and base_pixels=9 must be above 0"):
+        gaussian.resolution_shift(0, 9)
+    with pytest.raises(ValueError, match="tokens=0 must be above 0"):
+        gaussian.token_shift(0)
+    with pytest.raises(ValueError, match="steps=1 must be at least 2"):
+        gaussian.build("ddpm", steps=1)
+    with pytest.raises(ValueError, match="beta_start=0.5 must lie above 0 and at most beta_end=0.012"):
+        gaussian.build("ddpm", beta_start=0.5)
+    with pytest.raises(ValueError, match="sigma_data=0 must be above 0"):
+        gaussian.build("edm", sigma_data=0)
     with pytest.raises(ValueError, match="beta_min=0 must lie above 0"):
         gaussian.build("continuous_vp", beta_min=0)
     with pytest.raises(ValueError, match="unknown prediction target 'noise'; there are|did you mean"):

@@ -77,27 +77,38 @@ PAIR = Mixture(np.float32([[-1.2], [0.9]]), np.float32([0.25, 0.35]), np.float32
 
 
 def paths():
-    """Quantiles of a mixture on the line from noise to data under each process, over its density at every t."""
+    """Paths of pairs (data, noise), and of the ODE, under each process, over the density at every t."""
     names = ("DDPM, scaled linear", "continuous VP", "EDM", "trigonometric", "rectified flow")
-    figure, axes = plt.subplots(1, len(names), figsize=(11, 3.0), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(2, len(names), figsize=(11, 4.9), sharey=True, layout="constrained")
     noise = jnp.asarray(scipy.stats.norm.ppf(np.linspace(0.02, 0.98, 25)), jnp.float32)[:, None]
-    for axis, name in zip(axes, names, strict=True):
+    data = np.random.default_rng(0).permutation(np.asarray(PAIR.sample(jax.random.key(2), 25)))
+    for column, name in zip(axes.T, names, strict=True):
         process = PROCESSES[name]
         times = sampling.times(process, 240)
-        states = walk(sampling.solver("heun"), process, gaussian.pure_noise(process, noise, times[0]), times,
-                      PAIR.predictor(process, "x"))[:, :, 0]  # fmt: skip
         # of variance exploding, what its network is given; the others as they are
         unit = np.asarray(gaussian.input_scale(process, jnp.asarray(times)))[:, None] if name == "EDM" else 1.0
-        drawn = states * unit
-        chord, slopes = drawn[-1] - drawn[0], np.diff(drawn, axis=0) / -np.diff(times)[:, None] * times[0]
-        bend = np.mean((slopes[:-1] - chord) ** 2)
+        a, b = (np.asarray(c(jnp.asarray(times)))[:, None] for c in (process.a, process.b))
+        pairs = (a * data[:, 0] + b * np.asarray(noise)[:, 0]) * unit
+        states = walk(sampling.solver("heun"), process, gaussian.pure_noise(process, noise, times[0]), times,
+                      PAIR.predictor(process, "x"))[:, :, 0] * unit  # fmt: skip
         x = np.linspace(-2.6, 2.6, 300)
-        axis.imshow(_density(process, times, unit, x), aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1.6,
-                    extent=(times[0], 0.0, x[0], x[-1]))  # fmt: skip
-        axis.plot(times, drawn, color=INK, lw=0.6, alpha=0.75)
-        axis.set(title=f"{name}\nbend {bend:.2f}", xlabel="t", xlim=(times[0], 0.0), ylim=(x[0], x[-1]))
-    axes[0].set_ylabel("x")
+        background = _density(process, times, unit, x)
+        for axis, drawn, label in zip(column, (pairs, states), (f"{name}\npairs", "ODE"), strict=True):
+            axis.imshow(background, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1.6,
+                        extent=(times[0], 0.0, x[0], x[-1]))  # fmt: skip
+            axis.plot(times, drawn, color=INK, lw=0.6, alpha=0.75)
+            axis.set(title=f"{label}: bend {_bend(drawn, times):.2f}", xlim=(times[0], 0.0), ylim=(x[0], x[-1]))
+            axis.set_xticks([times[0], 0.5, 0.0], ["1" if times[0] == 1 else "", "0.5", "0"])
+        column[1].set_xlabel("t")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("x")
     return figure
+
+
+def _bend(drawn, times):
+    """The mean squared difference of a path's slope from its chord's."""
+    chord, slopes = drawn[-1] - drawn[0], np.diff(drawn, axis=0) / -np.diff(times)[:, None] * times[0]
+    return abs(np.mean((slopes[:-1] - chord) ** 2))
 
 
 def _density(process, times, unit, x):
@@ -248,9 +259,10 @@ def reflowed(rounds=2, pairs=8192, steps=3000, batch=256):
 
 PICTURES = [
     ("Curved against straight", paths,
-     "The same quantiles of noise (left) on their way to a mixture of two Gaussians on the line (right), over the "
-     "density at each t. Bend: the mean squared difference of a path's slope from its chord's, 0 for a straight line. "
-     "Diffusion's paths turn where the data decide; a rectified flow's are nearly straight."),
+     "From noise (left) to a mixture of two Gaussians on the line (right), over the density at each t. Upper row: what "
+     "a network is trained on, the path x_t = a x + b eps of single pairs, which is a straight line under a rectified "
+     "flow alone. Lower row: what is sampled, the ODE's paths. They cannot cross, so they turn where pairs would; "
+     "reflow, below, straightens them. Bend: the mean squared difference of a path's slope from its chord's."),
     ("Processes", schedules, "Signal, noise and log signal-to-noise ratio. A table (DDPM) ends in noise with a little "
      "signal left, which rescaling to zero terminal SNR takes away."),
     ("Densities of t", drawn_times, "Where a network is trained: probability density as a line, draws as bars."),

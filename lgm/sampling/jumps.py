@@ -10,10 +10,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from lgm.sampling.steps import check_times
+
 
 def jump(predict: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], x_T: jax.Array, times) -> jax.Array:
     """x_0 from x_T [B, ...] by x_s = x_t - (t - s) predict(x_t, t_B, s_B) over the falling `times` [steps + 1]; two
-    times make one step."""
+    times make one step. Raises ValueError for times that do not fall within [0, 1]."""
+    check_times(times)
     times = jnp.asarray(times, float)
 
     def body(x, ends):

@@ -19,11 +19,9 @@ import numpy as np
 from lgm import process as gaussian
 from lgm import registry
 from lgm.process import Process
-from lgm.sampling import multistep, singlestep, unipc
+from lgm.sampling import multistep, singlestep, steps, unipc
 from lgm.sampling.singlestep import silent_at
 from lgm.sampling.steps import Denoise, Solver
-
-ROUNDING = 1e-5  # by which a time may leave [0, 1], as in tables of angles and of sigmas made elsewhere
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler": singlestep.euler,
@@ -96,11 +94,11 @@ class Walk(NamedTuple):
 
 
 def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, walk: Walk | np.ndarray,
-         arguments, key: jax.Array | None = None, steps: int | None = None) -> jax.Array:
+         arguments, key: jax.Array | None = None, last: int | None = None) -> jax.Array:
     """What `sample` computes with `predict(x_t, t_B, arguments)`, as one compiled step called in turn.
 
     For convolutions on a CPU, which XLA runs many times slower inside a scan. `predict` must be hashable and the same
-    object from call to call, or each call compiles anew. `walk` is a Walk or its times; of it the last `steps` are
+    object from call to call, or each call compiles anew. `walk` is a Walk or its times; of it the `last` steps are
     made, by default all.
     """
     if not isinstance(walk, Walk):
@@ -111,7 +109,7 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
     carry = (x_T, method.start(x_T))
     told = None if walk.told is None else (walk.times[-2::-1], walk.told[::-1])
     pairs = list(zip(walk.times[:-1], walk.times[1:] if walk.ends is None else walk.ends, strict=True))
-    for number, (t, s) in enumerate(pairs[-steps:] if steps else pairs):
+    for number, (t, s) in enumerate(pairs[-last:] if last else pairs):
         ends = jnp.asarray(t, float), jnp.asarray(s, float)
         carry = _step(method, process, target, predict, carry, arguments, told, *ends, key_of(jnp.int32(number)))
     return carry[0]
@@ -150,13 +148,7 @@ def _keys(key: jax.Array | None) -> Callable[[jax.Array], jax.Array]:
 def _check(process: Process, target: str, times) -> None:
     """Refuse times that no solver can walk, as far as they are known before the program runs."""
     gaussian.coefficients(process, target, jnp.asarray(0.5, float))
-    try:
-        grid = np.asarray(times, np.float32)
-    except jax.errors.TracerArrayConversionError:
-        return
-    low, high = -ROUNDING, 1.0 + ROUNDING
-    if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) <= 0).all() or not low <= grid[-1] <= grid[0] <= high:
-        raise ValueError(f"times must be two or more that fall within [0, 1], not {np.array2string(grid, threshold=6)}")
-    if silent_at(process, target, float(grid[0])):
-        raise ValueError(f"target {target!r} says nothing of the data at t={grid[0]:g}, which is pure noise under "
+    first = steps.check_times(times)
+    if first is not None and silent_at(process, target, first):
+        raise ValueError(f"target {target!r} says nothing of the data at t={first:g}, which is pure noise under "
                          f"process {process.name!r}; start below, or train another target")

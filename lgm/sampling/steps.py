@@ -19,6 +19,21 @@ Denoise = Callable[[jax.Array, jax.Array], Endpoints]  # (x_t, t []) -> (x_hat, 
 LIMIT = 30.0  # of |lambda|: stands for infinity, so that ratios of steps stay finite
 
 
+ROUNDING = 1e-5  # by which a time may leave [0, 1], as in tables of angles and of sigmas made elsewhere
+
+
+def check_times(times) -> float | None:
+    """The first of a walk's times, None where they are not known yet. Raises ValueError unless they fall in [0, 1]."""
+    try:
+        grid = np.asarray(times, np.float32)
+    except jax.errors.TracerArrayConversionError:
+        return None
+    low, high = -ROUNDING, 1.0 + ROUNDING
+    if grid.ndim != 1 or len(grid) < 2 or not (np.diff(grid) <= 0).all() or not low <= grid[-1] <= grid[0] <= high:
+        raise ValueError(f"times must be two or more that fall within [0, 1], not {np.array2string(grid, threshold=6)}")
+    return float(grid[0])
+
+
 class Solver(NamedTuple):
     """step(process, denoise, x, memory, t, s, key) -> (x at s, memory); `memory` is what start(x_T) gives at first.
 
