@@ -1,0 +1,113 @@
+"""Losses on pairs and of mean velocities against their closed forms on Gaussian data.
+
+Data are N(MEAN, STD^2) in each element. Under a rectified flow a path keeps (x_t - (1 - t) MEAN) / spread(t), so that
+the mean velocity between any two times, and the data at the end of the path from any noise, are known.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lgm import losses
+from lgm import process as gaussian
+
+MEAN, STD, COUNT = 0.4, 0.6, 8192
+FLOW = gaussian.rectified_flow()
+UNIFORM, EVEN = losses.density("uniform", draws="stratified"), losses.weighting("constant")
+SHAPE = (COUNT, 16)
+X = MEAN + STD * jax.random.normal(jax.random.key(0), SHAPE)
+EPS = jax.random.normal(jax.random.key(1), SHAPE)
+PAIRS = MEAN + STD * EPS, EPS  # the ends of the ODE's paths
+
+
+def spread(t):
+    return jnp.sqrt(jnp.square((1.0 - t) * STD) + jnp.square(t))
+
+
+def velocity(x, t):
+    """The exact E[eps - x | x_t]."""
+    slope = (t - (1.0 - t) * STD**2) / jnp.square(spread(t))
+    return gaussian.wide(slope, x) * (x - gaussian.wide((1.0 - t) * MEAN, x)) - MEAN
+
+
+def mean_velocity(x, t, s, cond=None):
+    """The exact mean of the velocity along the path from t down to s."""
+    width = jnp.where(t > s, t - s, 1.0)
+    ratio = gaussian.wide(spread(s) / spread(t), x)
+    landed = gaussian.wide((1.0 - s) * MEAN, x) + ratio * (x - gaussian.wide((1.0 - t) * MEAN, x))
+    return jnp.where(gaussian.wide(t > s, x), (x - landed) / gaussian.wide(width, x), velocity(x, t))
+
+
+T = (np.arange(100_000) + 0.5) / 100_000
+LEFT = float(np.mean(STD**2 / np.square(np.asarray(spread(T), np.float64))))  # E of the variance of eps - x given x_t
+
+
+def nothing(x, t, *rest):
+    return jnp.zeros_like(x)
+
+
+def test_a_reflow_of_a_network_that_predicts_nothing_errs_by_what_joins_the_pair():
+    objective = losses.reflow(FLOW, "flow", UNIFORM, EVEN)
+    value = float(objective(nothing, PAIRS, None, jax.random.key(2))[0])
+    assert value == pytest.approx((1 - STD) ** 2 + MEAN**2, rel=0.01)  # 130,000 squared normals
+    # what its minimum is: the velocity of the pair's straight line, which is that of the same path
+    line = lambda x, t, cond: (x - gaussian.wide((1 - t) * MEAN, x)) * gaussian.wide(
+        (1 - STD) / (t + (1 - t) * STD), x) - MEAN
+    assert float(objective(line, PAIRS, None, jax.random.key(2))[0]) < 1e-10
+
+
+@pytest.mark.parametrize("name", losses.DISTANCES)
+def test_one_step_errs_by_the_distance_of_what_it_lands_on(name):
+    objective = losses.one_step(FLOW, "flow", losses.distance(name))
+    value = float(objective(nothing, PAIRS, None, jax.random.key(2))[0])  # which lands on the noise
+    square = (1 - STD) ** 2 + MEAN**2
+    root = np.mean(np.sqrt(np.sum(np.square(np.asarray(EPS - PAIRS[0])), 1) + (0.00054 * 4) ** 2)) - 0.00054 * 4
+    assert value == pytest.approx(square if name == "squared" else root, rel=0.01)
+    exact = lambda x, t, cond: x - (MEAN + STD * x)
+    assert float(objective(exact, PAIRS, None, jax.random.key(2))[0]) < 1e-5
+
+
+def test_contrastive_takes_the_share_of_another_pair_away():
+    objective = losses.contrastive(FLOW, "flow", UNIFORM, EVEN, weight=0.3)
+    value, metrics = objective(nothing, X, None, jax.random.key(2))
+    square = 1 + STD**2 + MEAN**2
+    assert float(metrics["denoising"]) == pytest.approx(square, rel=0.01)
+    assert float(value) == pytest.approx(0.7 * square, rel=0.01)
+
+
+def test_mean_flow_of_the_exact_mean_velocity_leaves_the_variance_of_the_velocity():
+    objective = losses.mean_flow(FLOW, UNIFORM, same=0.5, power=0.0)
+    metrics = jax.jit(lambda key: objective(mean_velocity, X, None, key)[1])(jax.random.key(2))
+    # t is the larger of two draws: of density 2 t
+    left = float(np.mean(2 * T * STD**2 / np.square(np.asarray(spread(T), np.float64))))
+    assert float(metrics["velocity_error"]) == pytest.approx(left, rel=0.03)
+    # at unequal times the regression's target is noisier by what v is off times the change of u, never less
+    assert float(metrics["mean_flow_error"]) > 0.5 * left
+    # guided by a scale, the velocity is scale v + (1 - scale) u: its variance is scale^2 of it
+    guided = losses.mean_flow(FLOW, UNIFORM, same=1.0, power=0.0, scale=2.0)
+    value = float(guided(mean_velocity, X, None, jax.random.key(2), uncond=())[0])
+    assert value == pytest.approx(4 * left, rel=0.03)
+
+
+def test_a_shortcut_of_the_exact_mean_velocity_agrees_with_itself_and_errs_by_the_variance():
+    objective = losses.shortcut(FLOW, UNIFORM, share=0.5, levels=9)
+    metrics = jax.jit(lambda key: objective(mean_velocity, X, None, key)[1])(jax.random.key(2))
+    assert float(metrics["velocity_error"]) == pytest.approx(LEFT, rel=0.03)
+    # two jumps are one but for the last level, whose halves of 1/512 are Euler's steps
+    assert float(metrics["consistency_error"]) < 1e-4
+    wrong = lambda x, t, s, cond: mean_velocity(x, t, s) + gaussian.wide(t - s, x)  # two jumps of d are off by d less
+    off = jax.jit(lambda key: objective(wrong, X, None, key)[1])(jax.random.key(2))
+    assert float(off["consistency_error"]) > 0.01
+
+
+def test_consistency_of_the_exact_map_has_no_tangent_but_the_examples_own_noise():
+    # N(0, 1) data: the ODE stands still, F = (cos - 1) x_t / sin, and a teacher's velocity is 0
+    objective = losses.consistency(losses.density("log_tangent"))
+    angle = lambda t: 0.5 * jnp.pi * t
+    exact = lambda x, t, cond: x * gaussian.wide((jnp.cos(angle(t)) - 1.0) / jnp.sin(angle(t)), x)
+    teacher = lambda x, t, cond: jnp.zeros_like(x)
+    x = jax.random.normal(jax.random.key(0), SHAPE)
+    distilled = objective(exact, x, None, jax.random.key(2), teacher=teacher)[1]["tangent"]
+    trained = objective(exact, x, None, jax.random.key(2))[1]["tangent"]
+    assert float(distilled) < 1e-4 < 0.01 < float(trained)
