@@ -112,8 +112,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_metric_and_batch(tiny_config,
 
     make_loss = denoise.make_loss
 
-    def failing(config, system):
-        loss = make_loss(config, system)
+    def failing(config, system, teacher=None):
+        loss = make_loss(config, system, teacher)
 
         def with_nan(params, frozen, batch, key):
             value, metrics = loss(params, frozen, batch, key)
