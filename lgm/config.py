@@ -17,9 +17,11 @@ from typing import Any, Literal
 from lgm.models import FAMILIES, classes, family_of
 from lgm.models.attention import Implementation
 from lgm.models.lora import LoRAConfig
-from lgm.parsing import ConfigError, as_dict, parse, read_config_file
+from lgm.parsing import ConfigError, as_dict, first_difference, parse, read_config_file
 
 DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
+# where and in which pieces a step is computed, not what: a run may go on with others
+PLACING = ("mesh", "attention", "accumulate", "optimizer.offload", "model.remat", "model.group", "model.unroll")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,6 +309,21 @@ def to_dict(config: Config) -> dict[str, Any]:
 def digest(config: Config) -> str:
     """A short hash of everything the config says."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def other_run(config: Config, theirs: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """(key, ours, theirs) of the first value in which a run's config.json says that it is not a run of `config`.
+
+    None where they are the same but for `PLACING`: the run then goes on as `config`, on whatever mesh that has.
+    """
+    ours = json.loads(json.dumps(to_dict(config)))
+    return first_difference(_without_placing(ours), _without_placing(theirs))
+
+
+def _without_placing(values: Any, path: str = "") -> Any:
+    if not isinstance(values, Mapping):
+        return values
+    return {k: _without_placing(v, f"{path}{k}.") for k, v in values.items() if f"{path}{k}" not in PLACING}
 
 
 def _parse_model(values, path: str):

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from lgm.config import Config
+from lgm.processes import member
 from lgm.scaling import results
 from lgm.scaling.sweep import Run
 from lgm.train import loop
@@ -66,10 +67,7 @@ def _once(act: Callable[[], object]) -> None:
     """Let the first process act on the shared folder while the others wait."""
     if jax.process_index() == 0:
         act()
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("sweep")
+    member.barrier("the first process's turn")
 
 
 def _trunks(run: Run, workdir: Path) -> list[Path]:

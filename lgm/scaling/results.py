@@ -16,7 +16,7 @@ from typing import Any
 from lgm import config as schema
 from lgm.config import Config
 from lgm.files import write_atomically
-from lgm.parsing import ConfigError, first_difference
+from lgm.parsing import ConfigError
 from lgm.scaling.sweep import Run
 
 COLUMNS = ("family", "run", "architecture", "objective", "size", "seed", "learning_rate", "batch_size", "params",
@@ -35,7 +35,7 @@ def check(workdir: Path, run: Run) -> None:
         path = folder(workdir, run, config) / "config.json"
         begun = any((path.parent / name).exists() for name in ("result.json", "checkpoints"))
         if path.is_file() and begun:
-            found = first_difference(json.loads(json.dumps(schema.to_dict(config))), _json(path))
+            found = schema.other_run(config, _json(path))
             if found:
                 key, mine, other = found
                 raise ConfigError(f"{path.parent} holds a run with config.{key}={other!r}, not {mine!r}; give another "

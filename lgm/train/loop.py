@@ -18,7 +18,7 @@ from lgm.config import Config
 from lgm.files import write_atomically
 from lgm.parallel import Layout, put_batch
 from lgm.parallel.chips import peak_flops
-from lgm.parsing import ConfigError, first_difference
+from lgm.parsing import ConfigError
 from lgm.processes import member
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.failure import report_non_finite
@@ -87,7 +87,8 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
 def check_workdir(config: Config, workdir: Path) -> None:
     """Refuse a folder that holds another config's run, naming the first key that differs.
 
-    Where nothing has been trained yet, as in one that was just imported, the config may still change.
+    Where nothing has been trained yet, as in one that was just imported, the config may still change; later only what
+    says where a step is computed (`lgm.config.PLACING`).
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file; give a folder")
@@ -98,8 +99,7 @@ def check_workdir(config: Config, workdir: Path) -> None:
         theirs = json.loads(path.read_text())
     except ValueError:
         raise ConfigError(f"{path} is not JSON; give another --workdir") from None
-    ours = json.loads(json.dumps(schema.to_dict(config)))
-    if (key := first_difference(ours, theirs)) is not None:
+    if (key := schema.other_run(config, theirs)) is not None:
         name, mine, other = key
         raise ConfigError(f"--workdir={workdir} holds a run with config.{name}={other!r}, not {mine!r}; give another "
                           "--workdir, or the same config to go on with it")
