@@ -28,23 +28,33 @@ def run(spec: str, topology: str, overrides: Sequence[tuple[str, str]] = (), *, 
 
     if limit < 1 or (jobs is not None and jobs < 1):
         raise ConfigError(f"--limit={limit} and --jobs={jobs} must be at least 1")
+    if json_path not in (None, "-"):
+        _check_file(Path(json_path).absolute())
     config, machine = schema.load(spec, overrides), read_topology(topology, slices)
     if not search:
         best = plan(config, machine)
-        return _finish(best, report.as_json(best), report.page(best), json_path)
+        return _finish(best.reason, report.as_json(best), report.page(best), json_path)
     say = lambda p: print(f"{report.mesh(p)}, remat {p.remat}: {report.verdict(p).split(';')[0]}"
                           + (f", {p.step * 1e3:.4g} ms" if p.step else ""), file=sys.stderr, flush=True)  # fmt: skip
     found = find(config, machine, limit, jobs, say)
     table = f"{report.ranking(found.plans)}\n{found.untried} more divide and were not compiled (--limit)"
-    if found.best is None:
-        print(table)
-        raise ConfigError(what_fits(found.plans))
-    values = {"best": report.as_json(found.best), "plans": [report.as_json(p) for p in found.plans],
+    best = found.best
+    values = {"best": best and report.as_json(best), "plans": [report.as_json(p) for p in found.plans],
               "untried": found.untried}
-    return _finish(found.best, values, f"{table}\n\n{report.page(found.best)}", json_path)
+    if best is None:
+        return _finish(what_fits(found.plans), values, table, json_path)
+    return _finish("", values, f"{table}\n\n{report.page(best)}", json_path)
 
 
-def _finish(best, values: dict, text: str, json_path: str | None) -> int:
+def _check_file(path: Path) -> None:
+    """Refuse, before minutes of compiling, what cannot be written."""
+    above = next(p for p in path.parents if p.exists())
+    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"--json={path} cannot be written; give a file, or - to print it")
+
+
+def _finish(reason: str, values: dict, text: str, json_path: str | None) -> int:
+    """Print and write; `reason` is why nothing fits."""
     body = json.dumps(values, indent=2)
     if json_path == "-":
         print(body)
@@ -52,6 +62,6 @@ def _finish(best, values: dict, text: str, json_path: str | None) -> int:
         print(text)
     if json_path not in (None, "-"):
         write_atomically(Path(json_path), (body + "\n").encode())
-    if not best.fits:
-        print(f"lgm plan: {best.reason}", file=sys.stderr)
-    return 0 if best.fits else 3
+    if reason:
+        print(f"lgm plan: {reason}", file=sys.stderr)
+    return 3 if reason else 0

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lgm.files import write_atomically
-from lgm.planning.program import FAILED, TASK, TRACED, out_of_memory, trace
+from lgm.planning.program import FAILED, TASK, TRACED, OutOfMemory, out_of_memory, trace
 from lgm.planning.topology import network_of, open_devices
 from lgm.train.placing import layout_of
 
@@ -19,9 +19,11 @@ def main(folder: Path) -> None:
         layout = layout_of(config, open_devices(topology)[0])
         program, traced = trace(config, layout, network_of(topology, layout.mesh.devices.flat))
         write_atomically(folder / TRACED, pickle.dumps(program))
+        if sum(program.sizes.values()) > (memory := topology.chip.share.hbm):
+            raise OutOfMemory(0.0, memory)  # whatever the compiler would make of it
         traced.lower().compile(compiler_options={"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True})
     except Exception as error:
-        known = out_of_memory(str(error))
+        known = error if isinstance(error, OutOfMemory) else out_of_memory(str(error))
         failed = known or (error if type(error).__module__.startswith("lgm.") else RuntimeError(str(error)[:2000]))
         write_atomically(folder / FAILED, pickle.dumps(failed))
 

@@ -4,7 +4,7 @@ The program is walked in the order in which the compiler scheduled it, loops as 
 the cycles of the TPU compiler's own cost model, and where there are none the longer of work / peak and bytes / memory
 rate; kernels it does not see into take the latter. Collectives take the time of their bytes over the links that they
 use; one that is started and awaited later, or carried by several fusions, runs beside what is scheduled in between,
-all others are waited for.
+all others are waited for. Between TPU slices a collective is what is sent and received (`hlo.transfer`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Walk:
     def run(self, name: str, times: int) -> float:
         """Seconds of one run of a computation, which runs `times` times in a step."""
         computation = self.module.computations[name]
-        now, free, ends, carried = 0.0, {"ici": 0.0, "dcn": 0.0}, {}, {}
+        now, free, ends, carried, named = 0.0, {"ici": 0.0, "dcn": 0.0}, {}, {}, {}
         last = {_channel(row, i): i for i in computation.instructions for row in self._joined(i, computation)}
         for i in computation.instructions:
             if i.opcode == "while":
@@ -88,19 +88,24 @@ class _Walk:
                 now += max((self.run(target, times) for target in targets), default=0.0)
                 continue
             if i.opcode.endswith(("-done", "-update")):
-                ends[i.name] = ends.get(next(iter(i.operands), ""), 0.0)
+                begun_by = next(iter(i.operands), "")
+                ends[i.name] = ends.get(named.get(begun_by, begun_by), 0.0)
                 now = max(now, ends[i.name]) if i.opcode.endswith("-done") else now
                 continue
             begun = now
+            if i.opcode in ("send", "recv") and (transfer := hlo.transfer(i.attributes)):
+                named[i.name] = transfer[0]
+                if i.opcode == "send":
+                    seconds = self._count(transfer[1], times, *self.network.between(transfer[1], i.shapes[0].bytes,
+                                                                                    transfer[2]))
+                    ends[transfer[0]] = free["dcn"] = max(now, free["dcn"]) + seconds
             now += self._compute(i, computation, times)
             for joined in self._joined(i, computation):
                 channel = _channel(joined, i)
                 if channel not in carried:  # else begun in an earlier fusion, of which several carry it on
                     ready = begun
                     for over, moved, seconds in self.network.collective(*joined):
-                        row = self.collectives.setdefault((joined[0], over), [0, 0.0, 0.0])
-                        for place, value in enumerate((1, moved, seconds)):
-                            row[place] += times * value
+                        self._count(joined[0], times, over, moved, seconds)
                         ready = free[over] = max(ready, free[over]) + seconds
                     carried[channel] = ready
                 if i.opcode.endswith("-start"):
@@ -109,6 +114,13 @@ class _Walk:
                     now = max(now, carried.pop(channel))
         return max(now, *free.values())
 
+    def _count(self, kind: str, times: int, over: str, moved: float, seconds: float) -> float:
+        """Add a collective that runs `times` times to the sums; its seconds."""
+        row = self.collectives.setdefault((kind, over), [0, 0.0, 0.0])
+        for place, value in enumerate((1, moved, seconds)):
+            row[place] += times * value
+        return seconds
+
     def _compute(self, i: Instruction, computation: Computation, times: int) -> float:
         """Seconds of computing of one instruction; adds up its work."""
         if i.opcode in _FREE or i.opcode.removesuffix("-start") in COLLECTIVES:
@@ -116,7 +128,7 @@ class _Walk:
         flops, traffic = self._flops(i, computation), _traffic(i, computation, self.module)
         self.flops += times * flops
         self.bytes += times * traffic
-        if i.opcode.endswith("-start"):
+        if i.opcode.endswith("-start") or i.opcode in ("send", "recv"):
             return 0.0
         seconds = max(flops * self._padding(i, computation) / self.chip.flops, traffic / self.chip.hbm_rate)
         if i.cycles is not None and self.chip.clock:
@@ -200,6 +212,8 @@ def _traffic(i: Instruction, computation: Computation, module: Module) -> float:
     given = [computation.by_name[name].shapes for name in i.operands if name in computation.by_name]
     if i.opcode == "custom-call" and any(f'"{name}"' in i.attributes for name in _NO_KERNELS):
         return 0.0
+    if i.opcode in ("send", "recv"):
+        return here(i.shapes[:1])
     if i.opcode in ("copy-start", "slice-start"):
         moved = min(i.shapes[:2], key=lambda s: s.bytes)
         return moved.bytes * sum(s.space == 0 for s in i.shapes[:2])

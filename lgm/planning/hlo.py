@@ -206,9 +206,9 @@ def devices_joined(attributes: str) -> tuple[np.ndarray, int] | None:
 
     Understands lists of groups, iota lists, named meshes and the pairs of a permutation.
     """
-    if pairs := re.search(r"source_target_pairs=\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}", attributes):
+    if pairs := re.search(r"source_target_pairs=\{((?:\{[\d,]+\},?)*)\}", attributes):
         targets = re.findall(r"\{(\d+),(\d+)\}", pairs[1])
-        return np.array([[int(a), int(b)] for a, b in targets]), len(targets)
+        return np.array([[int(a), int(b)] for a, b in targets]).reshape(-1, 2), len(targets)
     if listed := re.search(r"replica_groups=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}", attributes):
         groups = [[int(d) for d in group.split(",") if d] for group in re.findall(r"\{([\d,]*)\}", listed[1])]
         return np.array(groups[0]), len(groups)
@@ -218,6 +218,21 @@ def devices_joined(attributes: str) -> tuple[np.ndarray, int] | None:
                           attributes):
         return _named(named)
     return None
+
+
+def transfer(attributes: str) -> tuple[str, str, int] | None:
+    """(name, kind, slices that take part) of a collective's part between TPU slices, of which `send` and `recv` remain.
+
+    The compiler does what is within a slice by collectives and leaves the rest to its runtime, each device exchanging
+    with those at its place in other slices. None for any other transfer.
+    """
+    name = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', attributes)
+    kind = re.search(r'_xla_megascale_transfer_type="([^"]*)"', attributes)
+    if not name or not kind:
+        return None
+    # "{1,2,3,4}x{0:3}", slices by devices of each, or groups of slice and device in one number
+    target = re.search(r'_xla_megascale_target="?\{+([\d,]+)\}', attributes)
+    return name[1], kind[1].lower().replace("_", "-"), len(target[1].split(",")) if target else 2
 
 
 def _iota(found: re.Match) -> tuple[np.ndarray, int]:

@@ -56,6 +56,13 @@ class Network:
             rows.append(("dcn", moved, moved / self.chip.dcn))
         return rows
 
+    def between(self, kind: str, given: float, slices: int) -> tuple[str, float, float]:
+        """("dcn", bytes that leave a device, seconds) of what a collective leaves to do between `slices` slices, each
+        device exchanging with those at its place in the others. `given` are bytes that it brings."""
+        others = {"all-gather": slices - 1, "all-reduce": 2 * (slices - 1) / slices, "collective-permute": 1}
+        moved = given * others.get(kind, (slices - 1) / slices)
+        return "dcn", moved, moved / self.chip.dcn
+
     def _permute(self, pairs: np.ndarray, given: float) -> list[tuple[str, float, float]]:
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
         if not len(pairs):

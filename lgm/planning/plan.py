@@ -9,6 +9,7 @@ from lgm.config import Config
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError
 from lgm.planning.abstract import checked
+from lgm.planning.advice import advice
 from lgm.planning.cost import Collective, cost_of
 from lgm.planning.program import Compiled, OutOfMemory, Program, compiled, kept_for_backward
 from lgm.planning.topology import Topology, open_devices, read_topology
@@ -21,7 +22,8 @@ class Memory:
     else that lives for a part of the step (gradients, gathered weights, workspace). The program's code, about 0.1 GB,
     is not in it.
 
-    Of a program that does not fit, only what is laid out before it runs is known, and the rest is `temporaries`.
+    Of a program that does not fit, only what is laid out before it runs is known, and the rest is `temporaries`; these
+    are 0 where the state alone is too large and nothing was compiled.
     """
 
     parameters: float
@@ -44,6 +46,7 @@ class Memory:
         return self.parameters + self.optimizer + self.ema + self.frozen
 
 
+USABLE = 0.975  # of a chip's memory: its runtime keeps 0.25 of v5e's 16 GiB and 0.75 of v6e's 32
 KINDS = ("parameters", "optimizer", "ema", "frozen", "batch", "activations", "temporaries")
 
 
@@ -121,7 +124,7 @@ def compiled_plan(config: Config, topology: Topology) -> tuple[Plan, Program, Co
     activations = min(kept_for_backward(made.module), made.temporary) * chip.devices
     memory = Memory(**each, activations=activations, temporaries=made.temporary * chip.devices - activations,
                     capacity=chip.hbm)  # fmt: skip
-    fits = memory.total <= chip.hbm
+    fits = memory.total <= USABLE * chip.hbm
     model_flops = program.model_flops / topology.chips
     return Plan(
         **common, fits=fits, memory=memory, flops=cost.flops * chip.devices, model_flops=model_flops,
@@ -144,15 +147,7 @@ def layout_on(config: Config, topology: Topology, devices) -> Layout:
 
 def reason(config: Config, topology: Topology, memory: Memory) -> str:
     """One line that says by how much it does not fit and what would."""
-    over = f"{config.name} needs {memory.total / 1e9:.1f} GB a chip of the {memory.capacity / 1e9:.1f} GB of {topology}"
-    rest = memory.total - memory.state
-    if memory.state > 0.9 * memory.capacity:
-        chips = topology.chips * memory.state / (0.8 * memory.capacity)
-        what = (f"weights, optimizer, EMA and frozen parts alone take {memory.state / 1e9:.1f} GB, which a config.mesh."
-                f"fsdp larger by {memory.state / (0.8 * memory.capacity):.2g} would hold, or about {chips:.0f} chips")
-    elif getattr(config.model, "remat", "full") != "full":
-        what = "config.model.remat='full' keeps one activation a block"
-    else:
-        pieces = -(-rest // max(0.9 * memory.capacity - memory.state, 1.0))
-        what = f"config.accumulate={pieces * config.accumulate:.0f} would about fit, or a smaller config.batch_size"
-    return f"{over}; {what}; --search tries what divides"
+    rest = memory.activations + memory.temporaries
+    needs = f"{'' if rest else 'at least '}{memory.total / 1e9:.1f} GB a chip"
+    over = f"{config.name} needs {needs} of the {memory.capacity / 1e9:.1f} GB of {topology}"
+    return f"{over}; {advice(config, topology, memory.state, memory.batch, rest, memory.capacity)}"

@@ -41,7 +41,8 @@ PROGRAM, BUFFERS = "*.after_optimizations.txt", "*.after_optimizations-buffer-as
 
 
 class OutOfMemory(Exception):
-    """The program does not fit; `needed` and `available` are bytes a device as the compiler counts them."""
+    """The program does not fit; `needed` (by all but its arguments) and `available` are bytes a device as the compiler
+    counts them. `needed` is 0 where the arguments alone do not fit."""
 
     def __init__(self, needed: float, available: float):
         super().__init__(needed, available)
@@ -160,9 +161,14 @@ def _largest(folder: Path, pattern: str) -> Path | None:
 
 
 def _temporary(buffers: str) -> float:
-    """Bytes in main memory of what lives for a part of the step, from a dump of the buffer assignment."""
-    return float(sum(int(size) for size in re.findall(r"^allocation \d+: size (\d+), page \d+, preallocated-temp",
-                                                      buffers, re.MULTILINE)))  # fmt: skip
+    """Bytes in main memory of what lives for a part of the step, from a dump of the buffer assignment.
+
+    Allocations elsewhere on the chip have a colour. Raises RuntimeError for a dump of another form.
+    """
+    sizes = re.findall(r"^allocation \d+: size (\d+),(?: page \d+,)? preallocated-temp", buffers, re.MULTILINE)
+    if not sizes:
+        raise RuntimeError("this libtpu's dump of the buffer assignment is not understood; another version may do")
+    return float(sum(map(int, sizes)))
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:

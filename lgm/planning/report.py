@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from lgm.parallel.chips import CHIPS
 from lgm.planning.plan import KINDS, Plan
-
-NETWORKS = {"ici": "within a slice", "dcn": "between slices"}
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -16,12 +15,14 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return dataclasses.asdict(plan) | {
         "memory": dataclasses.asdict(plan.memory) | {"total": plan.memory.total},
         "roofline": plan.roofline, "ici_bytes": plan.moved("ici"), "dcn_bytes": plan.moved("dcn"),
+        "peaks": dataclasses.asdict(CHIPS[plan.chip]),
     }
 
 
 def page(plan: Plan) -> str:
     """The plan as a page of text."""
-    per_chip = plan.batch_size / plan.chips
+    per_chip, chip = plan.batch_size / plan.chips, CHIPS[plan.chip]
+    group = "slice" if chip.clock else "node"
     lines = [
         f"{plan.name} on {plan.topology} ({plan.chips} chips): {verdict(plan)}",
         f"mesh {mesh(plan)}, remat {plan.remat}, batch {plan.batch_size} ({per_chip:.4g} images a chip)",
@@ -43,6 +44,8 @@ def page(plan: Plan) -> str:
             "collectives a chip          runs        GB        ms",
             *(f"  {c.kind:<19} {c.network}{c.count:8d}{c.bytes / 1e9:10.4g}{c.seconds * 1e3:10.4g}"
               for c in plan.collectives),
+            f"  one way, a chip: {chip.ici / 1e9:.4g} GB/s over all links of a {group}, {chip.dcn / 1e9:.4g} GB/s "
+            f"between {group}s ({chip.source})",
             "",
             f"compiled in {plan.compile_seconds:.0f} s for {plan.compiled_for}",
         ]
@@ -55,7 +58,8 @@ def ranking(plans: Sequence[Plan]) -> str:
     for p in plans:
         speed = (f"{p.step * 1e3:.4g}", f"{p.mfu:.1%}") if p.fits else ("does not fit", "")
         moved = (f"{p.moved('ici') / 1e9:.3g}", f"{p.moved('dcn') / 1e9:.3g}") if p.step else ("", "")
-        rows.append((mesh(p), p.remat, f"{p.memory.total / 1e9:.1f}", *speed, *moved))
+        memory = f"{p.memory.total / 1e9:.1f} of {p.memory.capacity / 1e9:.1f}"
+        rows.append((mesh(p), p.remat, memory, *speed, *moved))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

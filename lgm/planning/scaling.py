@@ -52,6 +52,11 @@ class Resized:
         return self.here.collective(kind, given, made, f"replica_groups={{{{{members}}}}}")
 
 
+    def between(self, kind: str, given: float, slices: int) -> tuple[str, float, float]:
+        """As `Network.between`, over all slices that there are here."""
+        return self.here.between(kind, given, len(np.unique(self.here.places[:, 0])))
+
+
 def resized(mesh: dict[str, int], chips: int) -> dict[str, int]:
     """The sizes of a mesh on another number of chips: `data` takes up the change, then `fsdp` gives way."""
     fixed = math.prod(size for axis, size in mesh.items() if axis not in ("data", "fsdp"))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 
 from lgm.config import Config
 from lgm.models import build
-from lgm.parsing import ConfigError
-from lgm.planning.plan import Plan, layout_on, plan
+from lgm.parallel import AXES
+from lgm.parsing import ConfigError, as_dict
+from lgm.planning.advice import ROOM, smallest
+from lgm.planning.plan import KINDS, Memory, Plan, layout_on, plan
 from lgm.planning.topology import Topology, open_devices
 from lgm.train.placing import check_latents
 
@@ -54,6 +57,13 @@ def search(config: Config, topology: Topology, limit: int = 8, jobs: int | None 
     if not left:
         raise ConfigError(f"no mesh of {topology.devices} devices divides config.batch_size={config.batch_size}; give "
                           f"a multiple of {topology.devices}")
+    least, memory = min(c.state for c in left), topology.chip.share.hbm
+    left = [c for c in left if c.state < memory]
+    if not left:
+        chips = math.ceil(topology.chips * least / (ROOM * memory))
+        raise ConfigError(f"{topology} cannot hold {config.name}: weights, optimizer and EMA take {least / 1e9:.1f} GB "
+                          f"of a chip's {memory / 1e9:.1f} on the best of meshes; the smallest slice that holds them "
+                          f"is {smallest(topology, chips)}")
     plans: list[Plan] = []
     jobs = jobs or _workers()
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:  # a plan compiles in a process of its own
@@ -61,14 +71,26 @@ def search(config: Config, topology: Topology, limit: int = 8, jobs: int | None 
         while (left and len(plans) + len(running) < limit) or running:
             while left and len(running) < jobs and len(plans) + len(running) < limit:
                 candidate = left.pop(0)
-                running[pool.submit(plan, candidate.config, topology)] = candidate
+                running[pool.submit(_planned, candidate.config, topology)] = candidate
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 candidate, found = running.pop(future), future.result()
                 plans.append(found)
                 report(found)
                 left = [c for c in left if not _settled(c, candidate, found)]
-    return Search(tuple(sorted(plans, key=lambda p: (not p.fits, p.step or p.memory.total))), len(left))
+    order = lambda p: (not p.fits, p.step or p.memory.total or float("inf"))
+    return Search(tuple(sorted(plans, key=order)), len(left))
+
+
+def _planned(config: Config, topology: Topology) -> Plan:
+    """A candidate's plan; one that the compiler fails on, for another reason than memory, does not fit either."""
+    try:
+        return plan(config, topology)
+    except RuntimeError as error:
+        mesh = {axis: size for axis, size in as_dict(config.mesh).items() if axis in AXES and size > 1}
+        nothing = Memory(*(0.0,) * len(KINDS), capacity=topology.chip.hbm)
+        return Plan(config.name, str(topology), topology.chip.name, topology.chips, mesh, _remat(config),
+                    config.batch_size, False, nothing, reason=f"not compiled: {' '.join(str(error).split())[:200]}")
 
 
 def _settled(other: Candidate, tried: Candidate, found: Plan) -> bool:
@@ -76,6 +98,8 @@ def _settled(other: Candidate, tried: Candidate, found: Plan) -> bool:
     more, than = WORK.get(_remat(other.config), 0.0), WORK.get(_remat(tried.config), 0.0)
     if found.fits:
         return other.config.mesh == tried.config.mesh and more > than
+    if not found.memory.total:
+        return False  # it failed for another reason
     return more <= than and other.images >= tried.images and other.state >= tried.state
 
 
@@ -127,7 +151,8 @@ def estimated(config: Config, topology: Topology) -> Candidate:
     sums /= chip.dcn if topology.slices > 1 else rate
     exchanged = images * tokens * width * 2.0 * blocks * 8 * ((mesh.tensor > 1) + 0.5 * (mesh.context > 1))
     seconds = max(work / chip.flops, gathers) + sums + exchanged / mesh.context / rate
-    state = 16.0 * params / split
+    moments = 0 if config.optimizer.offload else 8 if config.optimizer.name == "adamw" else 4  # Muon has one
+    state = (2.0 if config.lora else 8.0 + moments) * params / split
     penalty = 1e3 if state > 0.9 * chip.hbm else 0.0  # will not fit: last
     # shards that are not whole tiles of 16 rows are exchanged the slow way
     ragged = 0.3 * seconds if width % (16 * mesh.fsdp) else 0.0
@@ -145,9 +170,7 @@ def _workers() -> int:
 
 
 def what_fits(plans: Sequence[Plan]) -> str:
-    """One line for a search in which nothing fits: the least that was needed."""
-    least = min(plans, key=lambda p: p.memory.total)
+    """One line for a search in which nothing fits: what the nearest lacks and what would do."""
+    least = min(plans, key=lambda p: p.memory.total or float("inf"))
     mesh = " x ".join(f"{axis}={size}" for axis, size in least.mesh.items()) or "one device"
-    return (f"nothing that was tried fits: the least is {least.memory.total / 1e9:.1f} GB a chip of "
-            f"{least.memory.capacity / 1e9:.1f} with {mesh} and remat {least.remat}; take a smaller config.batch_size, "
-            "config.accumulate, or more chips")
+    return f"nothing that was tried fits; the nearest has {mesh} and remat {least.remat}: {least.reason}"

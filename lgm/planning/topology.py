@@ -25,6 +25,9 @@ LIBTPU = {  # what libtpu reads when it is loaded
     "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3",
 }  # fmt: skip
 GPUS = tuple(name for name, chip in CHIPS.items() if not chip.clock)
+ALSO = {"gpu": "h100", "v5litepod": "v5e", "trillium": "v6e", "ironwood": "tpu7x"}  # what chips are called as well
+# chips of the largest slice, by the makers' pages; of GPUs what their stand-in has
+LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256, "tpu7x": 9216} | dict.fromkeys(GPUS, 8960)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ def read_topology(spec: str, slices: int = 1) -> Topology:
     Raises ConfigError, one line, for a chip or a shape that is not there.
     """
     name, _, shape = spec.partition(":")
-    name = {"gpu": "h100"}.get(name.lower(), name.lower())
+    name = ALSO.get(name.lower(), name.lower())
     if name not in CHIPS:
         raise ConfigError(f"--topology={spec}: chip {name!r} is unknown{near_miss(name, CHIPS)}")
     chip = CHIPS[name]
@@ -82,6 +85,10 @@ def read_topology(spec: str, slices: int = 1) -> Topology:
     sides = tuple(map(int, shape.split("x")))
     if name not in GPUS and chip.links == 4 and max(sides) > 16:
         raise ConfigError(f"--topology={spec}: a slice of {name} has at most 16 x 16 chips; give --slices for more")
+    if math.prod(sides) > LARGEST[name]:
+        more = f"{LARGEST[name]:,} GPUs are the most that can be planned" if name in GPUS else (
+            f"a slice of {name} has at most {LARGEST[name]:,} chips; give --slices for more")
+        raise ConfigError(f"--topology={spec}: {math.prod(sides):,} chips: {more}")
     return Topology(chip, sides, slices)
 
 
@@ -96,6 +103,8 @@ def open_devices(topology: Topology) -> tuple[list, str]:
     shown = topology if not topology.gpu else Topology(CHIPS[STAND_IN], _cube(topology.chips))
     name = f"{shown.chip.name}:{'x'.join(map(str, shown.sides))}"
     options = {"num_slices": shown.slices} if shown.slices > 1 else {}
+    if shown.chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # a part of a host
     if shown.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # one device a chip, as JAX has it
     try:
@@ -103,7 +112,11 @@ def open_devices(topology: Topology) -> tuple[list, str]:
     except Exception as error:
         line = " ".join(str(error).split())
         bounds = re.search(r'chips_per_host_bounds "([\dx]+)"', line)
-        hint = f"its sides must be multiples of a host's {bounds[1]} chips" if bounds else line
+        hint = line
+        if bounds:
+            host = [int(n) for n in bounds[1].split("x")]
+            near = "x".join(str(-(-side // n) * n) for side, n in zip(shown.sides, host, strict=False))
+            hint = f"its sides must be multiples of a host's {bounds[1]} chips, as {shown.chip.name}:{near}"
         raise ConfigError(f"--topology={topology}: libtpu has no such slice: {hint}") from None
     return devices, f"{len(devices)} devices of TPU {shown}" if topology.gpu else f"TPU {shown}"
 

@@ -165,3 +165,41 @@ def test_a_collective_that_several_fusions_carry_is_one_and_runs_beside_them():
     (gather,) = cost.collectives
     assert (gather.count, gather.bytes) == (1, 3 * 2048)
     assert cost.busy == pytest.approx(800e-9) and cost.step == pytest.approx(3 * 2048 / 1e9)
+
+
+BETWEEN = """HloModule m, is_scheduled=true
+
+%step (b: f32[8,128]) -> f32[8,128] {
+  %b = f32[8,128]{1,0} parameter(0)
+  ROOT %n = f32[8,128]{1,0} negate(%b)
+}
+
+ENTRY %main (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  %t = token[] after-all()
+  %r = (f32[8,128]{1,0}, u32[], token[]) recv(%t), channel_id=1, is_host_transfer=true, frontend_attributes={TOLD}
+  %s = (f32[8,128]{1,0}, u32[], token[]) send(%p, %t), channel_id=2, is_host_transfer=true, frontend_attributes={TOLD}
+  %w = f32[8,128]{1,0} fusion(%p), kind=kLoop, calls=%step, backend_config={"estimated_cycles":"1000"}
+  %e = token[] send-done(%s), channel_id=2, is_host_transfer=true
+  %d = (f32[8,128]{1,0}, token[]) recv-done(%r), channel_id=1, is_host_transfer=true
+  ROOT %g = f32[8,128]{1,0} get-tuple-element(%d), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(("target", "slices"), [('"{1,2,3,4}x{0:3}"', 4), ("{{100000,300000},{200000,400000}}", 2)])
+@pytest.mark.parametrize(("kind", "share"), [
+    ("ALL_REDUCE", lambda n: 2 * (n - 1) / n), ("ALL_GATHER", lambda n: n - 1),
+    ("REDUCE_SCATTER", lambda n: (n - 1) / n),
+])  # fmt: skip
+def test_what_is_sent_between_slices_is_a_collective_that_runs_beside_the_rest(target, slices, kind, share):
+    told = (f'_xla_host_transfer_rendezvous="x_0",_xla_megascale_target={target},'
+            f'_xla_megascale_transfer_type="{kind}"')  # fmt: skip
+    chip = dataclasses.replace(CHIPS["h100"], clock=1e9, dcn=1e9)
+    for dcn in (1e9, 1e11):  # slower and faster than the work beside it
+        cost = cost_of(hlo.parse(BETWEEN.replace("TOLD", told)), dataclasses.replace(chip, dcn=dcn),
+                       nodes(dataclasses.replace(chip, dcn=dcn), 1, 4), ())
+        (found,) = cost.collectives
+        assert (found.kind, found.network, found.count) == (kind.lower().replace("_", "-"), "dcn", 1)
+        assert found.bytes == pytest.approx(share(slices) * 8 * 128 * 4)
+        assert cost.busy == pytest.approx(1000e-9) and cost.step == pytest.approx(max(1000e-9, found.bytes / dcn))

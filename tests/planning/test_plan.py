@@ -1,6 +1,7 @@
 """Plans of train steps: tiny ones on small slices here, the full-size ones of the README among the slow tests."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -18,6 +19,7 @@ from lgm.models import build
 from lgm.parallel.chips import CHIPS
 from lgm.planning import read_topology
 from lgm.planning.plan import KINDS, Memory, Plan
+from lgm.planning.program import _temporary
 from lgm.planning.search import Candidate, _settled, candidates, meshes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +54,7 @@ def test_memory_by_kind_is_what_the_shapes_say(tiny, tiny_config):
     assert memory["ema"] == memory["parameters"]
     assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=64)  # two moments and counters
     assert memory["total"] == sum(memory[kind] for kind in KINDS)
+    assert memory["activations"] > 0 and memory["temporaries"] > 0
     assert memory["capacity"] == CHIPS["v5p"].hbm and tiny[0]["fits"]
 
 
@@ -77,6 +80,7 @@ def test_gpus_are_timed_from_the_counts_of_a_program_that_is_named(tiny):
     assert gpu["flops"] == tpu["flops"] and gpu["ici_bytes"] == tpu["ici_bytes"]
     assert gpu["bounds"]["compute"] == pytest.approx(gpu["flops"] / 989.4e12)
     assert gpu["memory"]["capacity"] == 80e9
+    assert "450 GB/s over all links of a node, 50 GB/s between nodes" in gpu["page"]
 
 
 @needs_libtpu
@@ -85,6 +89,15 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(tiny):
     assert not p["fits"] and p["memory"]["total"] > p["memory"]["capacity"]
     assert "GB a chip of the" in p["reason"] and "v5e:1x1" in p["reason"] and "config." in p["reason"]
     assert "\n" not in p["reason"] and "does not fit" in p["page"]
+
+
+@pytest.mark.parametrize("page", ["", " page 4096,"])
+def test_temporaries_are_read_from_either_form_of_the_compilers_dump(page):
+    lines = (f"allocation 1: size 100,{page} preallocated-temp:", "allocation 2: size 7, color 1, preallocated-temp:",
+             " value: <1 x @0> (size=100,offset=0)", f"allocation 3: size 20,{page} preallocated-temp:")  # fmt: skip
+    assert _temporary("\n".join(lines)) == 120
+    with pytest.raises(RuntimeError, match="not understood"):
+        _temporary("\n".join(lines[1:3]))
 
 
 def refused(capsys, *arguments) -> str:
@@ -100,6 +113,10 @@ def refused(capsys, *arguments) -> str:
     (["--topology=v5e:32x32"], ["at most 16 x 16", "--slices"]),
     (["--topology=gpu:8x8", "--slices=2"], ["--slices=2", "h100:2x8"]),
     (["--topology=v6e:16x16", "--slices=0"], ["--slices=0"]),
+    (["--topology=v5p:100x100x100"], ["1,000,000 chips", "at most 8,960"]),
+    (["--topology=h100:2000x8"], ["16,000 chips", "8,960 GPUs"]),
+    (["--topology=v5litepod:4"], ["v5e:AxB", "v5e:4x4"]),
+    (["--topology=v5e:4x4", f"--json={POD}/plan.json"], ["plan.json cannot be written"]),
     (["--topology=v5p:4x4x8", "--search", "--limit=0"], ["--limit=0"]),
 ])
 def test_machines_that_are_not_there_are_one_line(capsys, arguments, parts):
@@ -110,12 +127,15 @@ def test_machines_that_are_not_there_are_one_line(capsys, arguments, parts):
 
 @needs_libtpu
 @pytest.mark.parametrize(("arguments", "parts"), [
-    (["--topology=v5p:3x4x4"], ["v5p:3x4x4", "2x2x1"]),
+    (["--topology=v5p:3x4x4"], ["v5p:3x4x4", "2x2x1", "as v5p:4x4x4"]),
     (["--topology=gpu:3x1"], ["3 GPUs", "4 divides"]),
     (["--topology=v5p:4x4x8", "--config.mesh.fsdp=7"], ["fsdp=7", "128"]),
     (["--topology=v5p:4x4x8", "--config.mesh.fsdp=8", "--config.mesh.tensor=16"], ["tensor=16", "heads=24", "12"]),
     (["--topology=v5p:4x4x8", "--config.batch_size=100"], ["config.batch_size=100", "128"]),
     (["--topology=v6e:16x16", "--slices=3"], ["3 x v6e:16x16", "multiple of 768"]),
+    (["--topology=v5p:4x4x8", "--config.mesh.stage=2", "--config.mesh.microbatches=7"], ["microbatches", "multiple"]),
+    (["--topology=v5p:4x4x8", "--config.mesh.data=2", "--config.mesh.fsdp=2"], ["4 do not use up", "data=-1"]),
+    (["--topology=v5e:2x4", "--search"], ["cannot hold flux_dev", "v5e:4x4"]),
 ])
 def test_meshes_that_cannot_be_are_one_line_that_says_what_would_do(capsys, arguments, parts):
     line = refused(capsys, *arguments)
@@ -156,7 +176,7 @@ def test_a_search_does_not_try_what_is_settled():
         config, model=dataclasses.replace(config.model, remat=remat),
         mesh=dataclasses.replace(config.mesh, fsdp=fsdp)), 1.0, 100.0 / fsdp, images)  # fmt: skip
     tried = candidate("dots", 16, 4.0)
-    plan = Plan("x", "t", "v5p", 16, {}, "dots", 64, True, Memory(*(0.0,) * 8))
+    plan = Plan("x", "t", "v5p", 16, {}, "dots", 64, True, Memory(*(1.0,) * 8))
     assert _settled(candidate("full", 16, 4.0), tried, plan)  # recomputes more on the same mesh
     assert not _settled(candidate("none", 16, 4.0), tried, plan)
     assert not _settled(candidate("full", 32, 4.0), tried, plan)
@@ -164,6 +184,30 @@ def test_a_search_does_not_try_what_is_settled():
     assert _settled(candidate("none", 16, 4.0), tried, large)  # keeps more
     assert not _settled(candidate("full", 16, 4.0), tried, large)
     assert not _settled(candidate("dots", 32, 4.0), tried, large)  # keeps less of the weights
+    failed = dataclasses.replace(large, memory=Memory(*(0.0,) * 7, capacity=1.0))
+    assert not _settled(candidate("none", 16, 4.0), tried, failed)  # for another reason than memory
+
+
+def test_a_search_goes_on_where_the_compiler_fails(monkeypatch):
+    pytest.importorskip("libtpu")
+    from lgm.planning import search as module
+
+    def planned(config, topology):
+        if config.mesh.fsdp == 16:
+            raise RuntimeError("INTERNAL:\n no such layout")
+        fits = config.model.remat == "full"
+        memory = Memory(*(1e9,) * 7, capacity=17.2e9)
+        return Plan("x", "t", "v5e", 16, dict(fsdp=config.mesh.fsdp), config.model.remat, 64, fits, memory,
+                    step=float(config.mesh.tensor), reason="" if fits else "large")  # fmt: skip
+
+    monkeypatch.setattr(module, "plan", planned)
+    config = schema.load(f"{POD}:sd3_medium", [("batch_size", "64")])
+    found = module.search(config, read_topology("v5e:4x4"), limit=40, jobs=1)
+    assert found.best.fits and found.best.step == 1.0
+    (failed,) = {p.reason for p in found.plans if p.mesh == dict(fsdp=16)}
+    assert failed == "not compiled: INTERNAL: no such layout" and not found.plans[-1].fits
+    assert [p.fits for p in found.plans] == sorted((p.fits for p in found.plans), reverse=True)
+    assert "large" in module.what_fits([p for p in found.plans if not p.fits])
 
 
 @needs_libtpu
@@ -183,19 +227,31 @@ def test_a_search_ranks_what_it_compiled_and_writes_it(tiny_config, tmp_path):
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize(("system", "topology", "options"), [
-    ("sd3_medium", "v5e:16x16", []),
-    ("sd35_large", "v6e:16x16", []),
-    ("flux_dev", "v5p:4x4x8", [["model.remat", "dots"]]),
-])
-def test_full_size_systems_are_planned_without_a_folder(system, topology, options):
-    (p,) = plans([f"{POD}:{system}", topology, 1, options])
+def test_gradients_are_summed_between_slices_over_the_slow_network(tiny_config):
+    mesh = [["mesh.data", "2"], ["mesh.fsdp", "4"]]
+    (p,) = plans([tiny_config, "v5e:2x2", 2, mesh])
+    by_kind = {c["kind"]: c["bytes"] for c in p["collectives"] if c["network"] == "dcn"}
+    # each chip sums its share of all gradients with the one at its place in the other slice; parameters are kept in
+    # float32 as their gradients are, and so large: 4 shares of each, 2 (n - 1) / n of them sent
+    assert 1 <= by_kind["all-reduce"] / p["memory"]["parameters"] < 2  # padded to tiles of 8 x 128
+    assert p["dcn_bytes"] >= by_kind["all-reduce"] and p["bounds"]["dcn"] > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [
+    "sdxl_v5e_4x4_data2-fsdp8_attention", "sd3_medium_v5e_16x16_data16-fsdp16_full",
+    "flux_dev_v5p_8x16x16_data64-fsdp32_dots",
+])  # fmt: skip
+def test_full_size_systems_are_planned_as_the_readme_says_without_a_folder(name):
+    kept = json.loads((ROOT / "tools" / "plans" / f"{name}.json").read_text())
+    options = [["model.remat", kept["remat"]], ["batch_size", str(kept["batch_size"])], ["mesh.data", "1"],
+               *([f"mesh.{axis}", str(size)] for axis, size in kept["mesh"].items())]  # fmt: skip
+    (p,) = plans([f"{POD}:{kept['name']}", kept["topology"], 1, options])
     assert p["fits"] and p["memory"]["total"] <= p["memory"]["capacity"]
     assert p["flops"] >= p["model_flops"] * 0.98 and 0.1 < p["mfu"] < 0.8
     assert p["step"] >= p["roofline"] and p["notes"]
-    kept = ROOT / "tools" / "plans" / f"{system}_{p['chips']}.json"
-    if kept.exists():  # what the README shows is what the compiler says
-        kept = json.loads(kept.read_text())
-        assert p["memory"]["total"] == pytest.approx(kept["memory"]["total"], rel=0.05)
-        assert p["step"] == pytest.approx(kept["step"], rel=0.1)
-        assert p["ici_bytes"] == pytest.approx(kept["ici_bytes"], rel=0.1)
+    if importlib.metadata.version("libtpu") == kept["libtpu"]:  # another compiler schedules otherwise
+        assert p["memory"]["total"] == pytest.approx(kept["memory"]["total"], rel=0.01)
+        assert p["step"] == pytest.approx(kept["step"], rel=0.01)
+        assert p["ici_bytes"] == pytest.approx(kept["ici_bytes"], rel=0.01)
