@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--delta", type=float, default=1e-3, help="Huber's, of errors of ln loss (default: 1e-3)")
     fit.add_argument("--draws", type=int, default=1000, help="bootstrap draws of training runs (default: 1000)")
     fit.add_argument("--seed", type=int, default=0, help="of the draws")
-    fit.add_argument("--max-steps", type=int, default=400, help="of each optimizer (default: 400)")
+    fit.add_argument("--max-steps", type=int, default=4000, help="of each optimizer (default: 4000)")
     for name in ("min-params", "min-data", "min-flops"):
         fit.add_argument(f"--{name}", type=float, default=0.0, help="drop rows below")
     fit.add_argument("--max-loss", type=float, default=float("inf"), help="drop rows above")

@@ -3,11 +3,13 @@
     lgm sweep --config=configs/scaling/smoke.py --workdir=runs/smoke
     lgm fit --data=runs/smoke/runs.csv --out=runs/smoke/fit
 
-Four sizes of 23 thousand to 1 million parameters, three seeds and three amounts of data, on the latents of 1,159 emoji;
-planned for less than 10 minutes on 2 free cores, half of it compilation. It shows that plan, sweep, resume, metric, fit
-and report work together, and how well the largest runs are predicted from the rest at this scale. It cannot show which
-family to scale: after 1,024 images no run is near what its size can reach, the learning rates are not tuned, and 64
-steps of the smallest models say nothing of large ones. Expect exponents with wide intervals, some of them refused.
+Four sizes of 23 thousand to 1 million parameters, three seeds and three amounts of data, on the latents of 1,159 emoji:
+505 seconds on 2 cores with an empty compilation cache. It shows that plan, sweep, resume, metric, fit and report work
+together, and how well the largest runs are predicted from the rest at this scale: `tools/figures/smoke_sweep` keeps its
+table and report. It cannot show which family to scale: after 1,024 images no run is near what its size can reach, the
+learning rates are not tuned, and 64 steps of the smallest models say nothing of large ones. Three of the four alphas
+are refused, and the fourth, above 1, tells how soon eps is learnt where noise is all. The grid of log SNR starts at -3:
+below, the error of v of a network that predicts eps is its error of eps over the SNR, and would be all that is seen.
 """
 
 from ml_collections import ConfigDict

@@ -26,7 +26,7 @@ class Settings:
     delta: float = parametric.HUBER_DELTA
     draws: int = 1000
     seed: int = 0
-    max_steps: int = 400
+    max_steps: int = parametric.MAX_STEPS
 
     def __post_init__(self):
         if self.method not in parametric.METHODS:

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import BoundaryNorm, LogNorm
 from matplotlib.figure import Figure
+from PIL import Image
 
 from lgm.scaling import laws, parametric, solver
 from lgm.scaling.families import Family, Settings
@@ -57,8 +58,10 @@ def slugs_of(names: list[str]) -> dict[str, str]:
 
 
 def _bytes(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    """PNG with a palette, a third of the bytes of one without: all figures stand in one report."""
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -70,7 +73,7 @@ def _sizes(family: Family):
     return n, lambda value: map_(0.08 + 0.92 * norm(value)), norm, map_
 
 
-def _size_bar(figure, axes, norm, map_):
+def _size_bar(figure, axes, sizes, norm, map_):
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap
 
@@ -78,6 +81,17 @@ def _size_bar(figure, axes, norm, map_):
     bar = figure.colorbar(ScalarMappable(norm, shown), ax=axes, pad=0.02, aspect=30)
     bar.set_label("parameters")
     bar.outline.set_visible(False)
+    _named_ticks(bar.ax.yaxis, sizes, _count)
+
+
+def _named_ticks(axis, values: np.ndarray, name) -> None:
+    """Ticks where the values are, if they are few and apart: powers of ten say little within a decade or two."""
+    from matplotlib.ticker import NullLocator
+
+    values = np.unique(values)
+    if len(values) <= 6 and (len(values) < 2 or np.diff(np.log(values)).min() > 0.05 * np.ptp(np.log(values))):
+        axis.set_minor_locator(NullLocator())
+        axis.set_ticks(values, [name(value) for value in values])
 
 
 def _band(estimate, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,8 +130,9 @@ def losses(family: Family, settings: Settings, budgets) -> Figure:
             axes[1].set_title("Loss against compute (no frontier: see the reasons)")
     for axis in axes:
         _plain_log_ticks(axis)
+    _named_ticks(axes[0].xaxis, runs.d, _data)
     if len(sizes) > 1:
-        _size_bar(figure, list(axes), norm, map_)
+        _size_bar(figure, list(axes), sizes, norm, map_)
     return figure
 
 
@@ -193,6 +208,8 @@ def exponents(family: Family) -> Figure:
             axis.plot(value, row, "o", color=COLOURS[row])
             axis.annotate(f"{value:.3g}", (value, row), xytext=(0, 6), textcoords="offset points", ha="center",
                           fontsize=9)
+        if all(name in estimate.refused for estimate in family.estimates.values()):
+            axis.set_xticks([])
         axis.set_yticks(range(len(family.estimates)), [LABELS[m] for m in family.estimates])
         if name != "alpha":
             axis.tick_params(labelleft=False)
@@ -265,8 +282,9 @@ def residuals(family: Family, settings: Settings) -> Figure:
     axes[0].axhline(0, color="black", lw=0.8)
     axes[0].set(xscale="log", xlabel=runs.unit, ylabel="fitted above measured, %",
                 title=f"Errors of the law, {LABELS[settings.method]}")
+    _named_ticks(axes[0].xaxis, runs.d, _data)
     if len(sizes) > 1:
-        _size_bar(figure, axes[0], norm, map_)
+        _size_bar(figure, axes[0], sizes, norm, map_)
     if held:
         at = np.arange(len(held))
         predicted, measured = (np.array([row[key] for row in held]) for key in ("predicted", "measured"))
@@ -329,6 +347,11 @@ def _count(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def _data(value: float) -> str:
+    """An amount of data: 1,024 or 3.16M."""
+    return f"{value:,.0f}" if value < 1e5 else _count(value)
 
 
 def _short(reason: str, length: int = 60) -> str:

@@ -23,6 +23,8 @@ METHODS = ("huber", "least_absolute", "variable_projection")
 HUBER_DELTA = 1e-3
 SMOOTHING = 1e-4  # Huber's delta in place of an absolute value where many fits are made at once
 TOLERANCE = 1e-6  # of the relative gradient
+MAX_STEPS = 4000  # of Newton: where a term of the law vanishes, its logarithm walks down to the bound for a thousand
+LINEAR_PROGRAMS = 400  # at most, each as dear as a hundred of Newton's steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Fit:
 
 
 def fit(method: str, n: np.ndarray, d: np.ndarray, loss: np.ndarray, delta: float = HUBER_DELTA,
-        max_steps: int = 400) -> Fit:
+        max_steps: int = MAX_STEPS) -> Fit:
     """Fit one method to parameters n, data d and losses [points]; `delta` is Huber's."""
     points = Points.of(n, d, loss)
     found = {"huber": _huber, "least_absolute": _least_absolute, "variable_projection": _variable_projection}
@@ -148,7 +150,7 @@ def _quasi_newton(points: Points, law: np.ndarray, delta: float, max_steps: int)
         scale = 1.0
         scale = value(start)[0] or 1.0
         end = minimize(value, start, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)),
-                       options={"maxiter": 10 * max_steps, "maxfun": 20 * max_steps, "ftol": 0, "gtol": 1e-12})
+                       options={"maxiter": max_steps, "maxfun": 2 * max_steps, "ftol": 0, "gtol": 1e-12})
         lowest = min(lowest, end.fun * scale)
     return lowest
 
@@ -157,6 +159,7 @@ def _least_absolute(points: Points, delta: float, max_steps: int) -> Fit:
     smooth = solver.solve(points, starts(points), delta=SMOOTHING, max_steps=max_steps)
     order = np.argsort(smooth.objective)
     spread = order[np.linspace(0, len(order) - 1, 6).astype(int)]
+    max_steps = min(max_steps, LINEAR_PROGRAMS)
     ends = [_linear_programs(points, smooth.law[index], max_steps) for index in spread]
     values = np.array([value for _, value, _ in ends])
     best = int(values.argmin())

@@ -109,9 +109,14 @@ def _family(family: dict, slug: str, figures: dict[str, bytes]) -> list[str]:
                      f"scatter about it by a factor {cost['scatter']:.3f} (one standard deviation).</p>")
     draw = lambda name: _figure(f"{slug}_{name}", figures, CAPTIONS[name])
     parts += [draw("loss"), "<h3>The law by three methods</h3>", _methods(family), draw("exponents")]
-    refused = {reason: method for method in family["methods"].values() for reason in method["refused"].values()}
+    refused: dict[str, list[str]] = {}
+    for method, fitted in family["methods"].items():
+        for reason in dict.fromkeys(fitted["refused"].values()):
+            refused.setdefault(reason, []).append(LABELS[method])
+    whose = lambda methods: "" if len(methods) == len(family["methods"]) else f"{', '.join(methods)}: "
     if refused:
-        parts.append("<ul>" + "".join(f"<li>{_refused(reason)}</li>" for reason in refused) + "</ul>")
+        parts.append("<ul>" + "".join(f"<li>{whose(methods)}{_refused(reason)}</li>"
+                                      for reason, methods in refused.items()) + "</ul>")
     parts += ["<h3>Best size and data for a budget</h3>", _predictions(family), draw("isoflop"), _slices(family)]
     parts += ["<h3>Is it an optimum?</h3>", _convergence(family), draw("convergence")]
     parts += ["<h3>Does it predict?</h3>", draw("residuals"), _held_out(family), _leave_one_size_out(family)]
