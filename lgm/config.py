@@ -60,7 +60,8 @@ LossName = Literal["denoising", "contrastive", "reflow", "one_step", "mean_flow"
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     """A finished run whose averaged weights teach. `pairs` of the noise and the data that its ODE joins, for as many
-    captions of the training images in turn, are drawn by `solver` in `steps` with `guidance` before training starts."""
+    captions of the training images in turn, are drawn by `solver` in `steps` with `guidance` before training starts or
+    goes on."""
 
     workdir: str
     pairs: int = 4096

@@ -94,6 +94,8 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
         raise ConfigError(f"diffusers' {theirs.name} has no {config.family}; train one with config.text.folder of its "
                           "own system to export it")
     model, weights = config.model, trained["denoiser"]
+    if getattr(model, "jump", False):
+        raise ConfigError("config.model.jump=True has no equal in diffusers, whose networks are told one time")
     if isinstance(model, DiTConfig):
         model, weights = per_block(model, weights)
     schedule = _schedule_of(system)

@@ -55,7 +55,9 @@ def open_teacher(config: Config, system: System) -> Teacher | None:
 def pairs(config: Config, teacher: Teacher, captions: list[str]) -> tuple[list[str], dict[str, np.ndarray]]:
     """(captions, {"latent", "noise"}) of pairs that the teacher's ODE joins, a function of config and weights."""
     options = config.loss.teacher
+    if jax.process_index() == 0:
+        print(f"drawing {options.pairs:,} pairs with {options.workdir} in {options.steps} steps each", flush=True)
     told = [captions[i % len(captions)] for i in range(options.pairs)]
-    changes = dict(solver=options.solver, steps=options.steps, guidance=options.guidance, clip=None)
+    changes = dict(solver=options.solver, steps=options.steps, guidance=options.guidance)
     latents, noise = draw_latents(teacher.system, teacher.params, teacher.frozen, told, config.seed, **changes)
     return told, {"latent": latents, "noise": noise}

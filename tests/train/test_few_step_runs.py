@@ -100,6 +100,26 @@ def test_a_run_of_every_few_step_loss_trains_and_draws_in_one_step(tiny_config, 
         assert np.abs(jumped.astype(int) - euler).max() > 0
 
 
+@pytest.mark.slow
+def test_a_consistency_model_is_distilled_of_a_run(tiny_config, tmp_path):
+    teacher, other = tmp_path / "teacher", tmp_path / "other"
+    plain = words(TRIGONOMETRIC)
+    assert main(["train", f"--config={tiny_config}", f"--workdir={teacher}", *plain]) == 0
+    overrides = (*TRIGONOMETRIC, ("loss.name", "consistency"))
+    named = (("loss.teacher", str({"workdir": str(teacher)})),)
+    layout = make_layout({"data": 1}, jax.devices()[:1])
+    values = []
+    for given in ((), named):
+        task = denoise.make_task(schema.load(tiny_config, (*overrides, *given)), layout)
+        assert ("teacher" in task.frozen) == bool(given)
+        batch = next(task.batches)
+        batch |= task.draw(batch, jax.random.key(0))
+        values.append(float(jax.jit(task.loss)(task.init(jax.random.key(0)), task.frozen, batch, None)[0]))
+    assert np.isfinite(values).all() and values[0] != values[1]
+    assert main(["train", f"--config={tiny_config}", f"--workdir={other}", *plain, "--config.loss.name=consistency",
+                 "--config.loss.teacher=" + str({"workdir": str(other)})]) != 0  # which is no run yet
+
+
 @pytest.mark.parametrize("overrides, part", [
     ([("loss.name", "meanflow")], "config.loss.name='meanflow' is not one of 'denoising', .*'mean_flow'"),
     ([("loss.name", "mean_flow")], "needs config.model.jump=True"),
