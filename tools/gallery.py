@@ -4,7 +4,7 @@
 
 writes gallery.png and gallery.html, which carries its pictures within. The data are a ring of eight Gaussians in the
 plane, whose denoiser is known exactly, so what is seen is the process's and the solver's doing and no network's; but
-for the reflowed and the few-step models, which are small networks trained here (about two minutes on two cores).
+for the reflowed models, which are small networks trained here (136 s of CPU for the page, most of it compilation).
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ PICTURES = [
     ("Noise becomes data", transported, "Two thousand samples under each process at five times of 40 steps, "
      "scaled to even size on the way; red: the data they reach."),
     ("Solvers", solvers, "Every solver from the same noise, by name. The number is the energy distance to the data "
-     "in thousandths: two samples of the data themselves are about 1 apart."),
+     "in thousandths: 0 for samples of the data themselves, give or take 1."),
     ("Reflow", reflowed, "Training on the pairs that the model before has joined straightens the paths, so that one "
      "Euler step is a sample; the data are six Gaussians on a spiral. Upper row: paths of 40 samples and the mean "
      "squared bend of all; lower row: two thousand samples of one step (of the first, all at the data's mean), and how "

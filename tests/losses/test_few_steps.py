@@ -117,6 +117,7 @@ JUMPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JUMPS)
 def test_one_jump_is_better_than_one_euler_step_and_many_are_the_data(name):
     predict = JUMPS[name]()

@@ -15,7 +15,7 @@ from shared_predictor import DDPM, FLOW, SD, assert_same, ours_trace, signal, st
 
 from lgm import sampling
 
-STEPS = [10, 20, 50]
+STEPS = [10, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (20, 50))]
 SPACINGS = ("leading", "trailing", "linspace")
 RAMPS = ("karras", "exponential", "beta")
 PLAIN = dict(SD, clip_sample=False)
