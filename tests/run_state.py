@@ -1,8 +1,29 @@
-"""What a run's newest checkpoint holds, for tests that compare runs bit for bit."""
+"""A small run that is cheap on any number of processes, and what its newest checkpoint holds, for comparing bits."""
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+SMALL = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(dict(
+        name="Small one", batch_size=8, total_images=IMAGES,
+        data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses"), crop=48),
+        model=dict(family="autoencoder", latent_channels=4, block_channels=(24,), layers_per_block=1, patch_size=8,
+                   norm_groups=4, mid_attention=False),
+        optimizer=dict(lr=1e-3, warmup_images=80), ema=dict(half_life_images=160),
+        evaluation=dict(batch_size=8, max_images=8), sampling=dict(count=2),
+        log=dict(every_images=16, checkpoint_every_images=80),
+    ))
+"""
+
+
+def small_config(images: int) -> str:
+    """The text of a config file."""
+    return SMALL.replace("IMAGES", str(images))
 
 
 def final(workdir):

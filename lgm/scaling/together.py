@@ -39,7 +39,7 @@ from lgm.train.denoise import make_draw, make_loss
 from lgm.train.loop import Preempted
 from lgm.train.optimizer import build_optimizer, decay_start, warmup_stable_decay
 from lgm.train.start import open_system
-from lgm.train.state import TrainState, init_state, make_step
+from lgm.train.state import TrainState, init_state, make_step, run_once
 
 NEVER = 2**30  # the step at which a trunk would cool down
 CHUNK = 16  # steps in one call, at most: a call's overhead is shared, and a kill is heard in time
@@ -153,8 +153,7 @@ def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
     parts = [list(range(len(runs)))] if how == "vmap" else [[member] for member in range(len(runs))]
     stacked = len(parts) == 1
     init = lambda seed: init_state(system.init(jax.random.key(seed)), build_optimizer(config))
-    # drawing parameters runs once: on a CPU optimizing its code took a quarter of a small sweep's time
-    init = jax.jit(jax.vmap(init) if stacked else init, compiler_options=_effort(0))
+    init = run_once(jax.vmap(init) if stacked else init)
     return Group(runs, parts, system, jax.device_put(frozen), jax.device_put(arrays), heldout, test, _chunk(runs[0]),
                  workdir, init, _advance(config, system, stacked))
 
@@ -273,12 +272,7 @@ def _advance(config: Config, system: System, stacked: bool):
     if stacked:
         # losses of all runs, step by step
         advance = jax.vmap(advance, in_axes=(0, 0, 0, None, None, None, None, 0), out_axes=(0, 1))
-    return jax.jit(advance, donate_argnums=0, compiler_options=_effort(1))
-
-
-def _effort(level: int) -> dict[str, Any] | None:
-    """Options that let XLA:CPU compile for less long. A small network's program takes longer to compile than to run;
-    level 1 takes three quarters of the default's time and its steps are as fast, products being a library's."""
-    if jax.default_backend() != "cpu":
-        return None
-    return {"xla_backend_optimization_level": level} | ({} if level else {"xla_llvm_disable_expensive_passes": True})
+    # a small network's program takes longer to compile than to run: level 1 takes three quarters of the default's time,
+    # and its steps are as fast, products being a library's
+    level = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(advance, donate_argnums=0, compiler_options=level)

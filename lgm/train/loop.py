@@ -25,7 +25,7 @@ from lgm.train.failure import report_non_finite
 from lgm.train.logs import MetricLog, ProgressLine
 from lgm.train.optimizer import build_optimizer, learning_rate
 from lgm.train.placing import placed_step, state_shardings
-from lgm.train.state import Draw, Loss, TrainState, init_state
+from lgm.train.state import Draw, Loss, TrainState, init_state, run_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +69,10 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
     claim_workdir(config, workdir)
     checkpoints = Checkpoints(workdir, config.log.keep)
     if checkpoints.latest() is None and task.start is not None:
-        state = jax.jit(lambda params: init_state(params, optimizer), out_shardings=places)(task.start(places.params))
+        start = run_once(lambda params: init_state(params, optimizer), out_shardings=places)
+        state = start(task.start(places.params))
     elif checkpoints.latest() is None:
-        state = jax.jit(create, out_shardings=places)()
+        state = run_once(create, out_shardings=places)()
     else:
         abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
         state, data_state = checkpoints.restore(abstract)

@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from lgm import config as schema
 from lgm.config import Config
 from lgm.models import build
 from lgm.parsing import ConfigError
-
-MUON_RMS = 0.2  # root mean square of an update over its rate, AdamW's own: one rate serves both (2502.16982, sec. 2.2)
+from lgm.train.muon import muon
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -63,31 +61,13 @@ def build_optimizer(config: Config, rate: optax.Schedule | None = None) -> optax
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
     rate = rate or learning_rate(config)
     if o.name == "muon":
-        return optax.chain(clip, optax.contrib.muon(
-            rate, weight_decay=o.weight_decay, weight_decay_mask=decays, adam_b1=o.b1,
-            adam_b2=o.b2, adam_weight_decay=o.weight_decay, consistent_rms=MUON_RMS,
-            muon_weight_dimension_numbers=inner_matrices,
-        ))
+        return optax.chain(clip, muon(rate, o.b1, o.b2, o.eps, o.weight_decay, decays))
     adamw = optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decays)
     if o.mup_base is None:
         return optax.chain(clip, adamw)
     factors = width_factors(build(config.model).abstract(), build(schema.mup_base(config)).abstract())
     slow = lambda params: params | {"denoiser": jax.tree.map(jnp.multiply, params["denoiser"], factors)}
     return optax.chain(clip, adamw, optax.stateless(lambda updates, _: slow(updates)))
-
-
-def inner_matrices(params: Any) -> Any:
-    """For every parameter how Muon reads it as a matrix [in, out], or None where AdamW updates it: biases, norms,
-    embeddings, and the layers at a network's border, which read or write what is no hidden feature."""
-
-    def numbers(path, leaf):
-        inner = len(path) > 3  # part of the system, layer at the border, kernel: three keys
-        if getattr(path[-1], "key", None) != "kernel" or not inner:
-            return None
-        inputs = (0, 1, 2) if leaf.ndim == 4 else leaf.ndim - 2  # a convolution's window belongs to its inputs
-        return optax.contrib.MuonDimensionNumbers(inputs, leaf.ndim - 1)
-
-    return jax.tree_util.tree_map_with_path(numbers, params)
 
 
 def width_factors(params: Any, base: Any) -> Any:

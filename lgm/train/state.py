@@ -33,6 +33,12 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.tree.map(jnp.copy, params))
 
 
+def run_once(create: Callable, **options: Any) -> Callable:
+    """`jax.jit` for what runs once, like drawing parameters: on a CPU its code is not worth the time of optimizing."""
+    plain = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(create, compiler_options=plain if jax.default_backend() == "cpu" else None, **options)
+
+
 def ema_decay(ema: EMA, batch_size: int, step: jax.Array) -> jax.Array:
     """Decay of one update: 0.5 ** (batch / half-life), the half-life held to `ramp` of the images seen so far.
 

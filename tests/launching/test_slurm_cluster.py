@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_state import final
+from run_state import final, small_config
 
 from lgm.cli import main
 
@@ -25,21 +25,6 @@ ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "slurm_cluster.sh"
 pytestmark = pytest.mark.slow
 
-CONFIG = """
-from ml_collections import ConfigDict
-
-
-def get_config():
-    return ConfigDict(dict(
-        name="Small one", batch_size=8, total_images=1600,
-        data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses"), crop=48),
-        model=dict(family="autoencoder", latent_channels=4, block_channels=(24,), layers_per_block=1, patch_size=8,
-                   norm_groups=4, mid_attention=False),
-        optimizer=dict(lr=1e-3, warmup_images=80), ema=dict(half_life_images=160),
-        evaluation=dict(batch_size=8, max_images=8), sampling=dict(count=2),
-        log=dict(every_images=16, checkpoint_every_images=80),
-    ))
-"""
 SWEEP = """
 from ml_collections import ConfigDict
 
@@ -145,7 +130,7 @@ def training_process(job, rank):
 
 def test_a_job_preempted_and_killed_ends_with_the_bits_of_an_undisturbed_one(cluster, site, tmp_path):
     config = tmp_path / "small.py"
-    config.write_text(CONFIG)
+    config.write_text(small_config(images=1600))
     words = ["--on=slurm", f"--config={config}", f"--site={site}", "--nodes=2"]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
 
@@ -187,7 +172,7 @@ def test_a_job_preempted_and_killed_ends_with_the_bits_of_an_undisturbed_one(clu
 
 def test_a_job_that_is_cancelled_stays_cancelled_and_launching_again_goes_on(cluster, site, tmp_path):
     config = tmp_path / "small.py"
-    config.write_text(CONFIG)
+    config.write_text(small_config(images=1600))
     workdir = tmp_path / "run"
     words = ["--on=slurm", f"--config={config}", f"--site={site}", f"--workdir={workdir}"]
     job = re.search(r"submitted (\d+)", launch(*words)[1]).group(1)
@@ -230,7 +215,7 @@ def test_a_sweep_is_an_array_whose_missing_run_is_completed_by_launching_again(c
 
 def test_what_cannot_work_is_refused_before_the_queue_hears_of_it(cluster, site, tmp_path):
     config = tmp_path / "small.py"
-    config.write_text(CONFIG)
+    config.write_text(small_config(images=1600))
     before = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
     workdir = tmp_path / "run"
     for override, part in (("--config.batch_size=9", "config.batch_size=9"), ("--config.mesh.fsdp=3", "fsdp=3"),

@@ -10,32 +10,17 @@ import sys
 import time
 
 import pytest
-from run_state import final
+from run_state import final, small_config
 
 from lgm.cli import main
 
-CONFIG = """
-from ml_collections import ConfigDict
-
-
-def get_config():
-    return ConfigDict(dict(
-        name="small", batch_size=8, total_images=800,
-        data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses"), crop=48),
-        model=dict(family="autoencoder", latent_channels=4, block_channels=(24,), layers_per_block=1, patch_size=8,
-                   norm_groups=4, mid_attention=False),
-        optimizer=dict(lr=1e-3, warmup_images=80), ema=dict(half_life_images=160),
-        evaluation=dict(batch_size=8, max_images=8), sampling=dict(count=2),
-        log=dict(every_images=16, checkpoint_every_images=80),
-    ))
-"""
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("configs") / "small.py"
-    path.write_text(CONFIG)
+    path.write_text(small_config(images=800))
     return str(path)
 
 

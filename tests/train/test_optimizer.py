@@ -8,7 +8,8 @@ import optax
 from lgm import config as schema
 from lgm.models import build
 from lgm.parallel import make_layout
-from lgm.train.optimizer import MUON_RMS, build_optimizer, inner_matrices, learning_rate
+from lgm.train.muon import RMS, Matrix, hidden_matrices
+from lgm.train.optimizer import build_optimizer, learning_rate
 from lgm.train.placing import state_shardings
 from lgm.train.state import init_state
 
@@ -28,10 +29,10 @@ def flat(tree, is_leaf=None):
 
 
 def numbers(model):
-    """name -> dimension numbers or None, of a system that trains `model` alone."""
+    """name -> how Muon reads it, or None, of a system that trains `model` alone."""
     params = {"denoiser": build(parsed(model).model).abstract()}
-    whole = lambda node: node is None or isinstance(node, optax.contrib.MuonDimensionNumbers)
-    return flat(inner_matrices(params), is_leaf=whole)
+    whole = lambda node: node is None or isinstance(node, Matrix)
+    return flat(hidden_matrices(params), is_leaf=whole)
 
 
 def test_muon_takes_hidden_matrices_and_leaves_the_border_norms_and_biases():
@@ -41,9 +42,9 @@ def test_muon_takes_hidden_matrices_and_leaves_the_border_norms_and_biases():
     assert {"denoiser/blocks/image/joint/qkv/kernel", "denoiser/last/text/joint/qkv/kernel",
             "denoiser/time/fc1/kernel"} <= muon
     assert not {f"denoiser/{name}/kernel" for name in ("patches", "text", "modulation", "out")} & muon
-    assert table["denoiser/blocks/image/mlp/fc1/kernel"] == optax.contrib.MuonDimensionNumbers(1, 2)  # stacked blocks
+    assert table["denoiser/blocks/image/mlp/fc1/kernel"] == Matrix(1, 1)  # stacked blocks
     window = numbers(UNET)["denoiser/middle/residual/conv1/kernel"]
-    assert window == optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+    assert window == Matrix(0, 3)
 
 
 def test_muons_updates_are_orthogonal_of_adamws_size_and_the_rest_is_adamw():
@@ -64,7 +65,7 @@ def test_muons_updates_are_orthogonal_of_adamws_size_and_the_rest_is_adamw():
         for update, gradient in zip(*(x.reshape(-1, *x.shape[-2:]) for x in (updates[name], flat(gradients)[name])),
                                     strict=True):
             u, _, vt = np.linalg.svd(np.asarray(gradient, np.float64), full_matrices=False)
-            scaled = -np.asarray(update, np.float64) / (1e-2 * MUON_RMS * max(gradient.shape) ** 0.5)
+            scaled = -np.asarray(update, np.float64) / (1e-2 * RMS * max(gradient.shape) ** 0.5)
             along = np.einsum("ia,ij,aj->a", u, scaled, vt)  # the singular values, if the vectors are the gradient's
             # five Newton-Schulz steps bring them near 1, not to it (Jordan 2024: about 0.7 to 1.2); the directions of
             # a random square matrix's smallest ones get less
