@@ -19,7 +19,7 @@ def get_config():
     return ConfigDict(dict(
         name="quickstart_unet",
         batch_size=16,
-        total_images=14_400,
+        total_images=12_800,
         data=dict(
             source="emoji64",
             where=dict(subcategory=FACES, split="train"),
@@ -43,7 +43,7 @@ def get_config():
         ),
         optimizer=dict(name="muon", lr=8e-3, warmup_images=1_000, schedule="cosine", b2=0.99),
         ema=dict(half_life_images=1_000),
-        sampling=dict(solver="ddim", steps=30, guidance=1.5, clip=4.0, count=16, every_images=7_200),
-        evaluation=dict(every_images=7_200),
+        sampling=dict(solver="ddim", steps=30, guidance=1.5, clip=4.0, count=16, every_images=6_400),
+        evaluation=dict(every_images=6_400),
         log=dict(every_images=800, checkpoint_every_images=8_000),
     ))
