@@ -96,7 +96,7 @@ def _constant(config: Config) -> Config:
     return dataclasses.replace(
         config, total_images=decay_start(config) * config.batch_size,
         optimizer=dataclasses.replace(config.optimizer, schedule="constant"),
-        evaluation=dataclasses.replace(config.evaluation, max_images=0),
+        evaluation=dataclasses.replace(config.evaluation, max_images=0, distance=0),
         sampling=dataclasses.replace(config.sampling, count=0, prompts=()),
     )
 

@@ -105,7 +105,7 @@ def _train(plan: Sweep, runs: list[Run], workdir: Path) -> None:
 
     with _sigterm() as stop, Board(runs, workdir) as board, ThreadPoolExecutor(1) as thread:
         ahead = prepare(parts[0]) if parts else None
-        for part, following in zip(parts, [*parts[1:], None], strict=True):
+        for part, following in itertools.zip_longest(parts, parts[1:]):
             if stop():
                 raise loop.Preempted("stopped by SIGTERM; the same command goes on from there")
             board.start(part)
