@@ -68,9 +68,13 @@ def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask,
         x_T, times = sampling.from_image(system.process, z, noise, walk.times, start.strength)
         left = len(times) - 1
         if start.mask is not None:
-            method = sampling.inpainting(method, z, latent_mask(start.mask, z.shape[1:3]), noise)
-    return sampling.loop(method, system.process, system.config.loss.target, _predictor(system, wrap), x_T, walk,
-                         (params, context), sampling.keys(seed, rows), left)
+            drawn_anew = latent_mask(start.mask, z.shape[1:3])
+            method = sampling.inpainting(method, z, drawn_anew, noise)
+    x = sampling.loop(method, system.process, system.config.loss.target, _predictor(system, wrap), x_T, walk,
+                      (params, context), sampling.keys(seed, rows), left)
+    if start is not None and start.mask is not None:
+        x = jnp.where(drawn_anew > 0, x, z)  # the last step of a table may end above t = 0, with some noise
+    return x
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -127,11 +127,14 @@ def text_to_image(
         x, times = sampling.from_image(process, z, noise, walk.times, strength)
         left = len(times) - 1
         if mask is not None:
-            method = sampling.inpainting(method, z, jnp.asarray(latent_mask(mask, z.shape[1:3])), noise)
+            drawn_anew = jnp.asarray(latent_mask(mask, z.shape[1:3]))
+            method = sampling.inpainting(method, z, drawn_anew, noise)
     method, wrap = sampling.guided(method, how, tuple(interval))
     arguments = (params[pipeline.layout.denoiser], cond, uncond)
     x = sampling.loop(method, process, target, _predictor(pipeline, wrap), x, walk, arguments,
                       sampling.keys(seed, range(len(x))), left)  # fmt: skip
+    if image is not None and mask is not None:
+        x = jnp.where(drawn_anew > 0, x, z)  # the last step of a table ends above t = 0, with some noise
     decode = functools.partial(_decode, pipeline, params["vae"])
     if tile is not None:
         images = tiled_decode(decode, x, factor=autoencoder.factor, tile=_tile(tile, autoencoder.factor))
