@@ -11,7 +11,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 
 from lgm import config as schema  # noqa: E402
 from lgm import losses, process  # noqa: E402
@@ -53,10 +55,17 @@ def batch_of(seed: int) -> dict[str, np.ndarray]:
             "pooled": normal(BATCH, 8), "label": rng.integers(0, 5, BATCH).astype(np.int32)}  # fmt: skip
 
 
-def trainer(config: schema.Config, devices=None):
+def recording(config: schema.Config) -> optax.GradientTransformation:
+    """A config's optimizer, in whose state the last gradients stand first, as they were before clipping."""
+    record = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params),
+                                          lambda updates, state, params=None: (updates, updates))
+    return optax.chain(record, build_optimizer(config))
+
+
+def trainer(config: schema.Config, devices=None, optimizer=None):
     """(layout, places, step): what `lgm train` makes of a config, on batches as above."""
     layout = layout_of(config, devices)
-    model, optimizer = build(config.model), build_optimizer(config)
+    model, optimizer = build(config.model), optimizer or build_optimizer(config)
     objective = losses.denoising(process.build("rectified_flow"), "flow", losses.density("logit_normal"),
                                  losses.weighting("constant"))  # fmt: skip
 
@@ -74,7 +83,7 @@ def trainer(config: schema.Config, devices=None):
     return layout, places, placed_step(config, loss, draw, optimizer, layout, places)
 
 
-def start_of(config: schema.Config):
+def start_of(config: schema.Config, optimizer=None):
     """A first state without a zero: gates and last layers start at zero, behind which no gradient would be seen."""
     rng = np.random.default_rng(0)
 
@@ -84,21 +93,19 @@ def start_of(config: schema.Config):
         return (spread * rng.normal(size=leaf.shape) + (name == "scale")).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(values, build(config.model).abstract())
-    return jax.tree.map(np.asarray, init_state(params, build_optimizer(config)))
+    return jax.tree.map(np.asarray, init_state(params, optimizer or build_optimizer(config)))
 
 
 def three_steps(config: schema.Config, start, devices=None) -> tuple[list[float], dict, dict, dict]:
     """(losses of three steps, gradients of the first, parameters after the third, collectives) from `start`."""
-    layout, places, step = trainer(config, devices)
+    layout, places, step = trainer(config, devices, recording(config))
     state, values, batches = jax.device_put(start, places), [], [put_batch(layout, batch_of(i)) for i in range(3)]
     step = step.lower(state, {}, batches[0]).compile()
     for seed, batch in enumerate(batches):
         state, metrics = step(state, {}, batch)
         values.append(float(metrics["loss"]))
         if seed == 0:
-            moments = next(s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda n: hasattr(n, "mu"))
-                           if hasattr(s, "mu"))  # fmt: skip
-            gradients = jax.tree.map(lambda m: np.asarray(m) / (1 - config.optimizer.b1), moments)  # of clipped norm
+            gradients = jax.tree.map(np.asarray, state.opt_state[0])
     return values, gradients, jax.tree.map(np.asarray, state.params), collectives(step.as_text())
 
 
@@ -111,6 +118,17 @@ def collectives(hlo: str) -> dict[str, list]:
             sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"\[([\d,]+)\]", match[1])]
             found.setdefault(match[2], []).append([max(sizes, default=1), "while/body" in line])
     return found
+
+
+def stacked_sizes(family: str) -> tuple[int, set[int]]:
+    """(elements of the largest parameter of one block, those of whole stacks that no other parameter has)."""
+    model = build(config_of(family, {}).model)
+    shapes = []
+    note = lambda leaf, axes: shapes.append((leaf.shape, bool(axes) and axes[0] == "layers"))
+    jax.tree.map(note, model.abstract(), model.logical_axes())
+    blocks = {math.prod(shape[1:]) for shape, stacked in shapes if stacked}
+    others = {math.prod(shape) for shape, stacked in shapes if not stacked}
+    return max(blocks), {math.prod(shape) for shape, stacked in shapes if stacked} - blocks - others
 
 
 def apart(tree, reference) -> tuple[float, str]:
@@ -126,21 +144,24 @@ def apart(tree, reference) -> tuple[float, str]:
 
 def main(family: str, cases: list[dict]) -> None:
     one = config_of(family, {})
-    start = start_of(one)
+    start = start_of(one, recording(one))
     values, gradients, params, _ = three_steps(one, start, jax.devices()[:1])
-    seen = [], []
+    largest, stacks = stacked_sizes(family)
+    first = {}  # the bits of the first case's gradients
 
-    def first_with(bits_seen, tree):
-        """The number of the first case that gave these very bits."""
-        bits_seen.append(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(tree)))
-        return bits_seen.index(bits_seen[-1])
+    def differing(tree) -> list[str]:
+        """The parameters whose gradients have not the very bits of the first case."""
+        found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.tobytes()
+                 for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        first.update({} if first else found)
+        return [name for name in found if found[name] != first[name]]
 
     for case in cases:
         found, found_gradients, found_params, moved = three_steps(config_of(family, **case), start)
         row = {"case": case, "loss": max(abs(a / b - 1) for a, b in zip(found, values, strict=True)),
                "gradients": apart(found_gradients, gradients), "params": apart(found_params, params),
-               "bits": [first_with(s, t) for s, t in zip(seen, (found_gradients, found_params), strict=True)],
-               "collectives": moved}  # fmt: skip
+               "other_bits": differing(found_gradients), "collectives": moved,
+               "largest_of_a_block": largest, "stacks": sorted(stacks)}  # fmt: skip
         print(json.dumps(row), flush=True)
 
 
