@@ -9,6 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest  # noqa: E402
 
+from lgm.cli import settle_platform  # noqa: E402
+
+settle_platform()  # before JAX asks libtpu, which is there to compile with, for TPUs
+
 TINY = """
 from ml_collections import ConfigDict
 
