@@ -28,12 +28,12 @@ SYSTEMS = {
         process=dict(name="ddpm", schedule="scaled_linear"),
         loss=dict(target="eps", density=dict(name="discrete", steps=1000)),
         sampling=dict(solver="ddim", steps=50, guidance=5.0, count=16, every_images=10_000_000),
-        batch_size=32, mesh=dict(data=1, fsdp=-1),
+        batch_size=64, mesh=dict(fsdp=8),
     ),
     "sd3_medium": dict(model=dict(family="mmdit", remat="full"), **FLOW, batch_size=1024, mesh=dict(fsdp=16)),
     "sd35_large": dict(
         model=dict(family="mmdit", width=2432, depth=38, heads=38, qk_norm="rms", remat="full"),
-        **FLOW, batch_size=1024, mesh=dict(fsdp=16),
+        **FLOW, batch_size=1024, mesh=dict(fsdp=32),
     ),
     "flux_dev": dict(
         model=dict(family="flux", guidance=True, remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=32),

@@ -102,14 +102,29 @@ class Module:
     entry: str
 
     def trips(self, loop: Instruction) -> int:
-        """How often a `while` runs: the constant that its counter, from zero by ones, is compared with, else 1."""
+        """How often a `while` runs: its counter starts at zero and is compared with a constant, else 1.
+
+        The step is by ones, but for loops that the compiler has unrolled, as of products that pass their operands on.
+        """
         known = re.search(r'known_trip_count\D*(\d+)', loop.attributes)
         if known:
             return int(known[1])
-        condition = self.computations[loop.call("condition")]
+        condition, body = (self.computations[loop.call(role)] for role in ("condition", "body"))
         limits = [int(i.arguments) for i in condition.instructions
                   if i.opcode == "constant" and re.fullmatch(r"\d+", i.arguments)]
-        return max(limits, default=1)
+        return -(-max(limits, default=1) // _step(condition, body))
+
+
+def _step(condition: Computation, body: Computation) -> int:
+    """By what the counter of a loop grows each time."""
+    counters = [re.search(r"index=(\d+)", i.attributes) for name in condition.root.operands
+                if (i := condition.by_name.get(name)) and i.opcode == "get-tuple-element"]
+    if len(counters) == 1 and counters[0] and body.root.opcode == "tuple":
+        grown = body.by_name.get(body.root.operands[int(counters[0][1])])
+        terms = [body.by_name.get(name) for name in grown.operands] if grown and grown.opcode == "add" else []
+        steps = [int(i.arguments) for i in terms if i and i.opcode == "constant" and i.arguments.isdigit()]
+        return max(steps, default=1) or 1
+    return 1
 
 
 def parse(text: str) -> Module:

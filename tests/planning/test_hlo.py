@@ -203,3 +203,35 @@ def test_what_is_sent_between_slices_is_a_collective_that_runs_beside_the_rest(t
         assert (found.kind, found.network, found.count) == (kind.lower().replace("_", "-"), "dcn", 1)
         assert found.bytes == pytest.approx(share(slices) * 8 * 128 * 4)
         assert cost.busy == pytest.approx(1000e-9) and cost.step == pytest.approx(max(1000e-9, found.bytes / dcn))
+
+
+UNROLLED = """HloModule m, is_scheduled=true
+
+%cond (t: (f32[8], u32[])) -> pred[] {
+  %t = (f32[8]{0}, u32[]) parameter(0)
+  %n = u32[] get-tuple-element(%t), index=1
+  %limit = u32[] constant(8)
+  ROOT %less = pred[] compare(%n, %limit), direction=LT
+}
+
+%body (t: (f32[8], u32[])) -> (f32[8], u32[]) {
+  %t = (f32[8]{0}, u32[]) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%t), index=0
+  %n = u32[] get-tuple-element(%t), index=1
+  %two = u32[] constant(2)
+  %m = u32[] add(%n, %two)
+  ROOT %r = (f32[8]{0}, u32[]) tuple(%x, %m)
+}
+
+ENTRY %main (p: (f32[8], u32[])) -> (f32[8], u32[]) {
+  %p = (f32[8]{0}, u32[]) parameter(0)
+  ROOT %w = (f32[8]{0}, u32[]) while(%p), condition=%cond, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(("step", "trips"), [(1, 8), (2, 4), (3, 3)])
+def test_an_unrolled_loop_runs_as_often_as_its_counter_steps(step, trips):
+    module = hlo.parse(UNROLLED.replace("constant(2)", f"constant({step})"))
+    (loop,) = (i for i in module.computations["main"].instructions if i.opcode == "while")
+    assert module.trips(loop) == trips
