@@ -39,8 +39,8 @@ def test_offload_keeps_moments_and_block_inputs_on_the_host():
     eighth = offloaded["moments"] / 8
     assert eighth <= offloaded["host_argument"] < 1.02 * eighth  # tiles are padded
     assert offloaded["argument"] <= plain["argument"] - eighth * 0.99
-    # three scanned blocks, two examples a device, 16 image tokens and 5 of text in tiles of 8, bfloat16
-    assert offloaded["host_temporary"] == 3 * 2 * (16 + 8) * 256 * 2
+    # three scanned blocks, two examples a device, 16 image tokens and 5 of text, bfloat16
+    assert offloaded["host_temporary"] == 3 * 2 * (16 + 5) * 256 * 2
 
 
 @pytest.mark.slow
