@@ -4,7 +4,7 @@
 
 writes gallery.png and gallery.html, which carries its pictures within. The data are a ring of eight Gaussians in the
 plane, whose denoiser is known exactly, so what is seen is the process's and the solver's doing and no network's; but
-for the reflowed models, which are small networks trained here (136 s of CPU when drawn one by one).
+for the reflowed models, which are small networks trained here (126 s of CPU in all).
 """
 
 from __future__ import annotations
