@@ -19,14 +19,21 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x x' x, (x x')^2 x: steep at 0
 ITERATIONS = 5
 MOMENTUM = 0.95
 RMS = 0.2  # root mean square of an update over its rate, AdamW's own: one rate serves both (2502.16982, sec. 2.2)
+HIDDEN = "shifts"  # a U-Net's projections of time, one a residual block, fused and so at its border by name alone
 TINY = 1e-8
 
 
 class Matrix(NamedTuple):
-    """How a parameter is read as matrices: `batch` axes of separate ones, then `inputs` axes of rows."""
+    """How a parameter is read as matrices: `batch` axes of separate ones, then `inputs` axes of rows, a convolution's
+    window among them."""
 
     batch: int
     inputs: int
+
+    def size(self, shape: tuple[int, ...]) -> float:
+        """Root mean square of an orthogonal matrix's update over its rate: `RMS`, and for a convolution less by the
+        root of its window, as the weights are too."""
+        return RMS / math.sqrt(math.prod(shape[self.batch : self.batch + self.inputs - 1]))
 
 
 def muon(rate, b1: float, b2: float, eps: float, weight_decay: float, decays: Any) -> optax.GradientTransformation:
@@ -47,8 +54,9 @@ def hidden_matrices(params: Any) -> Any:
     at a network's border, which read or write what is no hidden feature."""
 
     def read(path, leaf):
-        inner = len(path) > 3  # part of the system, layer at the border, kernel: three keys
-        if getattr(path[-1], "key", None) != "kernel" or not inner:
+        keys = [getattr(step, "key", None) for step in path]
+        inner = len(keys) > 3 or HIDDEN in keys  # part of the system, layer at the border, kernel: three keys
+        if keys[-1] != "kernel" or not inner:
             return None
         return Matrix(0, 3) if leaf.ndim == 4 else Matrix(leaf.ndim - 2, 1)  # a convolution's window is of its inputs
 
@@ -60,7 +68,7 @@ def _is_read(node: Any) -> bool:
 
 
 def orthogonalize() -> optax.GradientTransformation:
-    """Every update becomes orthogonal matrices of root mean square `RMS`."""
+    """Every update becomes orthogonal matrices of `Matrix.size`."""
 
     def update(updates, state, params=None):
         del params
@@ -74,10 +82,11 @@ def orthogonalize() -> optax.GradientTransformation:
             stack = stack if wide else stack.mT
             groups[stack.shape[1:]].append((i, wide, stack))
         for (_, longer), members in groups.items():
-            done = orthogonalized(jnp.concatenate([stack for *_, stack in members])) * (RMS * math.sqrt(longer))
+            done = orthogonalized(jnp.concatenate([stack for *_, stack in members])) * math.sqrt(longer)
             ends = list(itertools.accumulate(len(stack) for *_, stack in members))
             for (i, wide, _), part in zip(members, jnp.split(done, ends[:-1]), strict=True):
-                leaves[i] = (part if wide else part.mT).reshape(leaves[i].shape)
+                shape = leaves[i].shape
+                leaves[i] = reads[i].size(shape) * (part if wide else part.mT).reshape(shape)
         return jax.tree.unflatten(tree, leaves), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

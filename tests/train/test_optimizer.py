@@ -43,8 +43,23 @@ def test_muon_takes_hidden_matrices_and_leaves_the_border_norms_and_biases():
             "denoiser/time/fc1/kernel"} <= muon
     assert not {f"denoiser/{name}/kernel" for name in ("patches", "text", "modulation", "out")} & muon
     assert table["denoiser/blocks/image/mlp/fc1/kernel"] == Matrix(1, 1)  # stacked blocks
-    window = numbers(UNET)["denoiser/middle/residual/conv1/kernel"]
-    assert window == Matrix(0, 3)
+    unet = numbers(UNET)
+    assert unet["denoiser/middle/residual/conv1/kernel"] == Matrix(0, 3)  # its window is of the inputs
+    assert unet["denoiser/shifts/kernel"] == Matrix(0, 1) and unet["denoiser/conv_in/kernel"] is None
+
+
+def test_a_convolutions_update_is_as_large_beside_its_first_weights_as_a_matrixs():
+    config = parsed(UNET, name="muon", clip_norm=0.0)
+    params = {"denoiser": build(config.model).init(jax.random.key(0))}
+    optimizer = build_optimizer(config)
+    gradients = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
+    updates, weights = flat(optimizer.update(gradients, optimizer.init(params), params)[0]), flat(params)
+    rms = lambda a: float(jnp.sqrt(jnp.mean(jnp.square(a))))
+    share = lambda name: rms(updates[name]) / rms(weights[name])
+    convolution = share("denoiser/down/0/resample/kernel")  # 3 x 3 of 32 channels
+    matrix = share("denoiser/time/fc1/kernel")  # of 32 features
+    # both RMS sqrt(inputs), of weights drawn as 1 / sqrt(inputs); small singular values of a square matrix get less
+    np.testing.assert_allclose(convolution / matrix, 1.0, atol=0.25)
 
 
 def test_muons_updates_are_orthogonal_of_adamws_size_and_the_rest_is_adamw():
