@@ -31,9 +31,11 @@ class UNetConfig:
     projections around a transformer (matrix or 1 x 1 convolution), not what is computed. `remat` names what backward
     finds of each transformer block and residual block (`models.blocks`). `group` transformer blocks are laid out in one
     iteration of the scan over depth; 1 compiles fastest, the depth runs fastest. `residual` (none of the released
-    models) adds the input, times a gain that is learned of time and starts at 1, to the output: a prediction of eps
-    then begins as "all of x_t is noise" instead of having to learn to copy it, to the precision that high noise asks
-    for, through every layer. `jump` (neither): it is told cond.jump, the time that a mean velocity spans.
+    models) makes the output x + e^r y + e^s g x: y and g come from the last convolution, r and s are learned of time,
+    and all start at 0. A prediction of eps then begins as "all of x_t is noise" instead of having to learn to copy it
+    through every layer; r is the scale of what is left to say, 1 / 15 at the noisiest t of SD's table; and where the
+    image is certain, as in a plain background, a gain g takes the noise away. `jump` (neither): it is told cond.jump,
+    the time that a mean velocity spans.
     """
 
     channels: int = 4
@@ -226,11 +228,11 @@ class UNet(nnx.Module):
         self.up = nnx.List(up)
 
         self.norm_out = GroupNorm(widths[0], config.norm_groups, epsilon=EPSILON)
-        self.conv_out = Conv(widths[0], config.channels, zero=True, rngs=rngs)
+        self.conv_out = Conv(widths[0], (1 + config.residual) * config.channels, zero=True, rngs=rngs)
         # what time adds in every residual block, from one product
         self.shifts = Linear(embedding, sum(shift_sizes(config)), ("embed", "features"), rngs=rngs)
-        gain = lambda: Linear(embedding, config.channels, ("embed", None), zero=True, rngs=rngs)
-        self.gain = gain() if config.residual else None
+        scale = lambda: Linear(embedding, 2 * config.channels, ("embed", None), zero=True, rngs=rngs)
+        self.scale = scale() if config.residual else None
 
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
         """The prediction at x [B, H, W, channels] and t [B] in [0, 1] (released models' timesteps are 1000 t).
@@ -267,9 +269,11 @@ class UNet(nnx.Module):
             if level.resample is not None:
                 x = upsample(x, level.resample, skips[-1].shape[1:3])  # not quite double if it was odd on the way down
         y = self.conv_out(self.norm_out(x)).astype(x_BHWC.dtype)
-        if self.gain is not None:
-            y += x_BHWC * (1.0 + self.gain(jax.nn.silu(embedding_BE)))[:, None, None].astype(y.dtype)
-        return y
+        if self.scale is None:
+            return y
+        y *= jnp.exp(self.scale(jax.nn.silu(embedding_BE)).astype(y.dtype))[:, None, None]
+        change, gain = jnp.split(y, 2, -1)
+        return x_BHWC + change + gain * x_BHWC
 
 
 class Embedder(nnx.Module):

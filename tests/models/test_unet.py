@@ -138,17 +138,20 @@ def test_a_new_model_predicts_zero_and_needs_no_text_if_built_without():
     assert y.shape == (1, 4, 4, 4)
 
 
-def test_a_residual_model_begins_as_the_identity_and_differs_by_its_input():
+def test_a_residual_model_begins_as_the_identity_and_scales_a_change_and_a_gain_of_its_input():
     config = UNetConfig(block_channels=(8,), transformer_depth=(0,), heads=(1,), text_dim=0, norm_groups=4)
     plain, residual = build(config), build(dataclasses.replace(config, residual=True))
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
     t = jnp.array([0.2, 0.9])
     params = residual.init(jax.random.key(0))
     np.testing.assert_array_equal(residual.apply(params, x, t, Conditioning()), x)
-    params["conv_out"]["kernel"] += 0.1
-    params["gain"]["bias"] -= 0.25
-    rest = {name: part for name, part in params.items() if name != "gain"}
-    expected = 0.75 * x + plain.apply(rest, x, t, Conditioning())
+    params["conv_out"]["kernel"] += 0.1 * jax.random.normal(jax.random.key(2), params["conv_out"]["kernel"].shape)
+    params["scale"]["bias"] += jnp.array([-0.25] * 4 + [0.5] * 4)
+    rest = {name: part for name, part in params.items() if name != "scale"}
+    half = lambda first: rest | {"conv_out": jax.tree.map(lambda p: p[..., first : first + 4], rest["conv_out"])}
+    change, gain = (plain.apply(half(first), x, t, Conditioning()) for first in (0, 4))
+    assert float(jnp.abs(gain).min()) < 0.5 * float(jnp.abs(gain).max())  # it differs from pixel to pixel
+    expected = x + np.exp(-0.25) * change + np.exp(0.5) * gain * x
     np.testing.assert_allclose(residual.apply(params, x, t, Conditioning()), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="residual=False"):
         write_unet(dataclasses.replace(config, text_dim=8, residual=True))
