@@ -1,18 +1,21 @@
-"""The faces of quickstart.py in the other generation: a U-Net that predicts eps of discrete diffusion, same data.
+"""The happier half of quickstart.py's faces in the other generation: a U-Net that predicts eps of discrete diffusion.
 
     lgm train --config=configs/quickstart_unet.py --workdir=runs/quickstart_unet
 
-12,800 images took 293 s on 2 CPU cores. Expect the captions' features through a strong grain; not every
-face can be told. An eps prediction at high noise
-implies data with its error multiplied up to 15-fold; three choices make it learnable in this time: errors count by what
-they do to the data where noise prevails (truncated SNR), most times lie there, and the network adds its input to its
-output, so that it starts from "all of this is noise".
+About 4.5 minutes on 2 free CPU cores. Expect faces that are recognisable as their captions in their styles, under a faint grain.
+A U-Net takes about twice as many passes over its images as the transformer to learn which caption goes with which face,
+so it gets 159 images where that has 371; it knows them by heart at the end, and the held-out loss, of three images, ends
+above its lowest.
+
+An eps prediction at high noise implies data with its error multiplied up to 15-fold, and at low noise must tell a faint
+noise from the image. Errors therefore count by what they do to the data, as they do under rectified flow, most times lie
+at high noise, and the output is a change and a gain of the input, each with a scale of its own (`residual`).
 """
 
 from ml_collections import ConfigDict
 
 FACES = [f"face-{kind}" for kind in (
-    "smiling", "affection", "tongue", "neutral-skeptical", "sleepy", "unwell", "hat", "glasses", "concerned",
+    "smiling", "affection", "tongue", "sleepy", "hat", "glasses",
 )]  # fmt: skip
 
 
@@ -20,7 +23,7 @@ def get_config():
     return ConfigDict(dict(
         name="quickstart_unet",
         batch_size=16,
-        total_images=12_800,
+        total_images=10_400,
         data=dict(
             source="emoji64",
             where=dict(subcategory=FACES, split="train"),
@@ -40,11 +43,11 @@ def get_config():
         ),
         process=dict(name="ddpm", schedule="scaled_linear"),
         loss=dict(
-            target="eps", density=dict(name="logit_normal", mean=0.9, std=1.4), weighting=dict(name="truncated_snr"),
+            target="eps", density=dict(name="logit_normal", mean=0.9, std=1.4), weighting=dict(name="flow"),
         ),
         optimizer=dict(name="muon", lr=8e-3, warmup_images=1_000, schedule="cosine", b2=0.99),
         ema=dict(half_life_images=1_000),
-        sampling=dict(solver="ddim", steps=30, guidance=1.5, clip=4.0, count=16, every_images=6_400),
-        evaluation=dict(every_images=6_400),
-        log=dict(every_images=800, checkpoint_every_images=8_000),
+        sampling=dict(solver="ddim", steps=30, guidance=2.0, clip=4.0, count=16, every_images=5_200),
+        evaluation=dict(every_images=5_200),
+        log=dict(every_images=800, checkpoint_every_images=5_200),
     ))
