@@ -1,22 +1,20 @@
-"""The happier half of quickstart.py's faces in the other generation: a U-Net that predicts eps of discrete diffusion.
+"""Half of quickstart.py's faces in the other generation: a U-Net that predicts eps of discrete diffusion.
 
     lgm train --config=configs/quickstart_unet.py --workdir=runs/quickstart_unet
 
-About 4.5 minutes on 2 free CPU cores. Expect faces that are recognisable as their captions in their styles, under a faint grain.
-A U-Net takes about twice as many passes over its images as the transformer to learn which caption goes with which face,
-so it gets 159 images where that has 371; it knows them by heart at the end, and the held-out loss, of three images, ends
-above its lowest.
+About 4.5 minutes on 2 free CPU cores. Expect faces that are recognisable as their captions in their styles, under a
+faint grain. A U-Net takes about twice as many passes over its images as the transformer to learn which caption goes
+with which face, so it gets 159 images where that has 371; it knows them by heart at the end, and the held-out loss, of
+three images, ends below its start but above its lowest.
 
-An eps prediction at high noise implies data with its error multiplied up to 15-fold, and at low noise must tell a faint
-noise from the image. Errors therefore count by what they do to the data, as they do under rectified flow, most times lie
+An eps prediction at high noise implies data with its error multiplied up to 15-fold, and at low noise it must tell a
+faint noise from the image. Errors therefore count by what they do to the data, as under rectified flow, most times lie
 at high noise, and the output is a change and a gain of the input, each with a scale of its own (`residual`).
 """
 
 from ml_collections import ConfigDict
 
-FACES = [f"face-{kind}" for kind in (
-    "smiling", "affection", "tongue", "sleepy", "hat", "glasses",
-)]  # fmt: skip
+FACES = [f"face-{kind}" for kind in ("smiling", "affection", "tongue", "sleepy", "hat", "glasses")]
 
 
 def get_config():
