@@ -16,7 +16,7 @@ from lgm.interop import diffusers_configs as configs
 from lgm.interop import keys_text, text_configs
 from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
-from lgm.interop.keys_dit import dit_rules, read_dit, write_dit
+from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, write_dit, write_sit
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
 from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_sd3
 from lgm.interop.keys_unet import unet_rules
@@ -27,7 +27,7 @@ from lgm.parsing import near_miss
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """One class of diffusers or transformers.
+    """One class of diffusers or transformers, or of ours in a folder like theirs.
 
     `prepare` renames what some versions of the library name otherwise; `refine` is for a configuration that the weights
     must complete.
@@ -64,6 +64,7 @@ COMPONENTS: dict[str, Component] = {
     "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules),
     "FluxTransformer2DModel": Component("diffusers", read_flux, write_flux, flux_rules),
     "SD3Transformer2DModel": Component("diffusers", read_sd3, write_sd3, sd3_rules, refine=with_positions_of),
+    "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules),
     "T5EncoderModel": Component(
         "transformers", text_configs.read_t5, text_configs.write_t5, keys_text.t5, keys_text.t5_weights
     ),

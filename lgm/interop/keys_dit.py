@@ -1,4 +1,10 @@
-"""Key map and configuration of DiT, in the layout of diffusers' DiTTransformer2DModel."""
+"""Key map and configuration of DiT and SiT, in the layout of diffusers' DiTTransformer2DModel.
+
+diffusers spaces the 128 frequencies of time over 127 and has epsilon 1e-5 before the feed-forward networks; the
+released code, which the weights were trained with, spaces them over 128 and has 1e-6, and so has the network here.
+diffusers has no SiT: its folders are those of a DiT whose transformer is a SiTTransformer2DModel and whose scheduler is
+a flow's.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +20,14 @@ from lgm.interop.keymap import Extra, Rule, linear, prefixed, rearrange
 from lgm.models import Params
 from lgm.models.dit import DiTConfig
 
-CLASS_NAMES = ("DiTTransformer2DModel", "Transformer2DModel")  # the released folders name the second
 _FIXED = {
     "activation_fn": "gelu-approximate",
     "attention_bias": True,
     "norm_elementwise_affine": False,
-    "norm_eps": 1e-5,
     "norm_type": "ada_norm_zero",
     "upcast_attention": False,
 }
+NORM_EPS = 1e-6  # as released
 
 
 def dit_rules(config: DiTConfig) -> list[Rule | Extra]:
@@ -33,6 +38,7 @@ def dit_rules(config: DiTConfig) -> list[Rule | Extra]:
     patches = rearrange("o c p q -> (p q c) o", c=config.channels, p=config.patch_size, q=config.patch_size)
     return [
         Extra("pos_embed.pos_embed"),  # a buffer that older versions saved
+        Extra("pos_embed"),  # the same in the original's files
         *linear("patches", "pos_embed.proj", transform=patches),
         *prefixed(embedders(), "blocks/embedders/", f"{block}norm1.emb."),
         *linear("blocks/modulation", f"{block}norm1.linear"),
@@ -68,6 +74,7 @@ def read_dit(config: Mapping[str, Any]) -> DiTConfig:
     """DiTConfig of a DiTTransformer2DModel."""
     for key, value in _FIXED.items():
         expect(config, key, value)
+    expect(config, "norm_eps", 1e-5, NORM_EPS)  # folders say diffusers' default, whatever the weights are made for
     channels, patch = config.get("in_channels", 4), config.get("patch_size", 2)
     out = expect(config, "out_channels", channels, 2 * channels, None)
     return DiTConfig(
@@ -84,8 +91,11 @@ def read_dit(config: Mapping[str, Any]) -> DiTConfig:
 
 
 def write_dit(config: DiTConfig) -> dict[str, Any]:
-    """config.json of a DiTTransformer2DModel."""
+    """config.json of a DiTTransformer2DModel. Raises ValueError for a network that is told another time."""
+    if config.time != "steps":
+        raise ValueError(f"DiTTransformer2DModel is told 1000 t; a network with time={config.time!r} is no such one")
     return _FIXED | {
+        "norm_eps": NORM_EPS,
         "_class_name": "DiTTransformer2DModel",
         "in_channels": config.channels,
         "out_channels": config.out_channels,
@@ -96,3 +106,15 @@ def write_dit(config: DiTConfig) -> dict[str, Any]:
         "num_embeds_ada_norm": config.classes,
         "sample_size": config.base_size * config.patch_size,
     }
+
+
+def read_sit(config: Mapping[str, Any]) -> DiTConfig:
+    """DiTConfig of a SiTTransformer2DModel, which is a DiT told the time from noise to data."""
+    return dataclasses.replace(read_dit(config), time="reversed")
+
+
+def write_sit(config: DiTConfig) -> dict[str, Any]:
+    """config.json of a SiTTransformer2DModel. Raises ValueError for a network that is told another time."""
+    if config.time != "reversed":
+        raise ValueError(f"SiTTransformer2DModel is told 1 - t; a network with time={config.time!r} is no such one")
+    return write_dit(dataclasses.replace(config, time="steps")) | {"_class_name": "SiTTransformer2DModel"}

@@ -237,6 +237,37 @@ def flux(_: Any) -> Original:
     return original
 
 
+_DIT = {
+    "pos_embed.proj": "x_embedder.proj",
+    "proj_out_1": "final_layer.adaLN_modulation.1",
+    "proj_out_2": "final_layer.linear",
+    "norm1.linear": "adaLN_modulation.1",
+    "attn1.to_out.0": "attn.proj",
+    "ff.net.0.proj": "mlp.fc1",
+    "ff.net.2": "mlp.fc2",
+    "transformer_blocks": "blocks",
+}
+_DIT_EMBEDDERS = {
+    "timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "class_embedder.embedding_table": "y_embedder.embedding_table",
+}
+
+
+def dit(_: Any) -> Original:
+    """DiT and SiT, whose blocks share the embedders of which diffusers keeps a copy in each."""
+
+    def original(name: str) -> Source:
+        if copied := re.fullmatch(r"transformer_blocks\.\d+\.norm1\.emb\.(.*)", name):
+            return Source(_replaced(copied[1], _DIT_EMBEDDERS))
+        if fused := re.fullmatch(r"transformer_blocks\.(\d+)\.attn1\.to_([qkv])\.(weight|bias)", name):
+            block, part, end = fused.groups()
+            return Source(f"blocks.{block}.attn.qkv.{end}", _QKV[part])
+        return Source(_replaced(name, _DIT))
+
+    return original
+
+
 def same(_: Any) -> Original:
     """A network whose names the single files share with transformers."""
     return Source

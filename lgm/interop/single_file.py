@@ -1,4 +1,4 @@
-"""Single-file checkpoints of Stable Diffusion 1, 2, XL, 3 and Flux.1 in their original layouts, read as diffusers'.
+"""Single-file checkpoints of Stable Diffusion 1, 2, XL, 3, Flux.1, DiT and SiT, read as diffusers' folders are.
 
 A file holds several networks under prefixes. `section` shows one of them under the names that diffusers uses, without
 reading a tensor, so that one key map serves both.
@@ -21,6 +21,8 @@ SECTIONS = {
     "unet": {"UNet2DConditionModel": [("model.diffusion_model.", names.unet), ("", names.unet)]},
     "transformer": {
         "SD3Transformer2DModel": [("model.diffusion_model.", names.sd3), ("", names.sd3)],
+        "DiTTransformer2DModel": [("", names.dit)],
+        "SiTTransformer2DModel": [("", names.dit)],
         "FluxTransformer2DModel": [("", names.flux), ("model.diffusion_model.", names.flux)],
     },
     "vae": {"AutoencoderKL": [("first_stage_model.", names.autoencoder), ("vae.", names.autoencoder),

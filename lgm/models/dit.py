@@ -1,7 +1,8 @@
-"""DiT, the class-conditional diffusion transformer (Peebles & Xie 2022, 2212.09748).
+"""DiT, the class-conditional diffusion transformer (Peebles & Xie 2022, 2212.09748), and SiT (2401.08740).
 
 Time and class are embedded, summed and modulate every block (adaLN-Zero). A network with learned sigma also predicts,
-for each value, where between its two bounds the log variance of the reverse step lies (Nichol & Dhariwal 2021).
+for each value, where between its two bounds the log variance of the reverse step lies (Nichol & Dhariwal 2021). SiT is
+the same network told another time: its own runs in [0, 1] from noise to data.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from lgm.models.attention import attention
 from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks
 from lgm.models.convolution import Linear
-from lgm.models.embeddings import patchify, sincos_2d, timestep_embedding, unpatchify
+from lgm.models.embeddings import patchify, sincos_2d, sinusoids, timestep_embedding, unpatchify
 from lgm.models.mmdit import MLP
 from lgm.models.text_layers import Embedding, stack
 
-EPSILON, MLP_EPSILON = 1e-6, 1e-5  # of the norms before attention and at the end, and before the feed-forward network
+EPSILON = 1e-6  # of every norm, as released; diffusers has 1e-5 before the feed-forward networks
 TIME_FEATURES = 256
-TIME_GAP = 1  # the last frequency is 1 / 10,000 exactly, as released
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,8 @@ class DiTConfig:
     classes: how many; the label `classes` itself stands for none. learned_sigma: the network also gives variances.
     base_size: patches a side of the grid it is trained at; others are stretched to it. embedders: one embedding of time
     and class for all blocks, as in the paper, or one a block, as diffusers keeps them (copies, in released weights).
+    time: "steps" tells the network 1000 t, as DiT is; "reversed" tells it tau = 1 - t and takes what it gives for
+    dx / dtau, which is -dx / dt, as SiT's.
     remat and group as in MMDiTConfig.
     """
 
@@ -45,6 +47,7 @@ class DiTConfig:
     learned_sigma: bool = True
     base_size: int = 16
     embedders: Literal["shared", "per_block"] = "shared"
+    time: Literal["steps", "reversed"] = "steps"
     remat: Remat = "none"
     group: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -73,17 +76,20 @@ PRESETS = {
     for patch in (2, 4, 8)
 }
 PRESETS["dit_xl2_512"] = PRESETS["dit_xl2"] | dict(base_size=32)
+# 2401.08740 takes the same shapes
+PRESETS |= {name.replace("dit", "sit", 1): dict(shape, time="reversed") for name, shape in PRESETS.items()}
 
 
 class Embedders(nnx.Module):
     """Time and class as one signal [B, width]."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        self.reversed = config.time == "reversed"
         self.time = MLP(TIME_FEATURES, config.width, config.width, jax.nn.silu, rngs=rngs)
         self.label = Embedding(config.classes + 1, config.width, ("vocab", "embed"), rngs=rngs)
 
     def __call__(self, t_B: jax.Array, label_B: jax.Array, dtype) -> jax.Array:
-        features = timestep_embedding(t_B, TIME_FEATURES, TIME_GAP)
+        features = sinusoids(1.0 - t_B, TIME_FEATURES) if self.reversed else timestep_embedding(t_B, TIME_FEATURES)
         return self.time(features.astype(dtype)) + self.label(label_B, dtype)
 
 
@@ -102,10 +108,10 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array, signal_BD: jax.Array) -> jax.Array:
         b, t, _ = x_BTD.shape
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(self.modulation(jax.nn.silu(signal_BD)), 6, -1)
-        qkv = self.qkv(modulated(x_BTD, shift, scale, EPSILON)).reshape(b, t, 3, self.heads, -1)
+        qkv = self.qkv(modulated(x_BTD, shift, scale)).reshape(b, t, 3, self.heads, -1)
         attended = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x_BTD.shape)
         x = x_BTD + gate[:, None] * self.out(attended)
-        return x + mlp_gate[:, None] * self.mlp(modulated(x, mlp_shift, mlp_scale, MLP_EPSILON))
+        return x + mlp_gate[:, None] * self.mlp(modulated(x, mlp_shift, mlp_scale))
 
 
 class DiT(nnx.Module):
@@ -143,13 +149,14 @@ class DiT(nnx.Module):
             step = lambda block, x, told: block(x, block.embedders(*told, dtype))
         x = run_blocks(self.blocks, x, step, config, told)
         shift, scale = jnp.split(self.modulation(jax.nn.silu(signal)), 2, -1)
-        x = self.out(modulated(x, shift, scale, EPSILON))
+        x = self.out(modulated(x, shift, scale))
+        x = -x if config.time == "reversed" else x
         return unpatchify(x, config.patch_size, rows).astype(x_BHWC.dtype)
 
 
-def modulated(x_BTD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array, epsilon: float) -> jax.Array:
+def modulated(x_BTD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
     """Layer norm without parameters of its own, with float32 statistics, then (1 + scale) and shift."""
     x = x_BTD.astype(jnp.float32)
     x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + EPSILON)
     return (x * (1.0 + scale_BD[:, None]) + shift_BD[:, None]).astype(x_BTD.dtype)

@@ -12,20 +12,19 @@ import numpy as np
 PERIOD = 10_000.0
 
 
-def timestep_embedding(t_B: jax.Array, size: int = 256, gap: int = 0) -> jax.Array:
+def timestep_embedding(t_B: jax.Array, size: int = 256) -> jax.Array:
     """[B, size] float32: `sinusoids` of 1000 t for t in [0, 1]; 1000 t is the timestep of the released models."""
-    return sinusoids(1000.0 * t_B.astype(jnp.float32), size, gap)
+    return sinusoids(1000.0 * t_B.astype(jnp.float32), size)
 
 
-def sinusoids(values: jax.Array, size: int, gap: int = 0) -> jax.Array:
-    """[..., size] float32: cosines, then sines, of `values` at size / 2 frequencies from 1 down to nearly 1 / 10,000,
-    or to it exactly with a `gap` of 1.
+def sinusoids(values: jax.Array, size: int) -> jax.Array:
+    """[..., size] float32: cosines, then sines, of `values` at size / 2 frequencies 10,000^(-2 k / size).
 
     The frequencies are rounded once, from float32 exponents, as torch's exp does it: at the angles of late timesteps,
     near 1000, one unit in their last place is 6e-5 of a turn's radian, and a network trained on others sees it.
     """
     half = size // 2
-    exponents = np.float32(-math.log(PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half - gap)
+    exponents = np.float32(-math.log(PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = values.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

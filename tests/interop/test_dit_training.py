@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_systems
 import torch
+from released_dit import as_released
 
 from lgm import config as schema
 from lgm.cli import main
@@ -46,6 +47,7 @@ def tiny_dit(folder):
     scheduler = diffusers.DDIMScheduler(beta_schedule="linear")  # which clips, by default
     theirs = diffusers.DiTPipeline(tiny_systems.randomized(transformer, 0.15), tiny_systems.vae(), scheduler)
     theirs.save_pretrained(folder)
+    as_released(theirs.transformer)
     return theirs
 
 
@@ -78,6 +80,7 @@ def test_a_dit_from_a_folder_is_trained_with_its_variances_and_drawn_by_diffuser
     assert all(np.isfinite(row["bound"]) for row in rows if "bound" in row) and any("bound" in row for row in rows)
     assert main(["export", f"--workdir={run}", f"--out={out}"]) == 0
     again = diffusers.DiTPipeline.from_pretrained(out)
+    as_released(again.transformer)
     label = again.get_label_ids(["face-hat"])[0]
     assert config.text.classes[label] == "face-hat"
     drawn = images(again, [label])
