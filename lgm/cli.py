@@ -39,7 +39,7 @@ EXAMPLES = {
 
 
 CONFIGURED = ("train", "sweep", "launch", "plan")  # verbs that take --config.KEY=VALUE
-DISTRIBUTED = ("train", "sweep")  # verbs that run as several processes where the cluster starts several
+DISTRIBUTED = ("train", "sweep", "sample", "evaluate", "export")  # several processes where the cluster starts several
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     released.add_argument("--tile", type=int, help="decode in tiles of so many pixels, for images too large to decode")
     released.add_argument("--dtype", choices=("float32", "bfloat16"), help="of networks but the VAE (default: float32)")
     released.add_argument("--noise", help="a .npy of x_T [N, h, w, C] in latent pixels instead of --seed's")
+    _add_processes(sample)
 
     evaluate = verb("evaluate", _evaluate, "Held-out loss at fixed t and fixed noise; distances of drawn images.")
     evaluate.add_argument("--workdir", required=True, help="the run's folder")
@@ -148,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--weights", choices=("ema", "raw"), default="ema")
     evaluate.add_argument("--distance", type=int, metavar="N", help="draw N images from held-out captions and measure "
                           "their distance from the real ones (default: config.evaluation.distance)")
+    _add_processes(evaluate)
 
     export = verb("export", _export, "Write a run as a folder of diffusers, of a LoRA, or one that `lgm` reads.")
     origin = export.add_mutually_exclusive_group(required=True)
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     changed = export.add_argument_group("with --from")
     changed.add_argument("--single-file", help="a checkpoint in an original layout, to take networks from")
     changed.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
+    _add_processes(export)
 
     import_ = verb("import", _import, "Make a run that starts from a diffusers folder, with a config.py to train it.")
     import_.add_argument("--from", dest="folder", required=True, help="a folder of diffusers")
@@ -283,17 +286,15 @@ def _sample(arguments, overrides) -> int:
                            weights=arguments.weights or "ema")
     if arguments.weights:
         raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
-    from lgm.interop import drawing, exports
+    from lgm.interop import exports
+    from lgm.train import main
 
     if exports.is_exported(arguments.folder):
         if released:
             raise ConfigError(f"--{min(released).replace('_', '-')} goes with a diffusers folder, which "
                               f"--from={arguments.folder} is not")
-        from lgm.train import main
-
         return main.sample_exported(arguments.folder, arguments.prompt, arguments.out, **common)
-    drawing.draw_from_folder(arguments.folder, arguments.prompt, arguments.out, **common, **released)
-    return 0
+    return main.sample_released(arguments.folder, arguments.prompt, arguments.out, **common, **released)
 
 
 def _evaluate(arguments, overrides) -> int:
@@ -303,21 +304,17 @@ def _evaluate(arguments, overrides) -> int:
 
 
 def _export(arguments, overrides) -> int:
-    if arguments.folder is None:
-        from lgm.train import main
+    from lgm.train import main
 
+    if arguments.folder is None:
         for name in ("single_file", "lora"):
             if getattr(arguments, name):
                 raise ConfigError(f"--{name.replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
         return main.export(arguments.workdir, arguments.out, weights=arguments.weights or "ema", dtype=arguments.dtype)
     if arguments.weights:
         raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
-    from lgm.interop import drawing, exports
-
-    loras = [drawing.lora_of(text) for text in arguments.lora or ()]
-    print(exports.export_folder(arguments.folder, arguments.out, single_file=arguments.single_file, loras=loras,
-                                dtype=arguments.dtype))
-    return 0
+    return main.export_released(arguments.folder, arguments.out, arguments.lora or [],
+                                single_file=arguments.single_file, dtype=arguments.dtype)
 
 
 def _import(arguments, overrides) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 
 from lgm import sampling
 from lgm.config import Sampling
-from lgm.parallel import fetch
+from lgm.parallel import constrain, even, fetch, spread, using
 from lgm.pictures import Start, latent_mask
 from lgm.system import System
 
@@ -25,34 +26,42 @@ def draw(system: System, params, frozen, captions: list[str], seed: int = 0, sta
 
     `changes` replace fields of the config's `sampling` (solver, steps, guidance, rule, interval, negative, schedule).
     """
-    options = dataclasses.replace(system.config.sampling, **changes)
-    system.course(options)
-    tokens, mask = system.tokenize(captions)
-    images = []
-    for first in range(0, len(captions), CHUNK):
-        rows = np.minimum(np.arange(first, first + CHUNK), len(captions) - 1)
-        latents = _draw_chunk(system, options, params, frozen, tokens[rows], mask[rows], rows, seed, start)
-        images.append(fetch(_decode(system, frozen, latents))[: len(captions) - first])
-    return np.concatenate(images)
+    parts = _chunks(system, params, frozen, captions, seed, 0, start, changes)
+    return np.concatenate([fetch(_decode(system, frozen, latents))[:count] for latents, count in parts])
 
 
-def draw_latents(system: System, params, frozen, captions: list[str], seed: int = 0,
+def draw_latents(system: System, params, frozen, captions: list[str], seed: int = 0, first: int = 0,
                  **changes) -> tuple[np.ndarray, np.ndarray]:
-    """(latents, the noise N(0, I) that they were drawn from) [N, h, w, c] for N captions, as `draw` draws them."""
+    """(latents, the noise N(0, I) that they were drawn from) [N, h, w, c] for N captions, drawn as `draw` draws the
+    images from number `first` on."""
+    parts = _chunks(system, params, frozen, captions, seed, first, None, changes)
+    latents = np.concatenate([fetch(latents)[:count] for latents, count in parts])
+    return latents, fetch(_noise(system, seed, np.arange(first, first + len(captions))))
+
+
+def _chunks(system: System, params, frozen, captions: list[str], seed: int, number: int, start: Start | None,
+            changes) -> Iterator[tuple[jax.Array, int]]:
+    """(latents, how many of them were asked for) of one call after another, for images from `number` on."""
     options = dataclasses.replace(system.config.sampling, **changes)
     system.course(options)
     tokens, mask = system.tokenize(captions)
-    latents = []
-    for first in range(0, len(captions), CHUNK):
-        rows = np.minimum(np.arange(first, first + CHUNK), len(captions) - 1)
-        part = _draw_chunk(system, options, params, frozen, tokens[rows], mask[rows], rows, seed, None)
-        latents.append(fetch(part)[: len(captions) - first])
-    return np.concatenate(latents), fetch(sampling.noise(seed, range(len(captions)), system.latent_shape()))
+    size = chunk(system, len(captions))
+    for first in range(0, len(captions), size):
+        rows = np.minimum(np.arange(first, first + size), len(captions) - 1)
+        drawn = _draw_chunk(system, options, params, frozen, tokens[rows], mask[rows], number + rows, seed, start)
+        yield drawn, min(size, len(captions) - first)
+
+
+def chunk(system: System, count: int) -> int:
+    """How many images a call draws of `count`: so many in all, or on each of several devices where there are more."""
+    least = even(system.layout, CHUNK)
+    return least if count <= least else even(system.layout, 1) * CHUNK
 
 
 def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask, rows, seed: int,
                 start: Start | None) -> jax.Array:
-    noise = sampling.noise(seed, rows, system.latent_shape())
+    rows, tokens, mask = spread(system.layout, rows, tokens, mask)
+    noise = _noise(system, seed, rows)
     none = system.unconditional(len(rows))
     if options.negative:
         none = tuple(np.repeat(part, len(rows), 0) for part in system.tokenize([options.negative]))
@@ -75,6 +84,12 @@ def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask,
     if start is not None and start.mask is not None:
         x = jnp.where(drawn_anew > 0, x, z)  # the last step of a table may end above t = 0, with some noise
     return x
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _noise(system: System, seed: int, rows):
+    with using(system.layout):
+        return constrain(sampling.noise(seed, rows, system.latent_shape()), "batch", None, None, None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -109,8 +124,8 @@ def encode_all(system: System, frozen, images, count: int | None = None, size: i
     """Standardised latents [N, h, w, c] of a whole image set, encoded in chunks of one shape."""
     count = len(images) if count is None else count
     pixels = images.take(range(count)).images() if count else None
-    parts = []
+    parts, size = [], even(system.layout, size)
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        parts.append(fetch(_encode(system, frozen, pixels[rows]))[: count - start])
+        parts.append(fetch(_encode(system, frozen, *spread(system.layout, pixels[rows])))[: count - start])
     return np.concatenate(parts) if parts else np.zeros((0, *system.latent_shape()), np.float32)

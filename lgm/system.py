@@ -19,7 +19,7 @@ from lgm.config import Config, Sampling
 from lgm.models import Conditioning, Model, Params, build, lora
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.objective import build_loss, named
-from lgm.parallel import Layout, constrain, shardings, using
+from lgm.parallel import Layout, constrain, put, shardings, using
 from lgm.parsing import ConfigError
 from lgm.weights import load_autoencoder
 
@@ -196,7 +196,7 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
 
     shard = sharder(layout)
     autoencoder, weights = load_autoencoder(config.autoencoder)
-    frozen = {"autoencoder": weights if shard is None else jax.device_put(weights, shard(autoencoder))}
+    frozen = {"autoencoder": weights if shard is None else put(weights, shard(autoencoder))}
     text = tokenizer = folder = None
     if config.text and config.text.folder:
         from lgm.interop.imports import load_text

@@ -11,7 +11,7 @@ import numpy as np
 from lgm.data import ImageSet
 from lgm.drawing import draw
 from lgm.evaluate import distance
-from lgm.parallel import fetch
+from lgm.parallel import even, fetch, spread, using
 from lgm.parsing import ConfigError
 from lgm.system import System
 
@@ -48,13 +48,16 @@ def check_enough(system: System, heldout: ImageSet) -> None:
 def features(system: System, frozen, images_NHWC: np.ndarray) -> np.ndarray:
     """Features [N, D] of uint8 images: means and standard deviations of the autoencoder's last hidden channels."""
     parts = []
-    for start in range(0, len(images_NHWC), CHUNK):
-        rows = np.minimum(np.arange(start, start + CHUNK), len(images_NHWC) - 1)  # one shape, so one program
-        parts.append(fetch(_features(system, frozen, images_NHWC[rows]))[: len(images_NHWC) - start])
+    size = even(system.layout, CHUNK)
+    for start in range(0, len(images_NHWC), size):
+        rows = np.minimum(np.arange(start, start + size), len(images_NHWC) - 1)  # one shape, so one program
+        found = _features(system, frozen, *spread(system.layout, images_NHWC[rows]))
+        parts.append(fetch(found)[: len(images_NHWC) - start])
     return np.concatenate(parts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _features(system: System, frozen, images_BHWC):
     x = images_BHWC.astype(jnp.float32) / 127.5 - 1.0
-    return system.autoencoder.apply(frozen["autoencoder"], x, method="features")
+    with using(system.layout):
+        return system.autoencoder.apply(frozen["autoencoder"], x, method="features")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import losses
-from lgm.parallel import fetch
+from lgm.parallel import even, fetch, spread
 from lgm.system import System
 
 
@@ -29,13 +29,14 @@ def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray
         return {}
     grid = times(options.times)
     totals = np.zeros(len(grid))
-    size = min(options.batch_size, len(latents))
+    size = even(system.layout, min(options.batch_size, len(latents)))
     for start in range(0, len(latents), size):
         rows = np.arange(start, start + size)
         real = rows < len(latents)
         rows = np.where(real, rows, 0)
+        told = spread(system.layout, latents[rows], tokens[rows], mask[rows], rows)
         for noise in range(options.noises):
-            errors_TB = _errors(system, len(grid), params, latents[rows], tokens[rows], mask[rows], rows, noise)
+            errors_TB = _errors(system, len(grid), params, *told, noise)
             totals += fetch(errors_TB)[:, real].sum(1)
     by_time = totals / (len(latents) * options.noises)
     return {"heldout_loss": float(by_time.mean())} | {

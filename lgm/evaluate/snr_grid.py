@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import process as gaussian
+from lgm.parallel import even, fetch, spread
 from lgm.parsing import ConfigError
 from lgm.system import System
 
@@ -47,12 +48,12 @@ def snr_errors(system: System, params, latents: np.ndarray, tokens: np.ndarray, 
     width = (high - low) / options.levels
     rows, levels = (a.ravel() for a in np.meshgrid(np.arange(count), np.arange(options.levels), indexing="ij"))
     ratios = (low + width * (levels + (0.5 + GOLDEN * (rows + 1)) % 1.0)).astype(np.float32)
-    errors, size = np.zeros(len(rows)), min(options.batch_size, len(rows))
+    errors, size = np.zeros(len(rows)), even(system.layout, min(options.batch_size, len(rows)))
     for start in range(0, len(rows), size):
         at = np.minimum(np.arange(start, start + size), len(rows) - 1)  # one shape, so one program
-        found = _v_errors(system, params, latents[rows[at]], tokens[rows[at]], mask[rows[at]], ratios[at], rows[at],
-                          levels[at])
-        errors[start : start + size] = np.asarray(found)[: len(rows) - start]
+        row = rows[at]
+        told = spread(system.layout, latents[row], tokens[row], mask[row], ratios[at], row, levels[at])
+        errors[start : start + size] = fetch(_v_errors(system, params, *told))[: len(rows) - start]
     by_level = errors.reshape(count, options.levels).mean(0)
     eps_errors = errors / (1.0 + np.exp(-ratios.astype(np.float64)))  # that of v times a^2
     middles = low + width * (np.arange(options.levels) + 0.5)

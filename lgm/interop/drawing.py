@@ -24,7 +24,7 @@ from lgm.pictures import drawing_words, starting_picture
 def draw_from_folder(
     folder: str | Path,
     prompts: Sequence[str],
-    out: str | Path,
+    out: str | Path | None,
     *,
     count: int = 1,
     seed: int = 0,
@@ -40,7 +40,8 @@ def draw_from_folder(
     tile: int | None = None,
     **words,
 ) -> np.ndarray:
-    """Draw `count` images of each prompt with a diffusers folder, write them to one PNG and return them [N, H, W, 3].
+    """Draw `count` images of each prompt with a diffusers folder, write them to one PNG, if `out` is given, and return
+    them [N, H, W, 3].
 
     One image is written as it is, several as a grid with their prompts. `size` is (height, width) in pixels, "512" or
     "512x768". `image` is a picture to start from, `mask` where it is drawn anew; `lora` are files to merge, "path" or
@@ -67,6 +68,8 @@ def draw_from_folder(
     images = text_to_image(pipeline, params, captions, size=size, seed=seed, noise=start_noise,
                            true_guidance=true_guidance, tile=tile, **picture, **words)
     images = np.round(images * 255).astype(np.uint8)
+    if out is None:
+        return images
     if len(images) == 1:
         buffer = io.BytesIO()
         Image.fromarray(images[0]).save(buffer, "PNG")

@@ -30,8 +30,9 @@ from lgm.interop.weights import open_weights, save
 from lgm.models import Model, Params, build
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.models.dit import DiTConfig
+from lgm.parallel import Layout, put
 from lgm.parsing import ConfigError
-from lgm.system import System, build_system
+from lgm.system import System, build_system, sharder
 from lgm.weights import save_autoencoder
 
 WEIGHTS, AUTOENCODER, TOKENIZER = "model", "autoencoder", "tokenizer.json"
@@ -47,8 +48,7 @@ def export_run(system: System, trained: Params, frozen: Params, out: str, dtype:
 
     Raises ValueError, one line, where a folder's text encoders tie the run to diffusers and a part has no equal there.
     """
-    if Path(out).exists():
-        raise ConfigError(f"--out={out} is there already; give the name of a new folder")
+    check_new(out)
     if dtype is not None and (system.config.lora or system.folder is None):
         raise ConfigError(f"--dtype={dtype} goes with a run that is exported as a folder of diffusers")
     if system.config.lora:
@@ -63,13 +63,18 @@ def export_run(system: System, trained: Params, frozen: Params, out: str, dtype:
     return f"wrote {out}, a {pipeline.name} that diffusers and `lgm sample --from` read"
 
 
+def check_new(out: str) -> None:
+    """Raise ConfigError, one line, where something is at `out` already."""
+    if Path(out).exists():
+        raise ConfigError(f"--out={out} is there already; give the name of a new folder")
+
+
 def export_folder(
     folder: str, out: str, *, single_file: str | None = None, loras: Sequence[LoRA] = (), dtype: str | None = None
 ) -> str:
     """Write a diffusers folder anew, with the networks of a `single_file` in its own's place, `loras` merged and the
     weights cast to `dtype`; returns one line on what was written. Raises ValueError, one line, as `load_pipeline`."""
-    if Path(out).exists():
-        raise ConfigError(f"--out={out} is there already; give the name of a new folder")
+    check_new(out)
     pipeline, params = load_pipeline(folder, single_file=single_file, loras=loras)
     save_pipeline(out, pipeline, params, DTYPES[dtype])
     return f"wrote {out}, a {pipeline.name} that diffusers, `lgm sample --from` and `lgm import` read"
@@ -148,13 +153,14 @@ def is_exported(folder: str | Path) -> bool:
     return (Path(folder) / AUTOENCODER / "config.json").is_file() and (Path(folder) / "config.json").is_file()
 
 
-def open_exported(folder: str) -> tuple[System, Params, Params]:
-    """(system, its whole parameters, frozen parameters) of a folder of our own kind. Raises ValueError, one line."""
+def open_exported(folder: str, layout: Layout | None = None) -> tuple[System, Params, Params]:
+    """(system, its whole parameters, frozen parameters) of a folder of our own kind, in the places of `layout` or as
+    numpy arrays. Raises ValueError, one line."""
     path = Path(folder)
     values = read_json(path / "config.json") | {"autoencoder": str(path / AUTOENCODER)}
     if values.get("text") and values["text"].get("encoder"):
         values["text"] = values["text"] | {"tokenizer": str(path / TOKENIZER)}
-    system, frozen = build_system(schema.from_dict(values))
+    system, frozen = build_system(schema.from_dict(values), layout)
     parts = {"denoiser": system.denoiser} | ({"text": system.text} if system.text else {})
     abstract = {name: model.abstract() for name, model in parts.items()}
     weights = open_weights(path)
@@ -164,7 +170,11 @@ def open_exported(folder: str) -> tuple[System, Params, Params]:
     for name, leaf in leaves.items():
         if weights.shape(name) != leaf.shape:
             raise ValueError(f"{weights.path}: {name!r} has shape {weights.shape(name)}; the model's is {leaf.shape}")
-    return system, unflatten(abstract, {name: np.array(weights.get(name)) for name in leaves}), frozen
+    shard = sharder(layout)
+    places = {name: shard(model) for name, model in parts.items()} if shard else jax.tree.map(lambda _: None, abstract)
+    place = dict(zip(leaves, jax.tree.leaves(places, is_leaf=lambda leaf: leaf is None), strict=True))
+    read = lambda name: np.array(weights.get(name)) if shard is None else put(weights.get(name), place[name])
+    return system, unflatten(abstract, {name: read(name) for name in leaves}), frozen
 
 
 def export_autoencoder(folder: str, config: AutoencoderConfig, params: Params, latents: np.ndarray) -> str:

@@ -18,6 +18,7 @@ from lgm.interop.prompts import condition, unconditional
 from lgm.models import Conditioning, Params
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.models.tiling import tiled_decode
+from lgm.parallel import fetch
 from lgm.pictures import latent_mask
 from lgm.process import pure_noise
 from lgm.registry import section
@@ -135,9 +136,9 @@ def text_to_image(
                       sampling.keys(seed, range(len(x))), left)  # fmt: skip
     if image is not None and mask is not None:
         x = jnp.where(drawn_anew > 0, x, z)  # the last step of a table ends above t = 0, with some noise
-    decode = functools.partial(_decode, pipeline, params["vae"])
+    decode = lambda z: fetch(_decode(pipeline, params["vae"], z))
     if tile is not None:
-        images = tiled_decode(decode, x, factor=autoencoder.factor, tile=_tile(tile, autoencoder.factor))
+        images = tiled_decode(decode, fetch(x), factor=autoencoder.factor, tile=_tile(tile, autoencoder.factor))
     else:
         images = np.concatenate([decode(x[i : i + 1]) for i in range(len(x))])  # one by one: less memory
     return np.clip(images, 0.0, 1.0)

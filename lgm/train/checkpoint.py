@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from lgm.parsing import ConfigError
@@ -16,7 +15,7 @@ class Checkpoints:
     """The checkpoints of one run, kept under `workdir/checkpoints`, named by step."""
 
     def __init__(self, workdir: str | Path, keep: int = 2):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every file it writes
+        quiet()
         self.path = Path(workdir).resolve() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self.manager = ocp.CheckpointManager(self.path, options=options)
@@ -53,17 +52,11 @@ class Checkpoints:
         self.manager.close()
 
 
-def restore_weights(workdir: str | Path, abstract_state: Any) -> tuple[Any, int]:
-    """(state, step) of a run's newest checkpoint, for sampling and evaluation. Raises ConfigError if there is none."""
-    path = Path(workdir)
-    if not (path / "checkpoints").is_dir():
-        raise ConfigError(f"{path}/checkpoints is not there; train first, or give another --workdir")
-    checkpoints = Checkpoints(path)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # whatever mesh the run was trained on
-    abstract_state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), abstract_state)
-    try:
-        step = checkpoints.latest()
-        state, _ = checkpoints.restore(abstract_state, step)
-        return jax.block_until_ready(state), step
-    finally:
-        checkpoints.close()
+def newest_first(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a folder of them."""
+    return sorted(ocp.utils.checkpoint_steps(folder), reverse=True) if folder.is_dir() else []
+
+
+def quiet() -> None:
+    """Orbax narrates every file it reads and writes; only what goes wrong is of interest."""
+    logging.getLogger("absl").setLevel(logging.ERROR)

@@ -13,8 +13,9 @@ import jax
 
 from lgm import config as schema
 from lgm.files import write_atomically
+from lgm.parallel import Layout, make_layout, on_first, shardings
 from lgm.parsing import ConfigError
-from lgm.processes import PREEMPTED
+from lgm.processes import PREEMPTED, member
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # names of glibc's mallopt
 
@@ -73,27 +74,34 @@ def keep_freed_memory() -> None:
     tune(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def load_run(workdir: str, weights: str):
+def load_run(workdir: str, weights: str, layout: Layout | None = None):
     """(system, weights, frozen parameters, images seen) of a run's newest checkpoint; of one that was only imported,
-    the weights that it will start from."""
-    config, system, frozen, trained, step = _open_run(workdir, weights)
+    the weights that it will start from. They lie in `layout`, by default over all devices of all processes."""
+    config, system, frozen, trained, step = _open_run(workdir, weights, layout)
     return system, system.whole(trained, frozen), frozen, step * config.batch_size
 
 
-def _open_run(workdir: str, weights: str):
+def _open_run(workdir: str, weights: str, layout: Layout | None = None):
     """(config, system, frozen parameters, trained parameters, step) of a denoiser's run."""
-    from lgm.train.start import open_system, restored
+    from lgm.train.restoring import restore_weights
+    from lgm.train.start import open_system
 
     config = schema.read(workdir)
     if config.family == "autoencoder":
         raise ConfigError(f"--workdir={workdir} holds an autoencoder's run; give the folder of a denoiser's")
     use_compilation_cache()
-    system, frozen, start = open_system(config)
+    layout = layout or over_all_devices()
+    system, frozen, start = open_system(config, layout)
+    abstract = jax.eval_shape(system.init, jax.random.key(0))
+    places = shardings(layout, abstract, system.logical_axes())
     if start is not None and not (Path(workdir) / "checkpoints").is_dir():
-        trained, step = start(None), 0
-    else:
-        trained, step = restored(config, workdir, system.init, weights)
-    return config, system, jax.device_put(frozen), jax.device_put(trained), step
+        return config, system, frozen, start(places), 0
+    return config, system, frozen, *restore_weights(workdir, abstract, weights, places)
+
+
+def over_all_devices() -> Layout:
+    """The layout of what only draws, measures or writes: weights are split over all devices, and so are images."""
+    return make_layout({"data": 1, "fsdp": -1})
 
 
 def sample(workdir: str, prompts: list[str], out: str, *, weights: str, **options) -> int:
@@ -110,7 +118,7 @@ def sample_exported(folder: str, prompts: list[str], out: str, **options) -> int
     """`sample` with a folder of `lgm export` that is no diffusers folder."""
     from lgm.interop.exports import open_exported
 
-    return _sample(lambda: open_exported(folder), prompts, out, **options)
+    return _sample(lambda: open_exported(folder, over_all_devices()), prompts, out, **options)
 
 
 def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image: str | None = None,
@@ -126,10 +134,31 @@ def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image:
     start = starting_picture(image, strength, mask, (system.config.data.resolution,) * 2)
     captions = [prompt for prompt in prompts for _ in range(count)]
     images = draw(system, params, frozen, captions, seed, start, **changes)
+    if not first():
+        return finished()
     if len(images) == 1:
         save_grid(out, images, scale=1)
     else:
         save_grid(out, images, captions)
+    return finished()
+
+
+def sample_released(folder: str, prompts: list[str], out: str, **options) -> int:
+    """`sample` with a folder of diffusers; `options` are those of `interop.drawing.draw_from_folder`."""
+    from lgm.interop.drawing import draw_from_folder
+
+    draw_from_folder(folder, prompts, out if first() else None, **options)
+    return finished()
+
+
+def first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def finished() -> int:
+    """0, when all processes have come here: what the first one writes is there."""
+    member.barrier("the end")
     return 0
 
 
@@ -152,12 +181,14 @@ def evaluate(workdir: str, out: str, weights: str, distance: int | None = None) 
     check_enough(system, images)
     arrays = encode_all(system, frozen, images), *system.tokenize(images.captions)
     values = heldout_figures(system, params, frozen, images, arrays)
+    if not first():
+        return finished()
     result = {"images_seen": images_seen, "weights": weights, "heldout_images": len(images), **values}
     write_atomically(out, (json.dumps(result, indent=2) + "\n").encode())
     drawn = f", kernel distance {values['kernel_distance']:.4g} +- {values['kernel_distance_error']:.2g}" if \
         "kernel_distance" in values else ""
     print(f"held-out loss {values['heldout_loss']:.4f} over {len(images)} images{drawn}; see {out}")
-    return 0
+    return finished()
 
 
 def export(workdir: str, out: str, weights: str, dtype: str | None = None) -> int:
@@ -167,12 +198,24 @@ def export(workdir: str, out: str, weights: str, dtype: str | None = None) -> in
             raise ConfigError(f"--dtype={dtype} goes with a denoiser's run")
         line = _export_autoencoder(workdir, out, weights)
     else:
-        from lgm.interop.exports import export_run
+        from lgm.interop.exports import check_new, export_run
 
+        check_new(out)
         _, system, frozen, trained, _ = _open_run(workdir, weights)
-        line = export_run(system, trained, frozen, out, dtype)
-    print(line)
-    return 0
+        trained, frozen = on_first((trained, {"autoencoder": frozen["autoencoder"]}))
+        line = export_run(system, trained, frozen, out, dtype) if first() else ""
+    if line:
+        print(line)
+    return finished()
+
+
+def export_released(folder: str, out: str, loras: list[str], **options) -> int:
+    """Write a folder of diffusers anew; `options` are those of `interop.exports.export_folder`."""
+    from lgm.interop import drawing, exports
+
+    if first():
+        print(exports.export_folder(folder, out, loras=[drawing.lora_of(text) for text in loras], **options))
+    return finished()
 
 
 def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
@@ -182,15 +225,19 @@ def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
     from lgm.interop.exports import export_autoencoder
     from lgm.models import build
     from lgm.train.autoencode import reconstruct_all
-    from lgm.train.start import restored
+    from lgm.train.restoring import restore_weights
     from lgm.weights import save_autoencoder, standardized
 
     config = schema.read(workdir)
     if Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out={out} is a file; give a folder")
-    params, _ = restored(config, workdir, lambda key: {"autoencoder": build(config.model).init(key)}, weights)
+    model, layout = build(config.model), over_all_devices()
+    params, _ = restore_weights(workdir, {"autoencoder": model.abstract()}, weights, layout.whole)
     images = open_images(config.data.source, where=config.data.where, resolution=config.data.resolution)
-    _, latents = reconstruct_all(config, build(config.model), params, images)
+    _, latents = reconstruct_all(config, model, params, images)
+    params = on_first(params)
+    if not first():
+        return ""
     try:
         write_autoencoder(config.model)
     except ValueError as error:

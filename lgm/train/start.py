@@ -14,9 +14,7 @@ from lgm.models import Params, build
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError, as_dict
 from lgm.system import System, build_system, sharder
-from lgm.train.checkpoint import restore_weights
-from lgm.train.optimizer import build_optimizer
-from lgm.train.state import init_state
+from lgm.train.restoring import restore_weights
 
 FREE = ("dtype", "remat", "group", "unroll")  # how a model computes, which another run may choose otherwise
 Start = Callable[[Any], Params]  # shardings of what is trained, or None -> its weights
@@ -43,13 +41,6 @@ def open_system(config: Config, layout: Layout | None = None) -> tuple[System, P
     return system, frozen | _base(config, system, sharder(layout), folder), None
 
 
-def restored(config: Config, workdir: str, init: Callable[[jax.Array], Params], weights: str) -> tuple[Params, int]:
-    """("ema" or "raw" weights of the newest checkpoint, its step); `init(key)` gives a tree of their shapes."""
-    optimizer = build_optimizer(config)
-    state, step = restore_weights(workdir, jax.eval_shape(lambda: init_state(init(jax.random.key(0)), optimizer)))
-    return state.ema if weights == "ema" else state.params, step
-
-
 def _base(config: Config, system: System, shard, folder: bool) -> Params:
     """The frozen weights that a LoRA changes: the denoiser's and, of a run with a text encoder of its own, that's."""
     plain = build(config.model)
@@ -58,11 +49,8 @@ def _base(config: Config, system: System, shard, folder: bool) -> Params:
 
         shardings = None if shard is None else shard(plain)
         return {"denoiser": open_denoiser(config.init_from, plain)(dtype=config.model.dtype, shardings=shardings)}
-    weights = _from_run(config, system)(None)
-    if shard is None:
-        return weights
-    models = {"denoiser": plain, "text": system.text}
-    return {name: jax.device_put(part, shard(models[name])) for name, part in weights.items()}
+    models = {"denoiser": plain} | ({"text": system.text} if system.text else {})
+    return _from_run(config, system)(None if shard is None else {name: shard(model) for name, model in models.items()})
 
 
 def _from_folder(config: Config, system: System) -> Start:
@@ -99,6 +87,5 @@ def _from_run(config: Config, system: System) -> Start:
                 raise ConfigError(f"config.{key}.{field}={as_dict(mine)[field]!r}, but that of "
                                   f"config.init_from={name!r} is {value!r}")
     parts = {"denoiser": build(config.model)} | ({"text": system.text} if system.text else {})
-    init = lambda key: {part: model.init(key) for part, model in parts.items()}
-    put = lambda weights, shardings: weights if shardings is None else jax.device_put(weights, shardings)
-    return lambda shardings: put(restored(theirs, name, init, "ema")[0], shardings)
+    abstract = {part: model.abstract() for part, model in parts.items()}
+    return lambda shardings: restore_weights(name, abstract, "ema", shardings)[0]

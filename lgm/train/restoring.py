@@ -1,0 +1,113 @@
+"""Weights alone out of a run's checkpoint, straight into the places where they are wanted.
+
+A train state is four times its weights: parameters, two moments, their average. Who only draws, measures, exports or
+starts from a run reads one of the four, a few parameters at a time, and of a parameter that is split over devices each
+process reads its own parts.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from lgm.parsing import ConfigError
+from lgm.train.checkpoint import newest_first, quiet
+
+PART = 0.1  # of all bytes that are under way at a time, or one parameter
+
+
+def restore_weights(workdir: str | Path, abstract: Any, weights: str = "ema", places: Any = None) -> tuple[Any, int]:
+    """("ema" or "raw" weights of a run's newest checkpoint, its step).
+
+    `abstract` is the tree of their shapes and types, nested dicts; `places` is a tree of shardings, one for all, or
+    None for one device of this process. Of several processes all must ask. Besides the weights a tenth of them, or one
+    parameter, is under way at a time. A checkpoint that cannot be read is passed over, with a line that says so. Raises
+    ConfigError, one line, where there is none, or one of other weights.
+    """
+    quiet()
+    folder = Path(workdir) / "checkpoints"
+    steps = newest_first(folder)
+    if not steps:
+        raise ConfigError(f"{folder} holds no checkpoint; train first, or give another --workdir")
+    if places is None or isinstance(places, jax.sharding.Sharding):
+        place = places or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: place, abstract)
+    name = {"ema": "ema", "raw": "params"}[weights]
+    wanted = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
+    for number, step in enumerate(steps, 1):
+        try:
+            found = _restored(folder / str(step), name, wanted)
+        except ConfigError as error:
+            if number == len(steps):
+                raise
+            print(f"{error}; going on with the one before, of step {steps[number]}", file=sys.stderr, flush=True)
+        else:
+            break
+    if len(set(np.ravel(multihost_utils.process_allgather(np.int32(step))).tolist())) > 1:
+        raise ConfigError(f"{folder}: a checkpoint can be read by some processes only; delete those after step {step}")
+    return found, step
+
+
+def _restored(path: Path, name: str, wanted: Any) -> Any:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(wanted)
+    found: list[jax.Array] = []
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            for group in _groups(leaves):
+                item = {name: _nested(group)}
+                options = {"restore_args": ocp.checkpoint_utils.construct_restore_args(item), "partial_restore": True}
+                tree = reader.restore((path / "state").resolve(), args=ocp.args.PyTreeRestore(item=item, **options))
+                found += [_at(tree[name], where) for where, _ in group]
+                jax.block_until_ready(found)
+    except Exception as error:
+        line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ConfigError(f"{path} cannot be read ({line})") from error
+    for (where, _), leaf in zip(leaves, found, strict=True):
+        if not isinstance(leaf, jax.Array):
+            raise ConfigError(f"{path} has no {jax.tree_util.keystr(where, simple=True, separator='/')}; its run is of "
+                              "another model than its config.json says")
+    return jax.tree.unflatten(structure, found)
+
+
+def _groups(leaves: list) -> Iterator[list]:
+    """Neighbours whose bytes in this process are together a part of all."""
+    sizes = [_bytes_here(leaf) for _, leaf in leaves]
+    most, group, held = PART * sum(sizes), [], 0
+    for entry, size in zip(leaves, sizes, strict=True):
+        if group and held + size > most:
+            yield group
+            group, held = [], 0
+        group.append(entry)
+        held += size
+    yield group
+
+
+def _bytes_here(leaf: jax.ShapeDtypeStruct) -> int:
+    shard = math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    return shard * len(leaf.sharding.addressable_devices)
+
+
+def _nested(group: list) -> dict:
+    """The part of a tree of dicts that holds `group`, [(path, leaf)]."""
+    tree: dict = {}
+    for where, leaf in group:
+        *parents, last = [step.key for step in where]
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def _at(tree: dict, where: tuple) -> Any:
+    for step in where:
+        tree = tree[step.key]
+    return tree
