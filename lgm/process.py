@@ -111,24 +111,39 @@ def ddpm(schedule: str = "scaled_linear", beta_start: float = 0.00085, beta_end:
     if zero_terminal_snr:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     tiny = 1e-8  # keeps the log of a zero signal finite
-    log_sigma = 0.5 * np.log1p(-root**2) - np.log(np.maximum(root, tiny))
-    return Process("ddpm", *_vp_of_table(log_sigma), steps)
+    return Process("ddpm", *_vp_of_table(np.maximum(root, tiny)), steps)
 
 
-def _vp_of_table(log_sigma: np.ndarray):
-    steps = len(log_sigma)
-    # one more point, so that t = 1 is on the line through the last two
-    entries = np.append(log_sigma, 2 * log_sigma[-1] - log_sigma[-2])
+def _vp_of_table(a_K: np.ndarray):
+    """a and b that are the table's a and sqrt(1 - a^2) at its own points, to the last bit.
+
+    With d the rise of log(b / a) since the point before, b / a there is B / A e^d, hence a = A / r and b = B e^d / r
+    with r^2 = A^2 + B^2 e^(2 d) = 1 + B^2 expm1(2 d), which is 1 at the point itself.
+    """
+    steps = len(a_K)
+    b_K = np.sqrt(-np.expm1(2 * np.log(a_K)))
+    rises = np.diff(np.log(b_K / a_K))
+    rises = np.append(rises, rises[-1])  # t = 1 is on the line through the last two points
 
     def at(t):
-        table = jnp.asarray(entries, float)
+        """(A, B, d), each of t's shape."""
         place = jnp.clip(jnp.asarray(t, float), 0.0, 1.0) * steps
+        point = jnp.round(place)
+        # k / N times N is k up to a few roundings; what is that near is meant to be the point
+        beside = jnp.where(jnp.abs(place - point) <= 2 * jnp.finfo(place.dtype).eps * point, place - point, 0.0)
+        place -= jax.lax.stop_gradient(beside)
         low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, steps - 1)
-        share = place - low
-        return table[low] * (1.0 - share) + table[low + 1] * share
+        of_point = lambda values_K: jnp.asarray(values_K, float)[low]
+        return of_point(a_K), of_point(b_K), of_point(rises) * (place - low)
 
-    a = lambda t: jnp.sqrt(jax.nn.sigmoid(-2.0 * at(t)))
-    b = lambda t: jnp.sqrt(jax.nn.sigmoid(2.0 * at(t)))
+    def a(t):
+        a, b, d = at(t)
+        return a / jnp.sqrt(1.0 + jnp.square(b) * jnp.expm1(2.0 * d))
+
+    def b(t):
+        a, b, d = at(t)
+        return b * jnp.exp(d) / jnp.sqrt(1.0 + jnp.square(b) * jnp.expm1(2.0 * d))
+
     return a, b
 
 
