@@ -78,14 +78,16 @@ class Model:
         """The number of parameters."""
         return count(self.abstract())
 
-    def flops(self, *args, **kwargs) -> float:
+    def flops(self, *args, executed: bool = False, **kwargs) -> float:
         """Floating-point operations of the products and convolutions of one forward pass on abstract `args`.
 
-        Counted from the traced program with scanned bodies multiplied by their length (XLA's own count is not).
+        The standard count of the model or, with `executed`, of what is computed (`flops.count_flops`). Counted from the
+        traced program with scanned bodies multiplied by their length (XLA's own count is not).
         """
         from lgm.models.flops import count_flops
 
-        return count_flops(lambda params, *a: self.apply(params, *a, **kwargs), self.abstract(), *args)
+        forward = lambda params, *a: self.apply(params, *a, **kwargs)
+        return count_flops(forward, self.abstract(), *args, executed=executed)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.models.flops import textbook
 from lgm.parallel import constrain, current, gathered, platform
 from lgm.parallel.halo import convolve_rows
 
@@ -178,7 +179,8 @@ class ResBlock(nnx.Module):
 def upsample(x_BHWC: jax.Array, conv: Conv, size: tuple[int, int] | None = None) -> jax.Array:
     """`conv` (3 x 3) over x with every pixel doubled in each direction, cut to `size` (one less than double) first."""
     b, h, w, c = x_BHWC.shape
-    if size in (None, (2 * h, 2 * w)):
+    size = size or (2 * h, 2 * w)
+    if size == (2 * h, 2 * w) and not textbook():
         return _upsample_phases(x_BHWC, conv)
     doubled = jnp.broadcast_to(x_BHWC[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
     return conv(doubled[:, : size[0], : size[1]])

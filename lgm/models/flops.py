@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
 import jax
 
+_TEXTBOOK = contextvars.ContextVar("textbook", default=False)
 
-def count_flops(fn: Callable, *abstract_args) -> float:
+
+def textbook() -> bool:
+    """Whether the program that is traced now is only to be counted, and networks shall compute as papers count them
+    rather than in fewer operations."""
+    return _TEXTBOOK.get()
+
+
+def count_flops(fn: Callable, *abstract_args, executed: bool = False) -> float:
     """Floating-point operations (two a multiply-add) of the products and convolutions in one call of `fn`.
 
-    `fn` is traced on arrays or `jax.ShapeDtypeStruct`s; nothing is compiled or run. A scan's body counts as often as it
-    runs, of a `cond` the dearest branch counts, a `while` body counts once (its length is not in the program), and
-    elementwise work does not count. Multiplications with a convolution's padding count, as hardware does them.
+    The count is that of papers and of other counters, a model's standard one; with `executed` it is of what a device is
+    given, which is less where a network has a cheaper way to the same values. `fn` is traced on arrays or
+    `jax.ShapeDtypeStruct`s; nothing is compiled or run. A scan's body counts as often as it runs, of a `cond` the
+    dearest branch counts, a `while` body counts once (its length is not in the program), and elementwise work does not
+    count. Multiplications with a convolution's padding count, as hardware does them.
     """
-    return _jaxpr(jax.make_jaxpr(fn)(*abstract_args).jaxpr)
+    token = _TEXTBOOK.set(not executed)
+    try:
+        return _jaxpr(jax.make_jaxpr(lambda *args: fn(*args))(*abstract_args).jaxpr)  # anew: no trace is remembered
+    finally:
+        _TEXTBOOK.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,7 +120,8 @@ def ladder(family: str, low: float, high: float, rungs: int, **options) -> list[
 def measure(config, latent: int, text_tokens: int = 77) -> Rung:
     """Exact parameters, and FLOPs an image at `latent` x `latent` latents and so many text tokens; runs nothing.
 
-    FLOPs are those of matrix products and convolutions in the traced program, two a multiply-add; the training step's
+    FLOPs are those of matrix products and convolutions, two a multiply-add, by the model's standard count (what is
+    computed may be less: `flops.count_flops`); the training step's
     are traced through its gradient, which is a little less than three times the forward pass.
     """
     model = build(config)

@@ -37,6 +37,7 @@ def make_task(config: Config, layout: Layout) -> Task:
         frozen={},
         batches=iterator,
         forward_flops=autoencoder.flops(one, method="reconstruct"),
+        executed_flops=autoencoder.flops(one, method="reconstruct", executed=True),
         heldout=lambda params: heldout_psnr(config, autoencoder, params, heldout),
         pictures=lambda params, path: picture(config, autoencoder, params, heldout, path),
     )

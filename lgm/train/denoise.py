@@ -58,6 +58,7 @@ def make_task(config: Config, layout: Layout) -> Task:
         frozen=frozen,
         batches=iterator,
         forward_flops=forward_flops(system, frozen),
+        executed_flops=forward_flops(system, frozen, executed=True),
         heldout=lambda params: heldout_figures(system, whole(params), frozen, test, arrays_of_test),
         pictures=lambda params, path: picture(system, whole(params), frozen, rows, path),
         start=start,
@@ -116,14 +117,15 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
     return loss
 
 
-def forward_flops(system: System, frozen) -> float:
-    """FLOPs of one image's forward pass through the denoiser and, where it is trained too, the text encoder."""
+def forward_flops(system: System, frozen, executed: bool = False) -> float:
+    """FLOPs of one image's forward pass through the denoiser and, where it is trained too, the text encoder: the
+    models' standard counts or, with `executed`, what is computed."""
     abstract = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     text = {"text": system.text.abstract()} if system.text else {"text": abstract(frozen.get("text"))}
     tokens, mask = abstract(system.unconditional(1))
     cond = jax.eval_shape(system.condition, text, tokens, mask)
     x = jax.ShapeDtypeStruct((1, *system.latent_shape()), jnp.float32)
-    flops = system.denoiser.flops(x, jax.ShapeDtypeStruct((1,), jnp.float32), cond)
+    flops = system.denoiser.flops(x, jax.ShapeDtypeStruct((1,), jnp.float32), cond, executed=executed)
     return flops + (system.text.flops(tokens, mask) if system.text and not system.config.lora else 0.0)
 
 

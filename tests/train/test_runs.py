@@ -36,7 +36,7 @@ def test_a_run_leaves_metrics_pictures_events_and_its_config(tiny_run):
     heldout = {row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}
     assert len(losses) == 6 and np.isfinite(losses).all()
     assert sorted(heldout) == [0, 6, 12] and heldout[12] < heldout[0]
-    assert {"images_per_second", "tflops_per_second", "lr", "grad_norm"} <= rows[1].keys()
+    assert {"images_per_second", "tflops_per_second", "executed_tflops_per_second", "lr", "grad_norm"} <= rows[1].keys()
     assert [p.name for p in (tiny_run / "samples").iterdir()] == ["000000096.png"]
     assert list(tiny_run.glob("events.out.tfevents*"))
     assert schema.read(tiny_run).name == "tiny"
