@@ -16,30 +16,37 @@ from lgm.parallel.ring import MASKED, ring, ulysses
 
 Implementation = Literal["auto", "xla", "cudnn", "splash", "ring", "ulysses"]
 IMPLEMENTATIONS = get_args(Implementation)
+CUDNN_WIDTH = 128  # widest head that cuDNN's fused attention takes on every GPU it knows
 
 
 def attention(q_BTND: jax.Array, k_BSND: jax.Array, v_BSND: jax.Array, mask_BS: jax.Array | None = None,
               implementation: Implementation | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v in the layout [B, T, N, D], softmax in float32.
 
-    mask_BS is True for keys that count. The implementation is the argument, else the layout's, else "auto": cuDNN on a
-    GPU for 16-bit inputs, splash on a TPU, XLA elsewhere. Where tokens are split over `context`, these gather keys and
-    values; "ring" passes them round and "ulysses" exchanges tokens for heads, both only where queries and keys are the
-    same tokens (a text's few keys are gathered).
+    mask_BS is True for keys that count; where none does, all count alike and the scores have no gradient. The
+    implementation is the argument, else the layout's, else "auto": cuDNN on a GPU for 16-bit heads that it takes,
+    splash on a TPU, XLA elsewhere. Where tokens are split over `context`, these gather keys and values; "ring" passes
+    them round and "ulysses" exchanges tokens for heads, both only where queries and keys are the same tokens (a text's
+    few keys are gathered).
     """
     layout = current()
     name = implementation or (layout.attention if layout else "auto")
-    kernel = _kernel(name, q_BTND.dtype)
+    kernel = _kernel(name, q_BTND.dtype, q_BTND.shape[-1])
+    if mask_BS is not None:
+        # kernels differ in what they make of an example whose keys are all masked: none is given such
+        some_B = mask_BS.any(1)
+        q_BTND, mask_BS = jnp.where(some_B[:, None, None, None], q_BTND, 0), mask_BS | ~some_B[:, None]
     if layout is not None and layout.mesh.size > 1:
         return _on_mesh(layout, name, kernel, q_BTND, k_BSND, v_BSND, mask_BS)
     return checkpoint_name(kernel(q_BTND, k_BSND, v_BSND, mask_BS), "attention")
 
 
-def _kernel(name: Implementation, dtype):
-    """What computes attention on one device."""
+def _kernel(name: Implementation, dtype, width: int):
+    """What computes attention on one device, of heads of that width."""
     if name in ("auto", "ring", "ulysses"):
-        sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
-        name = {"gpu": "cudnn" if sixteen_bits else "xla", "tpu": "splash"}.get(platform(), "xla")
+        # wider heads (an autoencoder's one of 512, 160 in U-Nets of 8 heads) are few or attend to few keys
+        fused = dtype in (jnp.bfloat16, jnp.float16) and width <= CUDNN_WIDTH and width % 8 == 0
+        name = {"gpu": "cudnn" if fused else "xla", "tpu": "splash"}.get(platform(), "xla")
     if name == "splash":
         from lgm.models.splash import splash
 
@@ -96,11 +103,35 @@ def _xla(q_BTND, k_BSND, v_BSND, mask_BS):
 
 
 def _cudnn(q_BTND, k_BSND, v_BSND, mask_BS):
-    """cuDNN is given lengths padded to a multiple of 64, because it refuses odd ones in training."""
-    t, s = q_BTND.shape[1], k_BSND.shape[1]
+    """cuDNN's fused attention over the keys that count, brought to the front and told by their number.
+
+    The order of keys changes nothing, a mask of scores would be as large as they are. Lengths are padded to a multiple
+    of 64, because training with odd ones is refused.
+    """
+    b, t, s = *q_BTND.shape[:2], k_BSND.shape[1]
     pad = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % 64), (0, 0), (0, 0)))
-    if mask_BS is None and s % 64:
-        mask_BS = jnp.ones((len(k_BSND), s), bool)
-    mask = None if mask_BS is None else jnp.pad(mask_BS, ((0, 0), (0, -s % 64)))[:, None, None, :]
-    y = jax.nn.dot_product_attention(pad(q_BTND), pad(k_BSND), pad(v_BSND), mask=mask, implementation="cudnn")
+    lengths_B = jnp.full(b, s, jnp.int32) if s % 64 else None
+    if mask_BS is not None:
+        lengths_B = mask_BS.sum(1, dtype=jnp.int32)
+        order_BS = jnp.argsort(~mask_BS, axis=1, stable=True)
+        k_BSND, v_BSND = (_reordered(x, order_BS) for x in (k_BSND, v_BSND))
+    y = jax.nn.dot_product_attention(pad(q_BTND), pad(k_BSND), pad(v_BSND), key_value_seq_lengths=lengths_B,
+                                     implementation="cudnn")  # fmt: skip
     return y[:, :t]
+
+
+@jax.custom_vjp
+def _reordered(x_BSND, order_BS):
+    """x[b, order[b, s]]; its gradient is the inverse permutation's gather, for a scatter is slow on a GPU."""
+    return jnp.take_along_axis(x_BSND, order_BS[:, :, None, None], axis=1)
+
+
+def _reordered_forward(x, order):
+    return _reordered(x, order), order
+
+
+def _reordered_backward(order, gradient):
+    return _reordered(gradient, jnp.argsort(order, axis=1)), None
+
+
+_reordered.defvjp(_reordered_forward, _reordered_backward)

@@ -39,6 +39,53 @@ def test_values_and_gradients_equal_jax_own(implementation, tokens, keys, width,
         assert np.linalg.norm(a - b) <= TOLERANCE * np.linalg.norm(b)
 
 
+MASKS = {
+    "text that ends early": lambda b, s: np.arange(s) < np.arange(1, b + 1)[:, None] * s // b,
+    "an image and then text": lambda b, s: np.arange(s) < s // 2 + np.arange(b)[:, None],
+    "padding first": lambda b, s: np.arange(s) >= np.arange(b)[:, None],
+    "image and text of two devices": lambda b, s: np.tile(np.arange(s) % (s // 2) < s // 2 - 2, (b, 1)),
+    "anything": lambda b, s: np.random.default_rng(3).random((b, s)) < 0.5,
+    "all": lambda b, s: np.ones((b, s), bool),
+    "nothing in one example": lambda b, s: (np.arange(s) < 5) & (np.arange(b)[:, None] != 1),
+}
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), [
+    ("xla", "float32"), ("cudnn", "float32"), ("cudnn", "bfloat16"), ("splash", "float32"),
+])  # fmt: skip
+def test_every_form_of_mask_is_that_of_scores(implementation, dtype, monkeypatch):
+    rng, (b, t, s, n, d) = np.random.default_rng(0), (3, 9, 22, 2, 16)
+    q, k, v, weight = (rng.normal(size=(b, x, n, d)).astype(jnp.dtype(dtype)) for x in (t, s, s, t))
+    original = jax.nn.dot_product_attention
+
+    def theirs(q, k, v, mask):
+        masked = original(q, k, v, mask=mask[:, None, None], implementation="xla")
+        mean = jnp.broadcast_to(v.mean(1, keepdims=True), q.shape)  # where no key counts, all do alike
+        return jnp.where(mask.any(1)[:, None, None, None], masked, mean)
+
+    # what cuDNN is given, computed by XLA: the keys in another order and how many of them count
+    monkeypatch.setattr(jax.nn, "dot_product_attention",
+                        lambda *a, implementation, **kw: original(*a, implementation="xla", **kw))  # fmt: skip
+
+    @jax.jit
+    def both(q, k, v, mask):
+        results = []
+        for fn in (lambda *qkv: attention(*qkv, mask, implementation), lambda *qkv: theirs(*qkv, mask)):
+            out, pull = jax.vjp(fn, q, k, v)
+            results.append((out, *pull(jnp.asarray(weight))))
+        return results
+
+    # sums of at most 22 x 16 terms in another order; bfloat16 rounds weights, sums and gradients once each to 2^-9
+    tolerance = TOLERANCE if dtype == "float32" else 4 * 2**-9
+    for form, make in MASKS.items():
+        mask = make(b, s)
+        ours, expected = both(q, k, v, mask)
+        for x, y in zip(ours, expected, strict=True):
+            x, y = np.float64(x), np.float64(y)
+            assert np.linalg.norm(x - y) <= tolerance * np.linalg.norm(y), form
+        assert not np.asarray(ours[1])[~mask.any(1)].any()
+
+
 def test_an_unknown_implementation_is_named():
     q, k, v, _ = problem(4, 4, 8, False)
     with pytest.raises(ValueError, match="attention 'flash' is unknown; there are auto, xla, cudnn, splash, ring"):
