@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lgm import registry, sampling
+from lgm.data.decoding import fitted, picture
+from lgm.data.images import is_unicode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,9 @@ def drawing_words(prompts: Sequence[str], count: int, steps: int | None = None, 
     for prompt in prompts:
         if not prompt.strip():
             raise ValueError('--prompt is empty; give a caption, such as --prompt="grinning face emoji, noto style"')
+    for name, texts in (("prompt", prompts), ("negative", [negative])):
+        if broken := [text for text in texts if not is_unicode(text)]:
+            raise ValueError(f"--{name}={ascii(broken[0])} is no Unicode text; write it in UTF-8")
     for name, value in (("count", count), ("steps", steps)):
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value} must be at least 1")
@@ -51,7 +56,10 @@ def drawing_words(prompts: Sequence[str], count: int, steps: int | None = None, 
 
 def starting_picture(image: str | Path | None, strength: float | None, mask: str | Path | None,
                      size: tuple[int, int] | None = None) -> Start | None:
-    """The picture that --image, --strength and --mask say, cut to `size` = (height, width); None without an image."""
+    """The picture that --image, --strength and --mask say, cut to `size` = (height, width); None without an image.
+
+    Raises ValueError, one line, for a file that is no image and for a mask of another shape than the picture.
+    """
     if strength is not None and not 0.0 < strength <= 1.0:
         raise ValueError(f"strength={strength} must lie in (0, 1]")
     if image is None:
@@ -59,27 +67,30 @@ def starting_picture(image: str | Path | None, strength: float | None, mask: str
             raise ValueError(f"{'strength' if mask is None else 'mask'} goes with image, the picture to start from")
         return None
     strength = 0.8 if strength is None else strength
-    picture = read_image(image)
-    picture = picture if size is None else resized(picture, size)
+    start = _open(image)
+    width, height = start.size
+    size = size or (height, width)
+    pixels = fitted(start, size).astype(np.float32) / 255
     if mask is None:
-        return Start(picture, strength)
-    return Start(picture, strength, resized(read_image(mask), picture.shape[:2]).mean(-1) > 0.5)
+        return Start(pixels, strength)
+    cover = _open(mask)
+    if abs(cover.width * height - cover.height * width) > max(cover.size + start.size) / 2:  # half a pixel of either
+        raise ValueError(f"--mask={mask} is {cover.width} x {cover.height} pixels, --image={image} {width} x {height}; "
+                         "give a mask of the picture's shape, in any size")
+    return Start(pixels, strength, fitted(cover.resize(start.size, Image.Resampling.LANCZOS), size).mean(-1) > 127.5)
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """[H, W, 3] float32 in [0, 1]. Raises ValueError, one line, for a file that is no image."""
+    """[H, W, 3] float32 in [0, 1], read as training images are. Raises ValueError, one line, for what is no image."""
+    return np.asarray(_open(path), np.float32) / 255
+
+
+def _open(path: str | Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"), np.float32) / 255
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); give a PNG or JPEG") from error
-
-
-def resized(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture in [0, 1] scaled to cover `size` = (height, width) and cut in the middle."""
-    picture = Image.fromarray(np.round(image_HWC * 255).astype(np.uint8))
-    fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.asarray(fitted, np.float32) / 255
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image ({error.strerror or error}); give a PNG or JPEG") from None
+    return picture(content, str(path))
 
 
 def latent_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:

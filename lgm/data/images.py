@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from lgm.data.decoding import decode, stored_size
 from lgm.data.storage import METADATA, Folder, Storage, TensorFlowDataset, Zip
 from lgm.parsing import near_miss
 
 SHIPPED = {"emoji64": "emoji64/emoji64.zip"}
 SHOWN = 30  # values that an error lists before it only counts them
-SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
-ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +63,7 @@ class ImageSet:
         have them, else from the files' headers."""
         if all("height" in row and "width" in row for row in self.rows):
             return np.array([(row["height"], row["width"]) for row in self.rows], np.int32)
-        size = lambda row: _stored_size(self.storage.read(row["file_name"]), f"{self.source}/{row['file_name']}")
+        size = lambda row: stored_size(self.storage.read(row["file_name"]), f"{self.source}/{row['file_name']}")
         with ThreadPoolExecutor(threads) as pool:
             return np.array(list(pool.map(size, self.rows)), np.int32)
 
@@ -82,58 +79,22 @@ def open_images(source: str, where: Mapping[str, Any] | None = None, resolution:
     `source` is "emoji64", a folder or a zip with a metadata.jsonl (one JSON object a line with "file_name", "text" and
     any other fields), or "tfds:NAME[:SPLIT]" for a prepared TensorFlow Datasets name. `where` maps a field to a value,
     to a list of values, or to a prefix ending in "-" or "*": {"subcategory": "face-"}; a field that holds a list
-    matches by any of its items. `caption` is the field that is each image's caption. Raises ValueError in one line for
-    a source that cannot be read, metadata without captions, a named image that is not there, or a filter that leaves
-    nothing.
+    matches by any of its items. `caption` is the field that is each image's caption; where that is another, rows need
+    no "text". Raises ValueError in one line for a source that cannot be read, metadata without captions, a named image
+    that is not there, or a filter that leaves nothing.
     """
     if resolution < 1:
         raise ValueError(f"config.data.resolution={resolution} must be at least 1")
     if source.startswith("tfds:"):
         storage = TensorFlowDataset(source.removeprefix("tfds:"))
-        rows = _checked(enumerate(storage.rows()), storage, source, "record")
+        rows = _checked(enumerate(storage.rows()), storage, source, "record", caption)
     else:
         storage = _open(source)
-        rows = _checked(_json_lines(storage.read(METADATA), source), storage, f"{source}/{METADATA}", "line")
+        rows = _checked(_json_lines(storage.read(METADATA), source), storage, f"{source}/{METADATA}", "line", caption)
     rows = _select(rows, where or {}, source)
     if caption != "text":
         rows = [{**row, "text": _caption(row, caption, source)} for row in rows]
     return ImageSet(source, storage, tuple(rows), resolution)
-
-
-def decode(content: bytes, size: tuple[int, int], name: str) -> np.ndarray:
-    """An image file's bytes (PNG, JPEG, WebP, whatever Pillow reads) as uint8 [*size, 3] on white."""
-    height, width = size
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            # a large JPEG is decoded at the smallest scale that covers the size: 12 MP to 512 px in 65 ms, not 360
-            image.draft("RGB", (width, height))
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip rather than scale
-                image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _undecodable(name, error) from None
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(image)
-
-
-def _stored_size(content: bytes, name: str) -> tuple[int, int]:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(ORIENTATION) in SIDEWAYS else (height, width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _undecodable(name, error) from None
-
-
-def _undecodable(name: str, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(f"{name} cannot be decoded ({reason.split(' <')[0]}); replace it or remove it from the metadata")
 
 
 def _open(source: str) -> Storage:
@@ -154,19 +115,25 @@ def _json_lines(content: bytes, source: str) -> Iterable[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise ValueError(f"{source}/{METADATA} line {number} is not JSON; write one object a line") from None
 
 
-def _checked(rows: Iterable[tuple[int, Any]], storage: Storage, place: str, unit: str) -> list[dict[str, Any]]:
-    """The rows, each with the name of a file that is there and a caption."""
+def _checked(rows: Iterable[tuple[int, Any]], storage: Storage, place: str, unit: str,
+             caption: str) -> list[dict[str, Any]]:
+    """The rows, each with the name of a file that is there and a caption, where that is the field "text": another may
+    be absent from rows that a filter leaves out."""
     kept, numbers = [], {}
     for number, row in rows:
-        for field in ("file_name", "text"):
+        for field in ("file_name", "text") if caption == "text" else ("file_name",):
             value = row.get(field) if isinstance(row, dict) else None
             if not isinstance(value, str) or not value.strip():
                 problem = "an empty" if isinstance(value, str) else "no"
                 raise ValueError(f"{place} {unit} {number} has {problem} {field}; every image needs one, a string")
+        for field in ("file_name", caption):
+            if not is_unicode(row.get(field)):
+                raise ValueError(f"{place} {unit} {number}: its {field} is no Unicode text (half of a surrogate pair "
+                                 f"stands alone in {ascii(row[field])}); correct it")
         numbers.setdefault(row["file_name"], number)
         kept.append(row)
     if not kept:
@@ -202,6 +169,12 @@ def _caption(row: dict[str, Any], field: str, source: str) -> str:
         known = near_miss(field, row) if field not in row else f", which is {row[field]!r} there"
         raise ValueError(f"config.data.caption={field!r}: {source}'s {row['file_name']} has no such text{known}")
     return str(row[field])
+
+
+def is_unicode(value: Any) -> bool:
+    """Whether a value is no text or one that can be written as UTF-8: JSON and arguments of a command line can hold
+    halves of surrogate pairs, which tokenizers refuse without saying where."""
+    return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _items(value: Any) -> Sequence[Any]:

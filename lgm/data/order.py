@@ -39,21 +39,34 @@ def shuffled(start: int, stop: int, count: int, seed: int) -> np.ndarray:
 
 
 def grouped(groups: np.ndarray, size: int, seed: int):
-    """`order(n) -> int64 [size]`, records of one group each time, and the number of such batches in an epoch.
+    """`order(n) -> int64 [size]`, records of one group each time, every record as often as any other.
 
-    Each epoch shuffles every group, cuts it into whole batches and shuffles those; what is left over of a group waits
-    for another epoch's shuffle.
+    The records of a group are one endless sequence of its own permutations, cut into batches: a batch may span the end
+    of one, and one of a group of fewer records holds some of them twice. After e epochs, of as many records as there
+    are, a group has had all of its batches that are whole by then; those that an epoch adds come in shuffled order.
+    Which batches these are is arithmetic, so that any n costs the same.
     """
     members = [np.flatnonzero(groups == label) for label in np.unique(groups)]
-    per_epoch = sum(len(group) // size for group in members)
+    lengths = np.array([len(group) for group in members], np.int64)
+    seeds = [int(np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0]) for i in range(len(members))]
+    whole = lambda epochs: epochs * lengths // size  # [groups], batches after so many epochs
 
-    @functools.lru_cache(maxsize=2)  # a batch read ahead may lie in the next epoch
     def plan(epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((seed, epoch))
-        whole = [rng.permutation(group)[: len(group) // size * size] for group in members]
-        return rng.permutation(np.concatenate(whole).reshape(-1, size))
+        """(group, number of its batch) of every batch that an epoch adds."""
+        first, last = whole(epoch), whole(epoch + 1)
+        added = [(group, k) for group in range(len(members)) for k in range(first[group], last[group])]
+        return np.random.default_rng((seed, epoch)).permutation(np.array(added, np.int64).reshape(-1, 2))
 
-    return lambda n: plan(n // per_epoch)[n % per_epoch], per_epoch
+    def order(n: int) -> np.ndarray:
+        low, high = 0, n * size // len(groups) + size  # the last epoch with at most n batches before it lies between
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if whole(middle).sum() <= n else (low, middle)
+        group, k = planned(low)[n - whole(low).sum()]
+        return members[group][shuffled(k * size, (k + 1) * size, len(members[group]), seeds[group])]
+
+    planned = functools.lru_cache(maxsize=2)(plan)  # a batch read ahead may lie in the next epoch
+    return order
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

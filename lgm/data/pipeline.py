@@ -34,9 +34,10 @@ def batches(
 
     arrays: equally long arrays, one record a row, taken by `array[indices]`. image: an optional function of an index
     that gives uint8 [H, W, 3]; `threads` threads read the images of a batch, which is served as "image". groups: an
-    optional label of every record; a batch then holds records of one label (images of one shape, say), and the records
-    that do not fill a label's last batch are left out, others in each epoch. Without groups every record is served
-    exactly once an epoch, and a batch may span the end of one. `get_state()` and `set_state()` make it resumable.
+    optional label of every record; a batch then holds records of one label (images of one shape, say), the same for all
+    processes; every record is served as often as any other, those of a label with fewer than a batch's more than once
+    in a batch. Without groups every record is served exactly once an epoch, and a batch may span the end of one.
+    `get_state()` and `set_state()` make it resumable.
     Raises ValueError when lengths differ, the batch is larger than the set, or it does not divide over the processes.
     """
     lengths = {name: len(array) for name, array in arrays.items()} | ({} if groups is None else {"groups": len(groups)})
@@ -57,11 +58,7 @@ def batches(
     if groups is None:
         mine = lambda n: shuffled(n * batch_size + first, n * batch_size + first + share, count, seed)
     else:
-        whole, per_epoch = grouped(np.asarray(groups), batch_size, seed)
-        if not per_epoch:
-            largest = np.unique(groups, return_counts=True)[1].max()
-            raise ValueError(f"config.batch_size={batch_size} is larger than every bucket of the data set, the largest "
-                             f"of which has {largest} images; give at most that, or fewer buckets")
+        whole = grouped(np.asarray(groups), batch_size, seed)
         mine = lambda n: whole(n)[first : first + share]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read") if image else None
 

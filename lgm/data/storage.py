@@ -121,9 +121,16 @@ class TensorFlowDataset:
                 if name in self.labels:
                     row[name] = self.labels[name].int2str(int(value)).replace("_", " ")
                 elif name != self.image and np.ndim(value) == 0:
-                    row[name] = value.decode() if isinstance(value, bytes) else np.asarray(value).item()
+                    text = isinstance(value, bytes)
+                    row[name] = self._text(value, name, number) if text else np.asarray(value).item()
             row["text"] = row.get("text") or row.get("caption") or next((row[name] for name in self.labels), "")
             yield row
+
+    def _text(self, value: bytes, feature: str, number: int) -> str:
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"tfds:{self.name}:{self.split} record {number}: its {feature} is no UTF-8 text") from None
 
     def read(self, name: str) -> bytes:
         """One record's encoded image."""

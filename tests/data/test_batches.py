@@ -65,7 +65,8 @@ def test_the_seed_decides_and_alone():
 GROUPS = np.arange(23) % 3
 
 
-@pytest.mark.parametrize("options", [{}, {"image": lambda i: np.full((2, 2, 3), i, np.uint8)}, {"groups": GROUPS}])
+@pytest.mark.parametrize("options", [{}, {"image": lambda i: np.full((2, 2, 3), i, np.uint8)}, {"groups": GROUPS},
+                                     {"groups": np.minimum(np.arange(23), 6)}])
 def test_a_resumed_iterator_goes_on_exactly_wherever_it_stopped(options):
     whole = take(make(**options), 14)  # past two epochs' ends
     first = make(**options)
@@ -79,7 +80,7 @@ def test_a_resumed_iterator_goes_on_exactly_wherever_it_stopped(options):
         assert same([next(first)], whole[step : step + 1])
 
 
-@pytest.mark.parametrize("groups", [None, np.arange(24) % 2])
+@pytest.mark.parametrize("groups", [None, np.arange(24) % 2, np.minimum(np.arange(24) // 4, 3), np.arange(24)])
 def test_processes_share_out_one_global_order(groups):
     options = {"count": 24, "batch_size": 6, "groups": groups}
     whole = take(make(**options), 9)
@@ -122,16 +123,32 @@ def test_an_image_that_cannot_be_read_ends_in_its_own_line():
     assert str(caught.value) == "set/3.png cannot be decoded"
 
 
-def test_grouped_batches_hold_one_group_and_whole_batches_only():
-    groups = np.array([0] * 10 + [1] * 7 + [2] * 2)
-    order, per_epoch = grouped(groups, 3, seed=0)
-    assert per_epoch == 3 + 2 + 0
-    epochs = [[order(n) for n in range(e * per_epoch, (e + 1) * per_epoch)] for e in range(30)]
-    for epoch in epochs:
-        assert all(len({*groups[batch]}) == 1 for batch in epoch)
-        assert len(np.unique(np.concatenate(epoch))) == 15
-    assert len(np.unique(np.concatenate(epochs[0] + epochs[1] + epochs[2] + epochs[3] + epochs[4]))) == 17
-    assert len({tuple(int(groups[batch[0]]) for batch in epoch) for epoch in epochs}) > 1
+@pytest.mark.parametrize(("counts", "size"), [((10, 7, 2), 3), ((1,) * 7, 3), ((2, 2), 4), ((40, 1, 0, 3), 8)])
+def test_grouped_batches_hold_one_group_and_lose_no_record(counts, size):
+    """Also of groups that are smaller than a batch. After e epochs of records a group has had floor(e count / size)
+    batches, and its records differ by one in how often they were served."""
+    groups = np.repeat(np.arange(len(counts)), counts)
+    order, epochs = grouped(groups, size, seed=0), 12
+    served = [sum(epoch * count // size for count in counts) for epoch in range(epochs + 1)]
+    taken = [order(n) for n in range(served[-1])]
+    assert all(batch.shape == (size,) and len({*groups[batch]}) == 1 for batch in taken)
+    labels = np.array([groups[batch[0]] for batch in taken])
+    for epoch, end in enumerate(served):
+        times = np.bincount(np.concatenate([*taken[:end], np.zeros(0, np.int64)]), minlength=len(groups))
+        for label, count in enumerate(counts):
+            assert (labels[:end] == label).sum() == epoch * count // size
+            if count:
+                assert np.ptp(times[groups == label]) <= 1
+    assert times.min() > 0  # no record is lost
+    np.testing.assert_array_equal(order(served[-1] // 2), taken[served[-1] // 2])  # whatever was asked for before
+
+
+def test_grouped_batches_come_in_shuffled_order():
+    groups = np.repeat([0, 1], 60)
+    order = grouped(groups, 6, seed=0)
+    labels = np.array([groups[order(n)[0]] for n in range(200)]).reshape(10, 20)
+    assert len({tuple(epoch) for epoch in labels}) == 10 and (labels.sum(1) == 10).all()
+    assert any(not np.array_equal(order(n), grouped(groups, 6, seed=1)(n)) for n in range(3))
 
 
 @pytest.mark.parametrize("options, problem", [
@@ -141,7 +158,6 @@ def test_grouped_batches_hold_one_group_and_whole_batches_only():
     ({"process_count": 2, "process_index": 2}, "process_index=2"),
     ({"seed": -1}, "config.seed=-1"),
     ({"groups": np.zeros(3)}, "arrays of one length"),
-    ({"groups": np.arange(23)}, "larger than every bucket"),
 ])
 def test_what_cannot_be_is_refused_in_one_line(options, problem):
     with pytest.raises(ValueError, match=problem) as caught:

@@ -127,7 +127,7 @@ def test_words_that_cannot_be_drawn_are_refused_in_one_line(stable_diffusion, tm
         (dict(count=0), "count=0 must be at least 1"),
         (dict(solver="guess"), "unknown solver 'guess'"),
         (dict(size=(17, 16)), "use multiples of 2 pixels"),
-        (dict(image=folder / "model_index.json"), "cannot be read as an image"),
+        (dict(image=folder / "model_index.json"), "model_index.json cannot be decoded"),
         (dict(lora=["no.safetensors"]), "no.safetensors is not there"),
         (dict(lora=["x.png:high"]), "the strength 'high' is no number"),
     ]:
