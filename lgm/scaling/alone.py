@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from lgm.config import Config
+from lgm.parallel import agreed
 from lgm.processes import member
 from lgm.scaling import results
 from lgm.scaling.sweep import Run
@@ -28,7 +29,8 @@ from lgm.train.placing import layout_of
 
 def train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool = False) -> None:
     """Train what is missing of a run; resumes where an earlier call was killed. Raises loop.Preempted on SIGTERM."""
-    missing = [config for config in run.configs if results.read(workdir, run, config) is None]
+    # the first process looks, for all to do the same: of a shared folder the others may see an older state
+    missing = [config for config in run.configs if agreed(results.read(workdir, run, config) is None)]
     for config in missing:
         place, began = results.folder(workdir, run, config), time.monotonic()
         try:
@@ -50,12 +52,13 @@ def train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool = Fal
 def _trunk(run: Run, workdir: Path, config: Config, quiet: bool) -> Path | None:
     """A folder whose newest checkpoint is the trunk's at the start of `config`'s cooldown, or at an earlier one's."""
     starts = [decay_start(c) for c in run.configs]
-    done = {int(path.name.removeprefix("trunk-")): path for path in _trunks(run, workdir) if (path / "done").exists()}
+    done = {start: path for start in starts
+            if agreed(((path := _trunk_folder(run, workdir, start)) / "done").exists())}
     before = max((step for step in done if step <= decay_start(config)), default=None)
     source = None if before is None else done[before]
     if config is run.configs[-1] or before == decay_start(config):
         return source  # nothing branches off later: the last config's own run goes on from the trunk
-    ahead = workdir / "runs" / run.name / f"trunk-{starts[run.configs.index(config)]}"
+    ahead = _trunk_folder(run, workdir, decay_start(config))
     _once(lambda: _seed(source, ahead))
     _loop(_constant(config), ahead, quiet)
     _once(lambda: (ahead / "done").touch())
@@ -68,6 +71,10 @@ def _once(act: Callable[[], object]) -> None:
     if jax.process_index() == 0:
         act()
     member.barrier("the first process's turn")
+
+
+def _trunk_folder(run: Run, workdir: Path, start: int) -> Path:
+    return workdir / "runs" / run.name / f"trunk-{start}"
 
 
 def _trunks(run: Run, workdir: Path) -> list[Path]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
+
 from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED
 from lgm.scaling import results
@@ -36,6 +38,9 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
     if only is not None and not 0 <= only < len(runs):
         raise ConfigError(f"--only={only} is not a run of this plan; --list shows them, 0 to {len(runs) - 1}")
     if not gather:
+        if only is None and jax.process_count() > 1:
+            raise ConfigError(f"lgm sweep over {jax.process_count()} processes trains one run; give --only=I, its "
+                              "number in --list, or start it as one process")
         use_compilation_cache()
         keep_freed_memory()
         for one in runs if only is None else [runs[only]]:

@@ -18,8 +18,9 @@ from lgm.parallel import Layout, batch_part, fetch, using
 from lgm.train.loop import Task
 
 
-def make_task(config: Config, layout: Layout) -> Task:
+def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     """Everything the loop needs to train `config`'s autoencoder."""
+    del workdir
     autoencoder = build(config.model)
     data = config.data
     images = open_images(data.source, where=data.where, resolution=data.resolution)

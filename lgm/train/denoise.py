@@ -23,8 +23,8 @@ from lgm.train.start import open_system
 from lgm.train.teaching import Teacher, open_teacher, pairs
 
 
-def make_task(config: Config, layout: Layout) -> Task:
-    """Everything the loop needs to train `config`'s denoiser."""
+def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
+    """Everything the loop needs to train `config`'s denoiser; what a teacher draws for it is kept in `workdir`."""
     system, frozen, start = open_system(config, layout)
     check_latents(config, layout, *system.latent_shape()[:2])
     if config.evaluation.levels:
@@ -32,15 +32,15 @@ def make_task(config: Config, layout: Layout) -> Task:
     data = config.data
     images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption)
     heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
-    teacher = open_teacher(config, system)
+    teacher = open_teacher(config, system, layout)
     in_memory = data.latents == "memory"
     if config.loss.name in ("reflow", "one_step"):
-        captions, arrays = pairs(config, teacher, images.captions)
+        captions, arrays = pairs(config, teacher, images.captions, workdir)
         in_memory = True
     else:
         captions, arrays = images.captions, {"latent": encode_all(system, frozen, images)} if in_memory else {}
     if teacher is not None and config.loss.name == "consistency":
-        frozen = frozen | {"teacher": jax.device_put(teacher.params, layout.whole)}
+        frozen = frozen | {"teacher": teacher.params}
     tokens, mask = system.tokenize(captions)
     arrays |= {"tokens": tokens, "mask": mask}
     part, parts = batch_part(layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -10,26 +11,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm.files import write_atomically
-from lgm.parallel import fetch
+from lgm.parallel import Layout, fetch, using
+from lgm.train.state import in_pieces
 
 
 class NonFinite(RuntimeError):
     """Training stopped because a metric is not finite; the message is one line."""
 
 
-def report_non_finite(workdir: Path, task, config, state, step: int, metrics: dict, batch: dict) -> None:
+def report_non_finite(workdir: Path, task, config, layout: Layout, state, step: int, metrics: dict,
+                      batch: dict) -> None:
     """Save the batch and a JSON report under `workdir/failure`, then raise NonFinite.
 
     The guarded step kept the weights from before the failure, so the same loss is taken again here to name the
-    parameters whose gradients are not finite.
+    parameters whose gradients are not finite: in the same pieces and places, for it has to fit where the step did. Of
+    several processes all must call this; the first one writes.
     """
     values = {k: float(v) for k, v in metrics.items()}
     bad = sorted((k for k, v in values.items() if not np.isfinite(v)), key=lambda k: k != "loss")
-    key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
-    drawn = batch | task.draw(batch, key) if task.draw else batch
-    gradients = jax.grad(lambda p: task.loss(p, task.frozen, drawn, key)[0])
-    finite = jax.jit(lambda p: jax.tree.map(lambda g: jnp.isfinite(g).all(), gradients(p)))(state.params)
-    leaves = jax.tree_util.tree_leaves_with_path(finite)
+
+    @functools.partial(jax.jit, out_shardings=layout.whole)
+    def finite(params, frozen, batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
+        drawn = batch | task.draw(batch, key) if task.draw else batch
+        with using(layout):
+            _, gradients = in_pieces(task.loss, config.accumulate)(params, frozen, drawn, key)
+        return jax.tree.map(lambda g: jnp.isfinite(g).all(), gradients)
+
+    leaves = jax.tree_util.tree_leaves_with_path(finite(state.params, task.frozen, batch))
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in leaves if not fetch(ok)]
     folder = Path(workdir) / "failure"
     arrays = {k: fetch(v) for k, v in batch.items()}

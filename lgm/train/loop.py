@@ -52,7 +52,7 @@ class Preempted(Exception):
     """SIGTERM arrived and the state is saved; running the same command again goes on from there."""
 
 
-def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layout], Task], layout: Layout,
+def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layout, Path], Task], layout: Layout,
           quiet: bool = False) -> TrainState:
     """Train until `config.total_images`, starting from the folder's newest checkpoint if there is one.
 
@@ -61,7 +61,7 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
     workdir = Path(workdir)
     check_workdir(config, workdir)
     member.barrier("the same config", schema.digest(config))
-    task = make_task(config, layout)  # before anything is written: a bad source must leave no folder behind
+    task = make_task(config, layout, workdir)  # before anything is written: a bad source must leave no folder behind
     member.barrier("data is ready")
     optimizer = build_optimizer(config)
     create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
@@ -194,7 +194,7 @@ class _Run:
 
     def _check(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
         if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
-            report_non_finite(self.workdir, self.task, self.config, state, step, metrics, batch)
+            report_non_finite(self.workdir, self.task, self.config, self.layout, state, step, metrics, batch)
 
     def _save(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
         self._check(state, step, metrics, batch)

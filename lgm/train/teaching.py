@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from lgm.config import Config
+from lgm.config import Config, digest
+from lgm.data import read_cache, write_index, write_shard
+from lgm.data.latents import CachedArray, has_shard
 from lgm.drawing import draw_latents
 from lgm.models import Params
+from lgm.parallel import Layout, agreed, fetch
 from lgm.parsing import ConfigError
 from lgm.system import System
+
+SHARD = 1 << 28  # bytes of pairs in a file of the cache, as many as a process holds at a time
 
 
 class Teacher(NamedTuple):
@@ -27,15 +37,17 @@ class Teacher(NamedTuple):
         return lambda x_t, t_B, cond: self.system.denoise(params, x_t, t_B, known)
 
 
-def open_teacher(config: Config, system: System) -> Teacher | None:
-    """The run that `config.loss.teacher` names. Raises ConfigError, one line, where its latents are not `system`'s, or
-    it does not predict what the loss takes of it."""
+def open_teacher(config: Config, system: System, layout: Layout) -> Teacher | None:
+    """The run that `config.loss.teacher` names, its weights in `layout`.
+
+    Raises ConfigError, one line, where its latents are not `system`'s, or it does not predict what the loss takes.
+    """
     if config.loss.teacher is None:
         return None
     from lgm.train.main import load_run
 
     workdir = config.loss.teacher.workdir
-    theirs, params, frozen, _ = load_run(workdir, "ema")
+    theirs, params, frozen, _ = load_run(workdir, "ema", layout)
     for name, mine, other in (
         ("autoencoder", config.autoencoder, theirs.config.autoencoder),
         ("data.resolution", config.data.resolution, theirs.config.data.resolution),
@@ -52,12 +64,65 @@ def open_teacher(config: Config, system: System) -> Teacher | None:
     return Teacher(theirs, params, frozen)
 
 
-def pairs(config: Config, teacher: Teacher, captions: list[str]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """(captions, {"latent", "noise"}) of pairs that the teacher's ODE joins, a function of config and weights."""
+def pairs(config: Config, teacher: Teacher, captions: list[str],
+          workdir: Path) -> tuple[list[str], dict[str, CachedArray]]:
+    """(captions, {"latent", "noise"}) of pairs that the teacher's ODE joins, a function of config and weights.
+
+    They are drawn once, over all devices of all processes, and kept in `workdir/pairs`, shard by shard: a run that was
+    stopped meanwhile goes on with the next. They are drawn anew where they were made of anything else.
+    """
     options = config.loss.teacher
-    if jax.process_index() == 0:
-        print(f"drawing {options.pairs:,} pairs with {options.workdir} in {options.steps} steps each", flush=True)
     told = [captions[i % len(captions)] for i in range(options.pairs)]
     changes = dict(solver=options.solver, steps=options.steps, guidance=options.guidance)
-    latents, noise = draw_latents(teacher.system, teacher.params, teacher.frozen, told, config.seed, **changes)
-    return told, {"latent": latents, "noise": noise}
+    made_of = {"teacher": weights_digest(teacher.params), "run": digest(teacher.system.config),
+               "captions": _hash(told), "drawn": _hash([changes, config.seed])}
+    folder, first = workdir / "pairs", jax.process_index() == 0
+    if not agreed(_complete(folder, made_of)):
+        if first:
+            print(f"drawing {options.pairs:,} pairs with {options.workdir} in {options.steps} steps each", flush=True)
+        rows = max(64, SHARD // (8 * math.prod(teacher.system.latent_shape())))
+        starts = range(0, options.pairs, rows)
+        for number, start in enumerate(starts):
+            some = told[start : start + rows]
+            if agreed(has_shard(folder, number, len(some), made_of)):
+                continue
+            latents, noise = draw_latents(teacher.system, teacher.params, teacher.frozen, some, config.seed, start,
+                                          **changes)
+            if first:
+                write_shard(folder, number, {"latent": latents, "noise": noise}, made_of)
+        if first:
+            write_index(folder, len(starts), made_of)
+        agreed(0)  # the others wait for the index
+    return told, read_cache(folder, made_of)
+
+
+def _complete(folder: Path, made_of: Mapping[str, str]) -> bool:
+    try:
+        return bool(read_cache(folder, made_of))
+    except ValueError:  # absent, unfinished, damaged, or made of something else
+        return False
+
+
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_digest(params: Params) -> str:
+    """A short hash of every bit of a tree of 32-bit arrays, the same wherever its parts lie.
+
+    Each word is multiplied by an odd number of its place and mixed; words are then added modulo 2^32, two ways, in
+    which the order does not matter: no array is gathered.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return _hash([[jax.tree_util.keystr(path), leaf.shape, fetch(_sums(leaf)).tolist()] for path, leaf in leaves])
+
+
+@jax.jit
+def _sums(leaf: jax.Array) -> jax.Array:
+    words = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    mixed = (words ^ (words >> 16)) * (2 * place + 1)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x2C1B3C6D)
+    return jnp.stack([jnp.sum(words * (2 * place + 1)), jnp.sum(mixed ^ (mixed >> 13))])

@@ -1,5 +1,7 @@
 """Losses of few-step training and of teachers, from a config to a picture."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from lgm.drawing import draw, draw_latents
 from lgm.parallel import make_layout
 from lgm.parsing import ConfigError
 from lgm.system import build_system
-from lgm.train import denoise
+from lgm.train import denoise, teaching
 from lgm.train.main import load_run
 
 JUMP = (("model.jump", "True"), ("attention", "xla"))
@@ -52,11 +54,12 @@ def test_a_loss_by_name_has_finite_gradients_that_reach_the_network(tiny_config,
     assert np.isfinite(list(moved.values())).all() and moved["out"] > 0, moved
 
 
-def test_pairs_of_a_teacher_are_the_ends_of_its_paths_and_what_a_reflow_learns(tiny_run, tiny_config):
+def test_pairs_of_a_teacher_are_the_ends_of_its_paths_and_what_a_reflow_learns(tiny_run, tiny_config, tmp_path,
+                                                                                monkeypatch):
     overrides = (("loss.name", "reflow"), ("loss.teacher", {"workdir": str(tiny_run), "pairs": 20, "steps": 3}))
     overrides = tuple((key, str(value)) for key, value in overrides)
     config = schema.load(tiny_config, overrides)
-    task = denoise.make_task(config, make_layout({"data": 1}, jax.devices()[:1]))
+    task = denoise.make_task(config, task_layout(), tmp_path)
     batch = next(task.batches)
     assert batch["noise"].shape == batch["latent"].shape == (8, 8, 8, 32)
     teacher = load_run(str(tiny_run), "ema")[:3]
@@ -68,6 +71,35 @@ def test_pairs_of_a_teacher_are_the_ends_of_its_paths_and_what_a_reflow_learns(t
     np.testing.assert_allclose(batch["latent"], latents[rows], atol=1e-6)
     drawn = task.draw(batch, jax.random.key(0))
     np.testing.assert_array_equal(drawn["eps"], batch["noise"])
+
+    calls = []
+    monkeypatch.setattr(teaching, "draw_latents", lambda *given, **options: calls.append(1) or draw_latents(
+        *given, **options))  # fmt: skip
+    again = lambda **changes: next(denoise.make_task(dataclasses.replace(config, **changes), task_layout(),
+                                                     tmp_path).batches)
+    np.testing.assert_array_equal(again()["latent"], batch["latent"])
+    assert not calls  # they are read
+    (shard,) = (tmp_path / "pairs").glob("shard-*")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    np.testing.assert_array_equal(again()["latent"], batch["latent"])
+    assert len(calls) == 1  # a file cut short is none
+    assert not np.array_equal(again(seed=1)["noise"], batch["noise"])
+    assert len(calls) == 2  # and pairs of other noise are others
+
+
+def test_a_digest_of_weights_tells_every_bit_and_every_place():
+    tree = {"a": jax.random.normal(jax.random.key(0), (4, 3)), "b": jnp.zeros(2)}
+    digests = {teaching.weights_digest(tree)}
+    for change in (lambda a: a.at[2, 1].add(1e-7), lambda a: a[::-1], lambda a: a.T.reshape(4, 3), lambda a: -a,
+                   lambda a: a.at[0, 0].set(a[1, 1]).at[1, 1].set(a[0, 0])):  # fmt: skip
+        digests.add(teaching.weights_digest(tree | {"a": change(tree["a"])}))
+    digests.add(teaching.weights_digest(tree | {"b": jnp.asarray([0.0, -0.0])}))
+    assert len(digests) == 7
+    assert teaching.weights_digest(jax.tree.map(np.asarray, tree)) in digests
+
+
+def task_layout():
+    return make_layout({"data": 1}, jax.devices()[:1])
 
 
 def _captions(config):
@@ -110,7 +142,7 @@ def test_a_consistency_model_is_distilled_of_a_run(tiny_config, tmp_path):
     layout = make_layout({"data": 1}, jax.devices()[:1])
     values = []
     for given in ((), named):
-        task = denoise.make_task(schema.load(tiny_config, (*overrides, *given)), layout)
+        task = denoise.make_task(schema.load(tiny_config, (*overrides, *given)), layout, tmp_path)
         assert ("teacher" in task.frozen) == bool(given)
         batch = next(task.batches)
         batch |= task.draw(batch, jax.random.key(0))
