@@ -149,6 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--weights", choices=("ema", "raw"), default="ema")
     evaluate.add_argument("--distance", type=int, metavar="N", help="draw N images from held-out captions and measure "
                           "their distance from the real ones (default: config.evaluation.distance)")
+    evaluate.add_argument("--likelihood", type=int, metavar="STEPS", help="state the held-out latents' log likelihood "
+                          "too, by the probability-flow ODE in so many steps")
     _add_processes(evaluate)
 
     export = verb("export", _export, "Write a run as a folder of diffusers, of a LoRA, or one that `lgm` reads.")
@@ -300,7 +302,8 @@ def _sample(arguments, overrides) -> int:
 def _evaluate(arguments, overrides) -> int:
     from lgm.train import main
 
-    return main.evaluate(arguments.workdir, arguments.out, weights=arguments.weights, distance=arguments.distance)
+    return main.evaluate(arguments.workdir, arguments.out, weights=arguments.weights, distance=arguments.distance,
+                         likelihood=arguments.likelihood)
 
 
 def _export(arguments, overrides) -> int:

@@ -162,15 +162,19 @@ def finished() -> int:
     return 0
 
 
-def evaluate(workdir: str, out: str, weights: str, distance: int | None = None) -> int:
-    """Held-out figures of a run's weights, as JSON; `distance` takes the place of `config.evaluation.distance`."""
+def evaluate(workdir: str, out: str, weights: str, distance: int | None = None, likelihood: int | None = None) -> int:
+    """Held-out figures of a run's weights, as JSON; `distance` takes the place of `config.evaluation.distance`, and
+    `likelihood` is how many steps the ODE whose density is stated is solved in."""
     from lgm.data import open_images
     from lgm.drawing import encode_all
     from lgm.evaluate.drawn import check_enough
+    from lgm.evaluate.likelihood import likelihood as log_likelihood
     from lgm.train.denoise import heldout_figures
 
     if distance is not None and distance < 3:
         raise ConfigError(f"--distance={distance} must be at least 3 images")
+    if likelihood is not None and likelihood < 1:
+        raise ConfigError(f"--likelihood={likelihood} must be at least 1 step")
     system, params, frozen, images_seen = load_run(workdir, weights)
     data, options = system.config.data, system.config.evaluation
     if distance is not None:
@@ -181,6 +185,8 @@ def evaluate(workdir: str, out: str, weights: str, distance: int | None = None) 
     check_enough(system, images)
     arrays = encode_all(system, frozen, images), *system.tokenize(images.captions)
     values = heldout_figures(system, params, frozen, images, arrays)
+    if likelihood:
+        values |= log_likelihood(system, params, *arrays, likelihood)
     if not first():
         return finished()
     result = {"images_seen": images_seen, "weights": weights, "heldout_images": len(images), **values}
