@@ -13,7 +13,8 @@ from lgm.cli import main
 from lgm.evaluate.likelihood import log_density
 from lgm.evaluate.mixture import Mixture
 
-MIXTURE = Mixture(np.array([[-0.8, 0.4], [0.9, -0.2], [0.1, 1.0]]), np.array([0.4, 0.6, 0.5]), np.array([0.5, 0.2, 0.3]))
+MIXTURE = Mixture(np.array([[-0.8, 0.4], [0.9, -0.2], [0.1, 1.0]]), np.array([0.4, 0.6, 0.5]),
+                  np.array([0.5, 0.2, 0.3]))
 BASIS = lambda x: jnp.sqrt(x.shape[1]) * jnp.moveaxis(jnp.tile(jnp.eye(x.shape[1]), (len(x), 1, 1)), 1, 0)
 
 
