@@ -1,66 +1,48 @@
-"""LoRA files (Hu et al. 2021, 2106.09685) of diffusers and of kohya's scripts, merged into weights as they are read.
-
-A LoRA adds (alpha / r) B A to a weight [out, in], with A [r, in] and B [out, r].
-"""
+"""LoRA files of diffusers, peft, kohya's scripts and their kin, merged into weights as they are read."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from lgm.interop.lora_names import inner_name, targets_of
+from lgm.interop.lora_scales import scales_of
+from lgm.interop.lora_updates import Update, update_of
 from lgm.interop.original_names import Original
-from lgm.interop.weights import Weights, open_weights, read_metadata
+from lgm.interop.weights import Weights, open_weights
 
-Rows = tuple[int, int, int] | None
-
-# what A and B are called: peft, diffusers before peft, its text encoders, its attention processors, kohya
+# endings of tensors' names -> what the tensor is: peft, diffusers before peft, its text encoders, its attention
+# processors, kohya, lycoris. The longest that fits counts.
 ENDINGS = {
-    ".lora_A.weight": ".lora_B.weight",
-    ".lora.down.weight": ".lora.up.weight",
-    ".lora_linear_layer.down.weight": ".lora_linear_layer.up.weight",
-    "_lora.down.weight": "_lora.up.weight",
-    ".lora_down.weight": ".lora_up.weight",
-}
-# place in a diffusers folder -> how modules of it are prefixed by diffusers, by kohya and in the original layout
-PREFIXES = {
-    "unet": ("unet.", "lora_unet_", "diffusion_model."),
-    "transformer": ("transformer.", "lora_unet_", "lora_transformer_", "diffusion_model."),
-    "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_"),
-    "text_encoder_2": ("text_encoder_2.", "lora_te2_", "lora_te3_"),  # the latter is Flux's T5 in kohya's scripts
-    "text_encoder_3": ("text_encoder_3.", "lora_te3_"),
-}
-_OTHERS = ("dora_scale", "lora_magnitude_vector", "hada_w", "lokr_w")
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """A low-rank change: `down` [r, in, ...] and `up` [out, r, ...], times `scale`."""
-
-    down: np.ndarray
-    up: np.ndarray
-    scale: float
-
-    def rows(self, part: tuple[int, int, int] | None) -> Update:
-        """The update of the output rows from first / of to last / of, for `part` (first, last, of)."""
-        if part is None:
-            return self
-        first, last, of = part
-        count = self.up.shape[0]
-        return dataclasses.replace(self, up=self.up[first * count // of : last * count // of])
-
-    def added_to(self, weight: np.ndarray, strength: float) -> np.ndarray:
-        """weight [out, in, ...] + strength scale up down, in float32. Raises ValueError where the shapes do not fit."""
-        rank = self.down.shape[0]
-        up, down = self.up.astype(np.float32), self.down.astype(np.float32)
-        if up.size != weight.shape[0] * rank or down[0].size != weight[0].size:
-            raise ValueError(f"a LoRA of {self.up.shape} x {self.down.shape} does not fit a weight of {weight.shape}")
-        change = up.reshape(-1, rank) @ down.reshape(rank, -1)
-        return weight.astype(np.float32) + np.float32(strength * self.scale) * change.reshape(weight.shape)
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora_B.bias": "up_bias",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".down.weight": "down",
+    ".up.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".alpha": "alpha",
+    ".dora_scale": "dora_scale",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector.default.weight": "magnitude",
+    ".diff": "diff",
+    ".diff_b": "diff_b",
+    **{f".hada_{part}": part for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    **{f".lokr_{part}": f"k{part.removeprefix('w')}"
+       for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,30 +56,44 @@ class LoRA:
 
 def read_lora(path: str | Path, strength: float = 1.0) -> LoRA:
     """A LoRA file (or a folder with one), to be merged `strength` times. Raises ValueError for any other file."""
+    if not math.isfinite(strength):
+        raise ValueError(f"{path}: a strength of {strength} is not finite; write one as 0.8")
     weights = open_weights(path)
-    names = set(weights.names)
-    if other := [name for name in names if any(word in name for word in _OTHERS)]:
-        raise ValueError(f"{weights.path}: {min(other)!r} is of another method than LoRA; only LoRA can be merged")
-    alphas = _alphas(weights.path)
-    updates = {}
-    for name in sorted(names):
-        ending = next((e for e in ENDINGS if name.endswith(e)), None)
-        if ending is None:
+    modules: dict[str, dict[str, np.ndarray]] = {}
+    unknown = []
+    for name in sorted(weights.names):
+        module, part = _divided(name)
+        if part is None:
+            unknown.append(name)
             continue
-        module = name.removesuffix(ending)
-        pair = module + ENDINGS[ending]
-        if pair not in names:
-            raise ValueError(f"{weights.path} has {name!r} without {pair!r}")
-        down, up = np.array(weights.get(name)), np.array(weights.get(pair))
-        alpha = alphas(module, down.shape[0])
-        if f"{module}.alpha" in names:
-            alpha = float(weights.get(f"{module}.alpha").astype(np.float32).item())
-        updates[module + ("_lora" if ending == "_lora.down.weight" else "")] = Update(down, up, alpha / down.shape[0])
-        names -= {name, pair, f"{module}.alpha"}
-    if names or not updates:
-        found = f"has {min(names)!r}" if names else "is empty"
+        if part in modules.setdefault(module, {}):
+            raise ValueError(f"{weights.path} has {name!r} under another name too; keep one of them")
+        modules[module][part] = np.array(weights.get(name))
+    for module in [m for m in modules if set(modules[m]) == {"alpha"} and f"{m}_lora" in modules]:
+        modules[f"{module}_lora"].setdefault("alpha", modules.pop(module)["alpha"])  # an attention processor's
+    if unknown or not modules:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        found = f"has {unknown[0]!r}{more}" if unknown else "is empty"
         raise ValueError(f"{weights.path} {found}, which is no part of a LoRA; give a file of lora_A and lora_B")
+    scales, updates = scales_of(weights.path), {}
+    for module, parts in modules.items():
+        alpha = parts.pop("alpha", None)
+        if not parts:
+            raise ValueError(f"{weights.path} has {module + '.alpha'!r} without the matrices that it scales")
+        for one, other in (("down", "up"), ("up", "down")):
+            if one in parts and other not in parts:
+                raise ValueError(f"{weights.path} has {module!r} with lora_{one} without lora_{other}")
+        try:
+            updates[module] = update_of(parts, lambda rank, m=module, a=alpha: scales(m, rank, a))  # noqa: B023
+        except ValueError as error:
+            raise ValueError(f"{weights.path}: {module!r} {error}") from error
     return LoRA(weights.path, updates, strength)
+
+
+def _divided(name: str) -> tuple[str, str | None]:
+    """(module, what the tensor is); None for one that is no part of a LoRA."""
+    ending = max((e for e in ENDINGS if name.endswith(e)), key=len, default=None)
+    return (name.removesuffix(ending), ENDINGS[ending]) if ending else (name, None)
 
 
 def merge(
@@ -105,15 +101,28 @@ def merge(
 ) -> tuple[Weights, set[tuple[Path, str]]]:
     """(`weights` of the network at `place` with the LoRAs' changes to it, which (file, module) were used).
 
-    `original` gives the names of its tensors in single-file checkpoints, which kohya's files may use; an update of a
-    fused matrix there is divided among its parts here.
+    `original` gives the names of its tensors in single-file checkpoints, which the files may use; an update of a
+    fused matrix there is divided among its parts here. Raises ValueError where a file changes a weight twice.
     """
-    plain, flat = set(weights.names), _flat(weights, original)
+    loras = list(loras)
+    table = targets_of(weights.names, original) if loras else {}
     changes, used = dict(weights.changes), set()
     for lora in loras:
+        changed: dict[str, str] = {}
         for module, update in lora.updates.items():
-            for name, part in _weights_of(module, place, plain, flat):
-                changes[name] = _chained(changes.get(name), update.rows(part), lora, name)
+            inner = inner_name(module, place)
+            for target in () if inner is None else table.get(inner, ()):
+                try:
+                    part = update.part(target.rows, target.swap)
+                except ValueError as error:
+                    raise ValueError(f"{lora.path}: {module!r}: {error}") from error
+                for name, add in _additions(target.module, part):
+                    if name not in weights.entries:
+                        raise ValueError(f"{lora.path}: {module!r} changes {name!r}, which this system does not have")
+                    if name in changed:
+                        raise ValueError(f"{lora.path} changes {name!r} twice, by {changed[name]!r} and by {module!r}")
+                    changed[name] = module
+                    changes[name] = _chained(changes.get(name), add, lora, name)
                 used.add((lora.path, module))
     return dataclasses.replace(weights, changes=changes), used
 
@@ -126,60 +135,17 @@ def check_all_used(loras: Iterable[LoRA], used: set[tuple[Path, str]]) -> None:
             raise ValueError(f"{lora.path} changes {left[0]!r}{more}, which this system does not have")
 
 
-def _flat(weights: Weights, original: Original | None) -> dict[str, list[tuple[str, Rows]]]:
-    """Module names with underscores for dots, as kohya writes them -> the weights, and which rows each takes."""
-    flat = {}
-    for name in weights.names:
-        if not name.endswith(".weight"):
-            continue
-        flat[_underscored(name)] = [(name, None)]
-        if original is not None:
-            source = original(name)
-            if source.change != "swap" and source.name != name:
-                flat.setdefault(_underscored(source.name), []).append((name, source.rows))
-    return flat
+def _additions(module: str, update: Update) -> list[tuple[str, Callable]]:
+    """(tensor, how the update is added to it) of a module of ours."""
+    found = [] if update.product is None else [(f"{module}.weight", update.added_to)]
+    return found + ([] if update.bias is None else [(f"{module}.bias", update.added_to_bias)])
 
 
-def _underscored(name: str) -> str:
-    return name.removesuffix(".weight").replace(".", "_")
-
-
-def _weights_of(module: str, place: str, plain: set[str], flat: Mapping[str, list]) -> list[tuple[str, Rows]]:
-    """The weights (and the rows of the update) that the file's `module` stands for in the network at `place`."""
-    prefix = next((p for p in PREFIXES.get(place, ()) if module.startswith(p)), None)
-    if prefix is None:
-        return []
-    inner = module.removeprefix(prefix)
-    if prefix.endswith("_") or prefix == "diffusion_model.":
-        return flat.get(inner.replace(".", "_"), [])
-    # attention processors: "attn1.processor.to_out_lora" is attn1.to_out.0
-    inner = re.sub(r"\.processor\.(\w+)_lora$", r".\1", inner)
-    inner = re.sub(r"\.to_out$", ".to_out.0", inner)
-    names = (f"{inner}.weight", f"text_model.{inner}.weight")
-    return [(name, None) for name in names if name in plain][:1]
-
-
-def _chained(before, update: Update, lora: LoRA, name: str):
-    def change(weight: np.ndarray) -> np.ndarray:
+def _chained(before, add: Callable[[np.ndarray, float], np.ndarray], lora: LoRA, name: str):
+    def change(tensor: np.ndarray) -> np.ndarray:
         try:
-            return update.added_to(weight if before is None else before(weight), lora.strength)
+            return add(tensor if before is None else before(tensor), lora.strength)
         except ValueError as error:
             raise ValueError(f"{lora.path}: {name}: {error}") from error
 
     return change
-
-
-def _alphas(path: Path):
-    """`alpha(module, rank)` as peft's configuration in the file's metadata says; the rank where it says nothing."""
-    text = read_metadata(path).get("lora_adapter_metadata")
-    table = json.loads(text) if text else {}
-
-    def alpha(module: str, rank: int) -> float:
-        place, _, inner = module.partition(".")
-        for pattern, value in (table.get(f"{place}.alpha_pattern") or {}).items():
-            if re.search(rf"(^|\.)({pattern})$", inner):
-                return float(value)
-        value = float(table.get(f"{place}.lora_alpha", rank))
-        return value * rank**0.5 if table.get(f"{place}.use_rslora") else value
-
-    return alpha
