@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lgm.parsing import ConfigError
+from lgm.train import goodput
 
-COLUMNS = {"run": "run", "state": "state", "images": "images", "loss": "loss", "mfu": "MFU", "checkpoint": "checkpoint",
-           "left": "time left"}
+COLUMNS = {"run": "run", "state": "state", "images": "images", "loss": "loss", "mfu": "MFU", "goodput": "goodput",
+           "checkpoint": "checkpoint", "left": "time left"}
 
 
 def status(workdirs: Sequence[str], as_json: bool = False) -> int:
@@ -56,7 +57,7 @@ def _remote(workdir: Path, record: dict, queue: str) -> list[dict[str, Any]]:
     place = record["remote"]
     with tempfile.TemporaryDirectory() as copies:
         folder = Path(copies)
-        for name in ("config.json", "metrics.jsonl"):
+        for name in ("config.json", "metrics.jsonl", goodput.NAME):
             done = subprocess.run(["gcloud", "storage", "cat", f"{place}/{name}"], capture_output=True)
             if done.returncode == 0:
                 (folder / name).write_bytes(done.stdout)
@@ -80,9 +81,11 @@ def of_run(folder: Path, record: dict | None, queue: str, alone: bool = True) ->
     done = total is not None and images >= total // batch * batch
     saved = _newest_checkpoint(folder)
     rate = last.get("images_per_second")
+    account = goodput.read(folder) or {}
     row = {
         "run": str(folder), "images": images, "total_images": total, "loss": last.get("loss"),
-        "mfu": last.get("mfu"), "checkpoint": None if saved is None else saved[0] * batch,
+        "mfu": last.get("mfu"), "goodput": account.get("goodput"), "starts": account.get("starts"),
+        "seconds": account.get("seconds"), "checkpoint": None if saved is None else saved[0] * batch,
         "checkpoint_seconds_ago": None if saved is None else time.time() - saved[1],
         "seconds_left": 0.0 if done else (total - images) / rate if total and rate else None,
         "written_seconds_ago": time.time() - (folder / "metrics.jsonl").stat().st_mtime,
@@ -104,6 +107,10 @@ def spoken(key: str, row: dict[str, Any]) -> str:
         return "" if not seconds else _span(seconds)
     if value is None:
         return ""
+    if key == "goodput":
+        lost = {name: seconds for name, seconds in row["seconds"].items() if name != "step"}
+        most = max(lost, key=lost.get)
+        return f"{value:.0%} ({most} {lost[most] / sum(row['seconds'].values()):.0%})" if lost[most] else f"{value:.0%}"
     return f"{value:.0%}" if key == "mfu" else f"{value:.4g}" if key == "loss" else str(value)
 
 

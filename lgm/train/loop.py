@@ -22,6 +22,7 @@ from lgm.parsing import ConfigError
 from lgm.processes import member
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.failure import report_non_finite
+from lgm.train.goodput import Ledger
 from lgm.train.logs import MetricLog, ProgressLine
 from lgm.train.optimizer import build_optimizer, learning_rate
 from lgm.train.placing import placed_step, state_shardings
@@ -122,12 +123,13 @@ class _Run:
         self.rate = learning_rate(config)
         self.stop = False  # SIGTERM arrived
         self.first = jax.process_index() == 0
-        self.log = self.progress = None
+        self.log = self.progress = self.ledger = None
         self._previous_handler = None
 
     def until_done(self, state: TrainState) -> TrainState:
         config, task = self.config, self.task
         step = int(state.step)
+        self.ledger = Ledger(self.workdir, step, writes=self.first)
         self.log = MetricLog(self.workdir, step, writes=self.first)
         self.progress = ProgressLine(config.total_images, step * config.batch_size, self.quiet or not self.first)
         self._catch_sigterm()
@@ -135,9 +137,12 @@ class _Run:
             self.measure(state, 0)
         pending = None  # the step whose metrics have not been looked at yet: the device never waits for the host
         self._start_clock(step)
+        self.ledger.turn("step")
         while step < config.steps:
-            batch = put_batch(self.layout, next(task.batches))
-            state, metrics = self.step_function(state, task.frozen, batch)
+            with self.ledger.spent("data"):
+                batch = put_batch(self.layout, next(task.batches))
+            with self.ledger.stepping():
+                state, metrics = self.step_function(state, task.frozen, batch)
             step += 1
             member.at_step(step)
             if pending:
@@ -156,7 +161,8 @@ class _Run:
                 self.checkpoints.wait()
                 raise Preempted(f"stopped by SIGTERM at step {step}; the same command goes on from there")
             self.clock += time.monotonic() - paused  # images/s counts training alone
-        self.checkpoints.wait()
+        with self.ledger.spent("checkpoint"):
+            self.checkpoints.wait()
         member.barrier("end of training")
         return state
 
@@ -165,7 +171,8 @@ class _Run:
         config = self.config
         images = step * config.batch_size
         if step and self._due(step, config.evaluation.every_images) or step in (0, config.steps):
-            values = self.task.heldout(state.ema)
+            with self.ledger.spent("evaluation"):
+                values = self.task.heldout(state.ema)
             if values:
                 self.log.write(step, images, values)
                 self.progress.say(f"held-out at {images:,} images: " +
@@ -173,13 +180,16 @@ class _Run:
         drawn = config.sampling.count or config.sampling.prompts
         if drawn and (step and self._due(step, config.sampling.every_images) or step == config.steps):
             path = self.workdir / "samples" / f"{images:09d}.png"
-            picture = self.task.pictures(state.ema, path if self.first else None)
+            with self.ledger.spent("pictures"):
+                picture = self.task.pictures(state.ema, path if self.first else None)
             self.log.image(step, "samples", picture)
             self.progress.say(f"samples at {images:,} images: {path}")
 
     def close(self) -> None:
         """Release files, threads and the signal handler, whatever happened."""
         self.checkpoints.close()
+        if self.ledger:
+            self.ledger.write()
         for part in (self.progress, self.log):
             if part:
                 part.close()
@@ -198,7 +208,9 @@ class _Run:
 
     def _save(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
         self._check(state, step, metrics, batch)
-        self.checkpoints.save(step, state, self.task.batches.get_state())
+        with self.ledger.spent("checkpoint"):
+            self.checkpoints.save(step, state, self.task.batches.get_state())
+        self.ledger.saved(step)
 
     def _start_clock(self, step: int) -> None:
         self.clock, self.clock_step = time.monotonic(), step
@@ -212,7 +224,8 @@ class _Run:
                  "executed_tflops_per_second": 3 * self.task.executed_flops * rate / 1e12}
         if (peak := peak_flops(jax.devices()[0])) is not None:
             speed["mfu"] = speed["tflops_per_second"] * 1e12 / (peak * jax.device_count())
-        self.log.write(step, images, {**metrics, "lr": self.rate(step - 1), **speed})
+        self.log.write(step, images, {**metrics, "lr": self.rate(step - 1), **speed, **self.ledger.row()})
+        self.ledger.write()
         self.progress.note(images, {"loss": metrics["loss"], "images/s": rate,
                                     "TFLOP/s": speed["tflops_per_second"]})
 
