@@ -75,10 +75,10 @@ class DenoisingLoss:
     """Which loss, what the network predicts, where in t it is trained and how errors are weighted.
 
     name: "denoising"; "contrastive" (weight); "reflow" and, in one step from the noise, "one_step" (distance), on a
-    `teacher`'s pairs; of mean velocities, which need config.model.jump, "mean_flow" (same, power, offset, scale) and
-    "shortcut" (share, levels), drawn from by the solver "jump"; "consistency" (offset), with a `teacher` its
-    distillation, drawn from by the solver "consistency". What stands in brackets stands beside the name as options;
-    `lgm.losses` says what each does.
+    `teacher`'s pairs; of mean velocities, which need config.model.jump, "mean_flow" (same, power, offset, scale, kappa,
+    interval) and "shortcut" (share, levels, scale), drawn from by the solver "jump"; "consistency" (offset), with a
+    `teacher` its distillation, drawn from by the solver "consistency". What stands in brackets stands beside the name
+    as options; `lgm.losses` says what each does.
 
     density: a name and options of `losses.density`, or dict(name="weighting"): t is drawn in proportion to the
     weighting instead, which leaves the expectation alone. weighting: a name and options of `losses.weighting`, or

@@ -52,9 +52,9 @@ def build_loss(system: System):
         "one_step": lambda distance="squared": losses.one_step(
             process, target, named(losses.distance, distance, "config.loss.distance")),
         "contrastive": lambda weight=0.05: losses.contrastive(process, target, density, weighting, weight),
-        "mean_flow": lambda same=0.75, power=1.0, offset=1e-3, scale=1.0: losses.mean_flow(
-            process, density, same, power, offset, scale),
-        "shortcut": lambda share=0.25, levels=7: losses.shortcut(process, density, share, levels),
+        "mean_flow": lambda same=0.75, power=1.0, offset=0.01, scale=1.0, kappa=0.0, interval=(0.0, 1.0):
+            losses.mean_flow(process, density, same, power, offset, scale, kappa, interval),
+        "shortcut": lambda share=0.25, levels=7, scale=1.0: losses.shortcut(process, density, share, levels, scale),
         "consistency": lambda offset=0.1: losses.consistency(density, offset),
     }  # fmt: skip
     make = lambda name, **options: registry.make("loss", table, name, options)

@@ -15,7 +15,6 @@ from lgm.interop.diffusers_dir import Pipeline
 from lgm.models import Conditioning, Model, Params
 
 Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]
-T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512}
 
 
 def condition(
@@ -30,7 +29,7 @@ def condition(
     """The conditioning of `prompts` for images of `size` (height, width) in pixels.
 
     `guidance` goes to a denoiser that was distilled with it (Flux.1-dev) and is ignored by the others; `t5_tokens` is
-    the length that texts are padded to for T5 (256 in SD3, 512 in Flux).
+    the length that texts are padded to for T5 (`t5_length`).
     """
     return encode(pipeline, params, tokenize(pipeline, prompts, t5_tokens), size, guidance)
 
@@ -57,12 +56,17 @@ def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int | None =
     """The ids [B, L] of `prompts` for every text encoder by its place; of a class-conditional system their labels."""
     if pipeline.name == "DiTPipeline":
         return {"label": class_names_of(pipeline).encode(prompts)[0]}
-    t5 = t5_tokens or T5_TOKENS.get(pipeline.name)
+    t5 = t5_tokens or t5_length(pipeline)
     length = lambda place: t5 if pipeline.classes[place] == "T5EncoderModel" else None
     ids = {place: part.encode(prompts, length(place))[0] for place, part in pipeline.tokenizers.items()}
     if pipeline.name == "StableDiffusion3Pipeline" and "text_encoder_3" not in ids:
         ids["text_encoder_3"] = np.zeros((len(prompts), t5), np.int32)  # for `encode` to fill with zeros
     return ids
+
+
+def t5_length(pipeline: Pipeline) -> int:
+    """The length that a system's own program pads texts to for T5: 256 in SD3 and Flux.1-schnell, 512 in Flux.1-dev."""
+    return 512 if getattr(pipeline.denoiser.config, "guidance", False) else 256
 
 
 def nothing(pipeline: Pipeline, count: int, t5_tokens: int | None = None) -> Ids:

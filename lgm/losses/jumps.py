@@ -31,18 +31,20 @@ class Spans(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MeanFlow:
-    """`loss(predict, x, cond, key, uncond=None) -> (scalar, metrics)`; see `mean_flow`. It is `given` what `draw`
-    draws, so that a batch that is taken in pieces draws for all of it first."""
+    """`loss(predict, x, cond, key, uncond=None, dropped=None) -> (scalar, metrics)`; see `mean_flow`. It is `given`
+    what `draw` draws, so that a batch that is taken in pieces draws for all of it first."""
 
     process: Process
     density: Density
     same: float = 0.75
     power: float = 1.0
-    offset: float = 1e-3
+    offset: float = 0.01
     scale: float = 1.0
+    kappa: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
 
-    def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, uncond=None) -> tuple[jax.Array, dict]:
-        return self.given(predict, x, cond, *self.draw(key, x.shape), uncond=uncond)
+    def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, **options) -> tuple[jax.Array, dict]:
+        return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Spans:
         """Times and noise for a batch of `shape` [B, ...]."""
@@ -53,43 +55,61 @@ class MeanFlow:
         return Spans(t_B, s_B, jax.random.normal(noise_key, shape, jnp.float32))
 
     def given(self, predict: Jump, x: jax.Array, cond, t_B: jax.Array, s_B: jax.Array, eps: jax.Array,
-              uncond=None) -> tuple[jax.Array, dict]:
-        """The loss at times and noise that are drawn."""
+              uncond=None, dropped: jax.Array | None = None) -> tuple[jax.Array, dict]:
+        """The loss at times and noise that are drawn. `dropped` [B] bool: whose caption is left out."""
         x_t = gaussian.add_noise(self.process, x, eps, t_B)
         v = gaussian.target(self.process, "flow", x, eps, t_B)
-        if self.scale != 1.0:
-            if uncond is None:
-                raise ValueError(f"scale={self.scale} trains a guided field; give uncond, the condition without a "
-                                 "caption")
-            free = predict(x_t, t_B, t_B, uncond).astype(jnp.float32)
-            v = self.scale * v + (1.0 - self.scale) * jax.lax.stop_gradient(free)
+        if self.scale != 1.0 or self.kappa:
+            v = self._guided(predict, x_t, t_B, v, cond, uncond, dropped)
         # the derivative along the path while s stays: dx/dt = v, dt/dt = 1
         tangents = v.astype(x_t.dtype), jnp.ones_like(t_B)
         u, du_dt = jax.jvp(lambda x_t, t_B: predict(x_t, t_B, s_B, cond), (x_t, t_B), tangents)
         goal = jax.lax.stop_gradient(v - gaussian.wide(t_B - s_B, x) * du_dt.astype(jnp.float32))
         error_B = mean_square(u.astype(jnp.float32) - goal)
-        weight_B = jax.lax.stop_gradient((error_B + self.offset) ** -self.power)
+        sum_B = error_B * (x.size // len(x))
+        weight_B = jax.lax.stop_gradient((sum_B + self.offset) ** -self.power)
         equal_B = t_B == s_B
         velocity = jnp.sum(jnp.where(equal_B, error_B, 0.0)) / jnp.maximum(jnp.sum(equal_B), 1)
-        return jnp.mean(weight_B * error_B), {"mean_flow_error": jnp.mean(error_B), "velocity_error": velocity}
+        return jnp.mean(weight_B * sum_B), {"mean_flow_error": jnp.mean(error_B), "velocity_error": velocity}
+
+    def _guided(self, predict: Jump, x_t: jax.Array, t_B: jax.Array, v: jax.Array, cond, uncond,
+                dropped: jax.Array | None) -> jax.Array:
+        """The velocity of the guided field, v itself outside the interval and where the caption is dropped."""
+        if uncond is None:
+            raise ValueError(f"scale={self.scale} and kappa={self.kappa} train a guided field; give uncond, the "
+                             "condition without a caption")
+        at_rest = lambda told: jax.lax.stop_gradient(predict(x_t, t_B, t_B, told).astype(jnp.float32))
+        field = self.scale * v + (1.0 - self.scale - self.kappa) * at_rest(uncond)
+        if self.kappa:
+            field = field + self.kappa * at_rest(cond)
+        plain_B = (t_B < self.interval[0]) | (t_B > self.interval[1])
+        plain_B = plain_B if dropped is None else plain_B | dropped
+        return jnp.where(plain_B.reshape(-1, *(1,) * (v.ndim - 1)), v, field)
 
 
-def mean_flow(process: Process, density: Density, same: float = 0.75, power: float = 1.0, offset: float = 1e-3,
-              scale: float = 1.0) -> MeanFlow:
+def mean_flow(process: Process, density: Density, same: float = 0.75, power: float = 1.0, offset: float = 0.01,
+              scale: float = 1.0, kappa: float = 0.0, interval: tuple[float, float] = (0.0, 1.0)) -> MeanFlow:
     """MeanFlow (Geng et al. 2025, 2505.13447).
 
     The mean velocity u between s and t obeys u = v - (t - s) du/dt along the path; the right-hand side, with the
     example's own v and a forward derivative of the network, is the regression's fixed target. t and s are the larger
-    and the smaller of two draws of `density`, equal for a share `same` of the examples. The squared error, a mean over
-    an example's elements, is divided by (error + offset)^power, held fixed (eq. 22: power 1 is what the paper uses).
-    A `scale` above 1 trains the guided field, v replaced by scale v + (1 - scale) u(x_t, t, t, uncond), so that a
-    guided sample costs one pass (eq. 19).
+    and the smaller of two draws of `density`, equal for a share `same` of the examples. The squared error, a sum over
+    an example's elements, is divided by (error + offset)^power, held fixed (eq. 22; power 1 and offset 0.01 are the
+    released code's).
+
+    A `scale` other than 1 or a `kappa` trains the guided field, so that a guided sample costs one pass: v is replaced
+    by scale v + kappa u(x_t, t, t, cond) + (1 - scale - kappa) u(x_t, t, t, uncond), whose effective scale is
+    scale / (1 - kappa) (eq. 20 and 21), for t in `interval` and examples whose caption is not dropped.
     """
     if not 0.0 <= same <= 1.0:
         raise ValueError(f"same={same} is a share of examples; it must lie between 0 and 1")
     if power < 0.0 or offset <= 0.0:
         raise ValueError(f"power={power} must be at least 0 and offset={offset} above 0")
-    return MeanFlow(process, density, same, power, offset, scale)
+    if not 0.0 <= kappa < 1.0:
+        raise ValueError(f"kappa={kappa} must lie in [0, 1): the effective scale is scale / (1 - kappa)")
+    if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
+        raise ValueError(f"interval={tuple(interval)} must be two times that rise within [0, 1]")
+    return MeanFlow(process, density, same, power, offset, scale, kappa, tuple(interval))
 
 
 class Pairs(NamedTuple):
@@ -104,16 +124,17 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shortcut:
-    """`loss(predict, x, cond, key, teacher=None) -> (scalar, metrics)`; see `shortcut`. It is `given` what `draw`
-    draws."""
+    """`loss(predict, x, cond, key, teacher=None, uncond=None) -> (scalar, metrics)`; see `shortcut`. It is `given` what
+    `draw` draws."""
 
     process: Process
     density: Density
     share: float = 0.25
     levels: int = 7
+    scale: float = 1.0
 
-    def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, teacher: Jump | None = None):
-        return self.given(predict, x, cond, *self.draw(key, x.shape), teacher=teacher)
+    def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, **options):
+        return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Pairs:
         """Levels, places, times and noise for a batch of `shape` [B, ...]."""
@@ -126,7 +147,7 @@ class Shortcut:
         )
 
     def given(self, predict: Jump, x: jax.Array, cond, level_B: jax.Array, place_B: jax.Array, t_B: jax.Array,
-              eps: jax.Array, teacher: Jump | None = None) -> tuple[jax.Array, dict]:
+              eps: jax.Array, teacher: Jump | None = None, uncond=None) -> tuple[jax.Array, dict]:
         """The loss at what is drawn; the first `share` of the examples are trained on jumps."""
         batch = len(x)
         paired = round(self.share * batch)
@@ -140,11 +161,23 @@ class Shortcut:
         v = gaussian.target(self.process, "flow", x, eps, t_B)
 
         first = jax.tree.map(lambda leaf: leaf[:paired], cond)
+        if self.scale != 1.0 and uncond is None:
+            raise ValueError(f"scale={self.scale} guides the smallest jumps; give uncond, the condition without a "
+                             "caption")
         make = predict if teacher is None else teacher
-        landing = lambda t: jnp.where(level_P == self.levels, t, t - d_P)
-        u1 = make(x_t[:paired], t_P, landing(t_P), first).astype(jnp.float32)
-        half = x_t[:paired] - gaussian.wide(d_P, x) * u1
-        u2 = make(half, t_P - d_P, landing(t_P - d_P), first).astype(jnp.float32)
+        finest_P = level_P == self.levels
+
+        def velocity(x_P, t_P):
+            land_P = jnp.where(finest_P, t_P, t_P - d_P)
+            told = make(x_P, t_P, land_P, first).astype(jnp.float32)
+            if self.scale == 1.0:
+                return told
+            none = jax.tree.map(lambda leaf: leaf[:paired], uncond)
+            free = make(x_P, t_P, land_P, none).astype(jnp.float32)
+            return jnp.where(gaussian.wide(finest_P, x_P), free + self.scale * (told - free), told)
+
+        u1 = velocity(x_t[:paired], t_P)
+        u2 = velocity(x_t[:paired] - gaussian.wide(d_P, x) * u1, t_P - d_P)
         goal = jax.lax.stop_gradient(jnp.concatenate([0.5 * (u1 + u2), v[paired:]]))
 
         s_B = jnp.concatenate([t_P - 2.0 * d_P, t_B[paired:]])
@@ -153,15 +186,17 @@ class Shortcut:
         return jnp.mean(error_B), metrics
 
 
-def shortcut(process: Process, density: Density, share: float = 0.25, levels: int = 7) -> Shortcut:
+def shortcut(process: Process, density: Density, share: float = 0.25, levels: int = 7, scale: float = 1.0) -> Shortcut:
     """Shortcut models (Frans et al. 2025, 2410.12557, algorithm 1).
 
     A `share` of the batch learns that one jump of 2 d is two of d, where d = 2^-k, k in 1 .. levels, and t a
     multiple of 2 d; the rest learns the velocity, a jump of no width. Below the smallest d the two halves are Euler
-    steps of the velocity. `teacher`, the network with averaged weights, makes the jumps of d; `predict` itself if None.
+    steps of the velocity, guided by `scale` (uncond + scale (cond - uncond), as in the released code): what they learn,
+    larger jumps inherit, and a guided sample costs one pass a jump. `teacher`, the network with averaged weights, makes
+    the jumps of d; `predict` itself if None.
     """
     if not 0.0 < share < 1.0:
         raise ValueError(f"share={share} of the batch must lie between 0 and 1, both left out")
     if levels < 1:
         raise ValueError(f"levels={levels} must be at least 1")
-    return Shortcut(process, density, share, levels)
+    return Shortcut(process, density, share, levels, scale)

@@ -95,7 +95,7 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
     method = "with_variance" if config.loss.variance else "__call__"
     names = jax.eval_shape(lambda: objective.draw(jax.random.key(0), (8, *system.latent_shape())))._fields
     jumps = config.loss.name in ("mean_flow", "shortcut")
-    guided = jumps and config.loss.options.get("scale", 1.0) != 1.0
+    guided = jumps and (config.loss.options.get("scale", 1.0) != 1.0 or config.loss.options.get("kappa", 0.0) != 0.0)
 
     def loss(trained, frozen, batch, key):
         params = system.whole(trained, frozen)
@@ -106,6 +106,8 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
             tokens, mask = jnp.where(batch["drop"], none, tokens), jnp.where(batch["drop"], none_mask, mask)
         cond = system.condition(params, tokens, mask)
         extra = {"uncond": system.condition(params, *system.unconditional(len(tokens)))} if guided else {}
+        if guided and config.loss.name == "mean_flow" and "drop" in batch:
+            extra["dropped"] = batch["drop"][:, 0]
         if "teacher" in frozen:
             extra["teacher"] = teacher.predictor(frozen["teacher"], tokens, mask)
         if jumps:

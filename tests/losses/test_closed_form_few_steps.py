@@ -87,7 +87,66 @@ def test_mean_flow_of_the_exact_mean_velocity_leaves_the_variance_of_the_velocit
     # guided by a scale, the velocity is scale v + (1 - scale) u: its variance is scale^2 of it
     guided = losses.mean_flow(FLOW, UNIFORM, same=1.0, power=0.0, scale=2.0)
     value = float(guided(mean_velocity, X, None, jax.random.key(2), uncond=())[0])
-    assert value == pytest.approx(4 * left, rel=0.03)
+    assert value == pytest.approx(4 * left * SHAPE[1], rel=0.03)  # the sum over an example's elements
+
+
+# a network of constants of our own: u = (told + t / 2 + s / 4) x_t, so that du/dt = (told + t / 2 + s / 4) v + x_t / 2
+TOLD, NONE = 0.7, -0.4
+straight = lambda x, t, s, told: gaussian.wide(told + 0.5 * t + 0.25 * s, x) * x
+
+
+@pytest.mark.parametrize(("power", "scale", "kappa", "interval"), [
+    (1.0, 1.0, 0.0, (0.0, 1.0)), (0.5, 2.0, 0.0, (0.0, 1.0)), (1.0, 1.5, 0.4, (0.0, 1.0)), (0.0, 1.5, 0.4, (0.2, 0.6)),
+])  # fmt: skip
+def test_mean_flow_is_the_released_formula(power, scale, kappa, interval):
+    """The guided velocity omega v + kappa u_c + (1 - omega - kappa) u_0 inside the interval, v itself for examples
+    whose caption is dropped; error |u - (v - (t - s) du/dt)|^2, a sum; divided by (error + 0.01)^p."""
+    objective = losses.mean_flow(FLOW, UNIFORM, same=0.25, power=power, scale=scale, kappa=kappa, interval=interval)
+    x, drawn = X[:64], objective.draw(jax.random.key(3), (64, SHAPE[1]))
+    dropped = np.arange(64) % 4 == 0
+    value, metrics = objective.given(straight, x, TOLD, *drawn, uncond=NONE, dropped=jnp.asarray(dropped))
+    t, s, eps, x = (np.asarray(a, np.float64) for a in (*drawn, x))
+    t, s = t[:, None], s[:, None]
+    x_t, v = (1 - t) * x + t * eps, eps - x
+    u = lambda told, s: (told + 0.5 * t + 0.25 * s) * x_t
+    guided = scale * v + kappa * u(TOLD, t) + (1 - scale - kappa) * u(NONE, t)
+    v = np.where((t < interval[0]) | (t > interval[1]) | dropped[:, None], v, guided)
+    goal = v - (t - s) * ((TOLD + 0.5 * t + 0.25 * s) * v + 0.5 * x_t)
+    error = np.square(u(TOLD, s) - goal).sum(1)
+    assert float(value) == pytest.approx(np.mean(error / (error + 0.01) ** power), rel=1e-5)
+    assert float(metrics["mean_flow_error"]) == pytest.approx(np.mean(error) / SHAPE[1], rel=1e-5)
+
+
+def test_mean_flows_options_are_checked():
+    for options, line in ((dict(kappa=1.0), "kappa=1.0 must lie"), (dict(interval=(0.5, 0.2)), "interval=.0.5, 0.2."),
+                          (dict(offset=0.0), "offset=0.0 above 0")):  # fmt: skip
+        with pytest.raises(ValueError, match=line):
+            losses.mean_flow(FLOW, UNIFORM, **options)
+    with pytest.raises(ValueError, match="give uncond"):
+        losses.mean_flow(FLOW, UNIFORM, kappa=0.5)(straight, X, TOLD, jax.random.key(0))
+
+
+def test_a_shortcuts_smallest_jumps_are_guided_and_the_others_are_not():
+    """2410.12557's code: the bootstrap target of the finest level is two Euler steps of the guided velocity."""
+    objective, paired = losses.shortcut(FLOW, UNIFORM, share=0.5, levels=3, scale=2.5), 32
+    x, drawn = X[:64], objective.draw(jax.random.key(3), (64, SHAPE[1]))
+    told, none = jnp.full(64, TOLD), jnp.full(64, NONE)
+    _, metrics = objective.given(straight, x, told, *drawn, uncond=none)
+    level, place, _, eps, x = (np.asarray(a, np.float64)[:paired] for a in (*drawn, x))
+    assert {1, 2, 3} == set(level)
+    t = (np.floor(place * 2 ** (level - 1)) + 1) / 2 ** (level - 1)
+    t, d, finest = t[:, None], 0.5 ** level[:, None], level[:, None] == 3
+    x_t = (1 - t) * x + t * eps
+    u = lambda x, t, s, told: (told + 0.5 * t + 0.25 * s) * x
+    def made(x, t):
+        free = u(x, t, t, NONE)
+        return np.where(finest, free + 2.5 * (u(x, t, t, TOLD) - free), u(x, t, t - d, TOLD))
+    first = made(x_t, t)
+    second = made(x_t - d * first, t - d)
+    error = np.square(u(x_t, t, t - 2 * d, TOLD) - 0.5 * (first + second)).mean()
+    assert float(metrics["consistency_error"]) == pytest.approx(error, rel=1e-5)
+    with pytest.raises(ValueError, match="give uncond"):
+        objective.given(straight, X[:64], told, *drawn)
 
 
 def test_a_shortcut_of_the_exact_mean_velocity_agrees_with_itself_and_errs_by_the_variance():

@@ -41,8 +41,10 @@ def step_of(path, overrides, batch=None):
 
 @pytest.mark.parametrize("overrides", [
     (*JUMP, ("loss.name", "mean_flow"), ("loss.power", "0.0"), ("loss.same", "0.0")),
-    pytest.param((*JUMP, ("loss.name", "mean_flow"), ("loss.scale", "1.5")), marks=pytest.mark.slow),
-    pytest.param((*JUMP, ("loss.name", "shortcut"), ("loss.levels", "3")), marks=pytest.mark.slow),
+    pytest.param((*JUMP, ("loss.name", "mean_flow"), ("loss.scale", "1.5"), ("loss.kappa", "0.3"),
+                  ("loss.interval", "(0.0, 0.8)")), marks=pytest.mark.slow),
+    pytest.param((*JUMP, ("loss.name", "shortcut"), ("loss.levels", "3"), ("loss.scale", "1.5")),
+                 marks=pytest.mark.slow),
     pytest.param((*TRIGONOMETRIC, ("loss.name", "consistency")), marks=pytest.mark.slow),
     pytest.param((("loss.name", "contrastive"), ("loss.weight", "0.1")), marks=pytest.mark.slow),
 ], ids=lambda overrides: dict(overrides)["loss.name"])  # fmt: skip
