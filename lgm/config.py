@@ -54,7 +54,8 @@ class Text:
     caption_dropout: float = 0.1
 
 
-LossName = Literal["denoising", "contrastive", "reflow", "one_step", "mean_flow", "shortcut", "consistency"]
+LossName = Literal["denoising", "contrastive", "reflow", "one_step", "mean_flow", "shortcut", "consistency",
+                   "progressive"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,8 @@ class DenoisingLoss:
     name: "denoising"; "contrastive" (weight); "reflow" and, in one step from the noise, "one_step" (distance), on a
     `teacher`'s pairs; of mean velocities, which need config.model.jump, "mean_flow" (same, power, offset, scale, kappa,
     interval) and "shortcut" (share, levels, scale), drawn from by the solver "jump"; "consistency" (offset), with a
-    `teacher` its distillation, drawn from by the solver "consistency". What stands in brackets stands beside the name
+    `teacher` its distillation, drawn from by the solver "consistency"; "progressive" (steps), which does in one step
+    what its `teacher` does in two. What stands in brackets stands beside the name
     as options; `lgm.losses` says what each does.
 
     density: a name and options of `losses.density`, or dict(name="weighting"): t is drawn in proportion to the
@@ -428,10 +430,10 @@ def _check_loss(config: Config, need) -> None:
     need(loss.name not in ("mean_flow", "consistency") or config.attention == "xla",
          f"config.loss.name={loss.name!r} takes a forward derivative of the network; set config.attention='xla'")
     need(loss.variance == 0 or loss.name == "denoising", f"config.loss.variance={loss.variance} needs name='denoising'")
-    need(loss.teacher is not None or loss.name not in ("reflow", "one_step"),
+    need(loss.teacher is not None or loss.name not in ("reflow", "one_step", "progressive"),
          f"config.loss.name={loss.name!r} needs config.loss.teacher, dict(workdir=...) of a finished run")
-    need(loss.teacher is None or loss.name in ("reflow", "one_step", "consistency"),
-         f"config.loss.teacher is for reflow, one_step and consistency, not {loss.name}")
+    need(loss.teacher is None or loss.name in ("reflow", "one_step", "consistency", "progressive"),
+         f"config.loss.teacher is for reflow, one_step, consistency and progressive, not {loss.name}")
     if loss.teacher is not None:
         need(loss.teacher.pairs >= config.batch_size,
              f"config.loss.teacher.pairs={loss.teacher.pairs} is less than config.batch_size={config.batch_size}")

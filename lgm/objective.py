@@ -55,6 +55,7 @@ def build_loss(system: System):
         "mean_flow": lambda same=0.75, power=1.0, offset=0.01, scale=1.0, kappa=0.0, interval=(0.0, 1.0):
             losses.mean_flow(process, density, same, power, offset, scale, kappa, interval),
         "shortcut": lambda share=0.25, levels=7, scale=1.0: losses.shortcut(process, density, share, levels, scale),
+        "progressive": lambda steps=8: losses.progressive(process, target, weighting, steps),
         "consistency": lambda offset=0.1: losses.consistency(density, offset),
     }  # fmt: skip
     make = lambda name, **options: registry.make("loss", table, name, options)

@@ -5,6 +5,7 @@ from lgm.losses.consistency import consistency
 from lgm.losses.denoising import denoising, denoising_at
 from lgm.losses.densities import DENSITIES, Density, density, pdf
 from lgm.losses.jumps import mean_flow, shortcut
+from lgm.losses.progressive import progressive
 from lgm.losses.reflow import DISTANCES, distance, guidance_distillation, one_step, reflow
 from lgm.losses.variational import hybrid
 from lgm.losses.weightings import WEIGHTINGS, Weighting, importance, traded, weighting
@@ -29,6 +30,7 @@ __all__ = [
     "mean_flow",
     "one_step",
     "pdf",
+    "progressive",
     "reflow",
     "repa",
     "shortcut",

@@ -39,7 +39,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         in_memory = True
     else:
         captions, arrays = images.captions, {"latent": encode_all(system, frozen, images)} if in_memory else {}
-    if teacher is not None and config.loss.name == "consistency":
+    if teacher is not None and config.loss.name in ("consistency", "progressive"):
         frozen = frozen | {"teacher": teacher.params}
     tokens, mask = system.tokenize(captions)
     arrays |= {"tokens": tokens, "mask": mask}

@@ -55,12 +55,14 @@ def open_teacher(config: Config, system: System, layout: Layout) -> Teacher | No
         if mine != other:
             raise ConfigError(f"config.{name}={mine!r}, but that of config.loss.teacher.workdir={workdir!r} is "
                               f"{other!r}; pairs are of one latent space")
-    if config.loss.name == "consistency" and theirs.config.text != config.text:
-        raise ConfigError(f"config.text is not that of config.loss.teacher.workdir={workdir!r}; consistency asks both "
-                          "networks about the same tokens")
-    if config.loss.name == "consistency" and (theirs.process, theirs.config.loss.target) != (system.process, "v"):
+    if config.loss.name in ("consistency", "progressive") and theirs.config.text != config.text:
+        raise ConfigError(f"config.text is not that of config.loss.teacher.workdir={workdir!r}; {config.loss.name} "
+                          "asks both networks about the same tokens")
+    wanted = "v" if config.loss.name == "consistency" else config.loss.target
+    found = theirs.config.loss.target
+    if config.loss.name in ("consistency", "progressive") and (theirs.process, found) != (system.process, wanted):
         raise ConfigError(f"config.loss.teacher.workdir={workdir!r} is of process {theirs.process.name!r} and target "
-                          f"{theirs.config.loss.target!r}; consistency is distilled of 'trigonometric' and 'v'")
+                          f"{found!r}; {config.loss.name} is distilled of {system.process.name!r} and {wanted!r}")
     return Teacher(theirs, params, frozen)
 
 

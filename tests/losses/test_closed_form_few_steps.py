@@ -160,6 +160,46 @@ def test_a_shortcut_of_the_exact_mean_velocity_agrees_with_itself_and_errs_by_th
     assert float(off["consistency_error"]) > 0.01
 
 
+@pytest.mark.parametrize(("process", "target"), [
+    (FLOW, "flow"), (gaussian.trigonometric(), "v"), (gaussian.ddpm(steps=10), "eps"), (gaussian.edm(), "x")])
+def test_progressive_distillation_lands_where_two_steps_of_the_teacher_land(process, target):
+    """2202.00512, algorithm 2, in the paper's own form: alpha, sigma and two steps of DDIM, whose implied data are what
+    the student is compared with, here by its x."""
+    teacher = lambda x, t, cond: 0.6 * x + 0.1 * gaussian.wide(jnp.cos(3.0 * t), x)
+    predict = lambda x, t, cond: -0.2 * x
+    objective, x = losses.progressive(process, target, EVEN, steps=4), X[:64]
+    drawn = objective.draw(jax.random.key(3), (64, SHAPE[1]))
+    value, _ = objective.given(predict, x, None, *drawn, teacher=teacher)
+    last = 1.0 if process.steps is None else 0.9
+    t, eps = np.asarray(drawn.t), drawn.eps
+    assert set(np.round(t / last * 4)) == {1, 2, 3, 4}
+    alpha = lambda t: np.where(t > 1e-6, np.asarray(process.a(jnp.float32(t))), 1.0)[:, None]
+    sigma = lambda t: np.where(t > 1e-6, np.asarray(process.b(jnp.float32(t))), 0.0)[:, None]
+    data = lambda prediction, z, t: np.asarray(gaussian.endpoints(process, target, prediction, jnp.float32(z), t).x)
+    z = alpha(t) * np.asarray(x) + sigma(t) * np.asarray(eps)
+    x_hat = data(teacher(jnp.float32(z), drawn.t, None), z, drawn.t)
+    mid, end = t - last / 8, t - last / 4
+    z_mid = alpha(mid) * x_hat + sigma(mid) / sigma(t) * (z - alpha(t) * x_hat)
+    x_mid = data(teacher(jnp.float32(z_mid), jnp.float32(mid), None), z_mid, jnp.float32(mid))
+    z_end = alpha(end) * x_mid + sigma(end) / sigma(mid) * (z_mid - alpha(mid) * x_mid)
+    ratio = sigma(end) / sigma(t)
+    goal = (z_end - ratio * z) / (alpha(end) - ratio * alpha(t))
+    # a student of that x lands there in one DDIM step, and errs by nothing
+    student = lambda x_t, t_B, cond: gaussian.target(process, target, jnp.float32(goal),
+                                                     (x_t - jnp.float32(alpha(t) * goal)) / jnp.float32(sigma(t)), t_B)
+    exact, _ = objective.given(student, x, None, *drawn, teacher=teacher)
+    assert float(exact) < 1e-6 * float(value)
+    off = np.asarray(predict(jnp.float32(z), drawn.t, None)) - np.asarray(student(jnp.float32(z), drawn.t, None))
+    assert float(value) == pytest.approx(np.square(off).mean(), rel=1e-4)
+
+
+def test_a_target_that_is_silent_in_pure_noise_is_not_distilled_progressively():
+    with pytest.raises(ValueError, match="target 'eps' says nothing of the data at t=1"):
+        losses.progressive(FLOW, "eps", EVEN)
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        losses.progressive(FLOW, "flow", EVEN, steps=0)
+
+
 def test_consistency_of_the_exact_map_has_no_tangent_but_the_examples_own_noise():
     # N(0, 1) data: the ODE stands still, F = (cos - 1) x_t / sin, and a teacher's velocity is 0
     objective = losses.consistency(losses.density("log_tangent"))

@@ -117,10 +117,11 @@ def _captions(config):
     ((*JUMP, ("loss.name", "shortcut"), ("accumulate", "2")), "jump"),
     ((*TRIGONOMETRIC, ("loss.name", "consistency")), "consistency"),
     ((("loss.name", "reflow"),), "euler"),
+    ((("loss.name", "progressive"), ("loss.steps", "1")), "euler"),
     ((("loss.name", "one_step"), ("loss.distance", "pseudo_huber")), "euler"),
 ], ids=lambda value: value if isinstance(value, str) else dict(value)["loss.name"])  # fmt: skip
 def test_a_run_of_every_few_step_loss_trains_and_draws_in_one_step(tiny_config, tiny_run, tmp_path, overrides, solver):
-    if dict(overrides)["loss.name"] in ("reflow", "one_step"):
+    if dict(overrides)["loss.name"] in ("reflow", "one_step", "progressive"):
         overrides += (("loss.teacher", {"workdir": str(tiny_run), "pairs": 24, "steps": 2}),)
     run, out = tmp_path / "run", tmp_path / "x.png"
     assert main(["train", f"--config={tiny_config}", f"--workdir={run}", *words(overrides)]) == 0
