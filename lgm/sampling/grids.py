@@ -92,8 +92,16 @@ def _by_level(ramp: Ramp) -> Callable[[Process, int], np.ndarray]:
     return spacing
 
 
+def _even_to(last: float) -> Callable[[Process, int], np.ndarray]:
+    """Even but for the last step, which is made from the time `last` (SiT's sampler by an SDE, 2401.08740)."""
+    if not 0.0 < last < 1.0:
+        raise ValueError(f"spacing option last={last} must lie between 0 and 1")
+    return lambda process, steps: np.append(np.linspace(_noisiest(process), last, steps), 0.0)
+
+
 SPACINGS: dict[str, Callable[..., Callable[[Process, int], np.ndarray]]] = {
     "even": lambda: _even,
+    "even_to": lambda last=0.04: _even_to(last),
     "trailing": lambda: _trailing,
     "leading": lambda: _leading,
     "linspace": lambda: _linspace,
@@ -109,9 +117,9 @@ _beta = beta
 def times(process: Process, steps: int, spacing: str = "even", shift: float = 1.0, **options) -> np.ndarray:
     """`steps` + 1 falling float32 times from noise to t = 0, moved towards noise by `shift`.
 
-    spacing: "even", "quadratic" or "log_snr" in t; "karras" (rho), "exponential" or "beta" (alpha, beta) in noise
-    level; "trailing", "leading" or "linspace" on a table's entries. A process with a table starts at its last entry,
-    t = (N - 1) / N; the others at t = 1. Raises ValueError, one line, for what cannot be.
+    spacing: "even", "even_to" (last), "quadratic" or "log_snr" in t; "karras" (rho), "exponential" or "beta" (alpha,
+    beta) in noise level; "trailing", "leading" or "linspace" on a table's entries. A process with a table starts at its
+    last entry, t = (N - 1) / N; the others at t = 1. Raises ValueError, one line, for what cannot be.
     """
     if not isinstance(steps, (int, np.integer)) or steps < 1:
         raise ValueError(f"steps={steps!r} must be at least 1, and whole")

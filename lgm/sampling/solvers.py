@@ -19,7 +19,7 @@ import numpy as np
 from lgm import process as gaussian
 from lgm import registry
 from lgm.process import Process
-from lgm.sampling import multistep, singlestep, steps, unipc
+from lgm.sampling import multistep, singlestep, sit, steps, unipc
 from lgm.sampling.singlestep import silent_at
 from lgm.sampling.steps import Denoise, Solver
 
@@ -39,6 +39,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "dpmpp_2m_sde": lambda: multistep.dpmpp(2, noise=True),
     "dpmpp_3m_sde": lambda curvature=1.0: multistep.dpmpp(3, noise=True, curvature=curvature),
     "unipc": unipc.unipc,
+    "sit_sde": sit.sit_sde,
     "lms": multistep.adams_bashforth,
     "plms": lambda: multistep.plms(),
 }
