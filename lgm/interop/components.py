@@ -20,6 +20,7 @@ from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, write_dit, write
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
 from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_sd3
 from lgm.interop.keys_unet import unet_rules
+from lgm.interop.scaled import descaled
 from lgm.interop.weights import Weights, load, open_weights, save
 from lgm.models import Model, Params, build
 from lgm.parsing import near_miss
@@ -113,7 +114,7 @@ def load_component(
     if weights is not None and kind.refine is not None:
         config = kind.refine(config, weights)
     model = build(config)
-    weights = adapt(kind.prepare(open_weights(folder) if weights is None else weights))
+    weights = adapt(kind.prepare(descaled(open_weights(folder)) if weights is None else weights))
     shardings = None if shard is None else shard(model)
     return model, load(kind.rules(model.config), model.abstract(), weights, dtype=held_in, shardings=shardings)
 

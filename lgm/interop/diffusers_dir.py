@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lgm.data.text_tokenizers import TextTokenizer, read_text_tokenizer, save_text_tokenizer
+from lgm.interop import single_file as single_files
 from lgm.interop.components import (
     COMPONENTS,
     load_component,
@@ -22,6 +23,7 @@ from lgm.interop.components import (
 )
 from lgm.interop.lora import LoRA, check_all_used, merge
 from lgm.interop.original_names import Original
+from lgm.interop.scaled import descaled
 from lgm.interop.schedulers import read_schedule, write_schedule
 from lgm.interop.schedules import Schedule
 from lgm.interop.single_file import original_of, section
@@ -106,8 +108,9 @@ def load_pipeline(
     index, parts = _read_index(folder)
     name = index["_class_name"]
     layout = LAYOUTS[name]
-    single = None if single_file is None else open_weights(single_file)
+    single = None if single_file is None else descaled(open_weights(single_file))
     models, params, classes, tokenizers, used = {}, {}, {}, {}, set()
+    sections: list[single_files.Section] = []
     for place in (layout.denoiser, "vae", *layout.tokenizer_of):
         if place not in parts:
             continue  # SD3 without T5
@@ -118,26 +121,28 @@ def load_pipeline(
         config = read_config(folder / place, classes[place], **changes)
         if place in layout.tokenizer_of:
             tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
+        found = None
+        if single is not None:
+            found = section(single, place, classes[place], config, names_in_library(classes[place], config))
+            sections += [found] if found is not None else []
         if only is not None and place not in only:
             models[place] = build(config)
             continue
-        weights = None
-        if single is not None:
-            weights = section(single, place, classes[place], config, names_in_library(classes[place], config))
-            used |= {(single.path, place)} if weights is not None else set()
         models[place], params[place] = load_component(
             folder / place,
             classes[place],
             held_in=None if place == "vae" else dtype,
             shard=shard,
-            weights=weights,
+            weights=None if found is None else found.weights,
             adapt=_merging(loras, place, original_of(place, classes[place], config), used),
             **changes,
         )
     check_all_used(loras, used)
-    if single is not None and not any(path == single.path for path, _ in used):
+    if single is not None and not sections:
         raise ValueError(f"{single.path} holds no network of a {name}; is it of another system?")
-    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", name)
+    if single is not None:
+        single_files.check_all_used(single, sections, classes)
+    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", name, single)
     size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
     pipeline = Pipeline(name, models, classes, tokenizers, schedule, schedule.build(), size, options)
@@ -225,8 +230,10 @@ OPTIONAL = {
 CORRECTED = {"StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False}}
 
 
-def _read_schedule(path: Path, name: str) -> Schedule:
+def _read_schedule(path: Path, name: str, single: Weights | None = None) -> Schedule:
+    config = read_json(path) | CORRECTED.get(name, {})
+    config = config if single is None else single_files.schedule_of(single, config)
     try:
-        return read_schedule(read_json(path) | CORRECTED.get(name, {}))
+        return read_schedule(config)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from error

@@ -103,6 +103,11 @@ def clip_text(_: Any) -> Original:
     return Source
 
 
+def clip_text_bare(_: Any) -> Original:
+    """CLIP-L as transformers saves it since its fifth version, without text_model."""
+    return lambda name: Source(name.removeprefix("text_model."))
+
+
 def clip_text_unprojected(_: Any) -> Original:
     """CLIP-L in SD3's files: its pooled vector is not projected, which diffusers' folders say by an identity."""
     square = Source("text_model.encoder.layers.0.self_attn.q_proj.weight", change="identity")

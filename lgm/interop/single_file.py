@@ -7,8 +7,9 @@ reading a tensor, so that one key map serves both.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,10 @@ SECTIONS = {
                               ("", names.autoencoder)]},
     "text_encoder": {"CLIP": [
         ("cond_stage_model.transformer.", names.clip_text),
+        ("cond_stage_model.transformer.", names.clip_text_bare),
         ("cond_stage_model.model.", names.open_clip_text),
         ("conditioner.embedders.0.transformer.", names.clip_text),
+        ("conditioner.embedders.0.transformer.", names.clip_text_bare),
         ("text_encoders.clip_l.transformer.", names.clip_text_unprojected),
     ]},
     "text_encoder_2": {
@@ -42,11 +45,25 @@ SECTIONS = {
     },
     "text_encoder_3": {"T5": [("text_encoders.t5xxl.transformer.", names.same)]},
 }  # fmt: skip
-_PREFIXES = tuple(
-    {p for kinds in SECTIONS.values() for found in kinds.values() for p, _ in found if p} | {"model_ema."}
-)
+_PREFIXES = tuple({p for kinds in SECTIONS.values() for found in kinds.values() for p, _ in found if p})
+# what training leaves in a file beside its networks: copies, losses, and tables that the schedule gives anyway
+_LEFT_PREFIXES = ("model_ema.", "loss.", "first_stage_model.loss.", "first_stage_model.model_ema.", "vae.loss.")
+_LEFT_NAMES = {
+    "betas", "logvar", "lvlb_weights", "global_step", "denoiser.sigmas", "denoiser.log_sigmas", "scaled_fp8",
+    "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+}  # fmt: skip
+_MARKERS = ("v_pred", "ztsnr")
 # and a projection where none is used, which SD 2's and Flux's files have
 _IGNORED = ("logit_scale", "attn_mask", "position_ids", "text_projection", "text_projection.weight")
+
+
+class Section(NamedTuple):
+    """One network of a file under diffusers' names, and the file's own names of all that belongs to it."""
+
+    weights: Weights
+    names: frozenset[str]
 
 
 def original_of(place: str, name: str, config: Any) -> Original | None:
@@ -55,7 +72,7 @@ def original_of(place: str, name: str, config: Any) -> Original | None:
     return found[0][1](config) if found else None
 
 
-def section(weights: Weights, place: str, name: str, config: Any, wanted: Iterable[str]) -> Weights | None:
+def section(weights: Weights, place: str, name: str, config: Any, wanted: Iterable[str]) -> Section | None:
     """The network at `place` of class `name`, with the tensors `wanted`, or None where the file does not hold it.
 
     A tensor that is missing from the file is missing from the result, and one of that network that diffusers has no
@@ -70,23 +87,72 @@ def section(weights: Weights, place: str, name: str, config: Any, wanted: Iterab
     return None
 
 
-def _translated(weights: Weights, prefix: str, sources: dict[str, Source], config: Any) -> Weights:
+def _translated(weights: Weights, prefix: str, sources: dict[str, Source], config: Any) -> Section:
     entries, changes = {}, {}
     for theirs, source in sources.items():
         entry = weights.entries.get(prefix + source.name)
         if entry is None:
             continue
         entries[theirs] = _part(entry, source)
-        if source.change in _CHANGES:
-            changes[theirs] = _CHANGES[source.change]
+        made = [f for f in (weights.changes.get(prefix + source.name), _CHANGES.get(source.change)) if f is not None]
+        if made:
+            changes[theirs] = functools.partial(functools.reduce, lambda tensor, change: change(tensor), made)
     used = {prefix + source.name for source in sources.values()}
     unused_block = f"transformer.resblocks.{getattr(config, 'depth', 0)}."
-    for name, entry in weights.entries.items():
-        inside = name.startswith(prefix) and not any(name.startswith(p) for p in _PREFIXES if p != prefix)
+    inside = {name for name in weights.entries if name.startswith(prefix) and not _left(name)
+              and not any(name.startswith(p) for p in _PREFIXES if p != prefix)}
+    for name in inside - used:
         inner = name.removeprefix(prefix)
-        if inside and name not in used and not inner.endswith(_IGNORED) and not inner.startswith(unused_block):
-            entries[inner] = entry
-    return Weights(weights.path, entries, changes)
+        if not inner.endswith(_IGNORED) and not inner.startswith(unused_block):
+            entries[inner] = weights.entries[name]
+    return Section(Weights(weights.path, entries, changes), frozenset(inside | used))
+
+
+def _left(name: str) -> bool:
+    return name in _LEFT_NAMES or name in _MARKERS or name.startswith(_LEFT_PREFIXES)
+
+
+def check_all_used(weights: Weights, sections: Iterable[Section], places: Iterable[str]) -> None:
+    """Raise ValueError, one line, counting the tensors of a file that are of none of its `sections` and naming the
+    first. What training leaves in files does not count, nor do networks of places that the system does without."""
+    used = frozenset().union(*(found.names for found in sections))
+    absent = tuple(prefix for place, kinds in SECTIONS.items() if place not in places
+                   for found in kinds.values() for prefix, _ in found if prefix)  # fmt: skip
+    elsewhere = tuple(prefix for place in places for found in SECTIONS.get(place, {}).values() for prefix, _ in found)
+    absent = tuple(prefix for prefix in absent if prefix not in elsewhere)
+    if unused := sorted(name for name in weights.entries if name not in used and not _left(name)
+                        and not name.startswith(absent)):
+        raise ValueError(f"{weights.path} has {len(unused)} tensors that no network of this system takes, first "
+                         f"{unused[0]!r}; give a file of this system, in a layout that is known")
+
+
+def schedule_of(weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler_config.json `config` as the markers of a file change it: "v_pred" stands for v-prediction, "ztsnr"
+    for betas rescaled to zero terminal SNR, whose last entry then must be drawn from, so that spacing is trailing.
+
+    Raises ValueError, one line, for markers of a system whose schedule cannot be that.
+    """
+    said = [marker for marker in _MARKERS if marker in weights.entries]
+    if not said:
+        return dict(config)
+    name, kind = config.get("_class_name", ""), config.get("prediction_type", "epsilon")
+    if name.startswith("FlowMatch") or kind not in ("epsilon", "v_prediction"):
+        raise ValueError(f"{weights.path} is marked {said[0]!r}, but the folder's {name} is one of {kind!r}; give the "
+                         "folder of the file's own system")
+    if said == ["ztsnr"] and kind == "epsilon":
+        raise ValueError(f"{weights.path} is marked 'ztsnr' without 'v_pred': pure noise says nothing to a network "
+                         "that predicts noise; give a folder whose scheduler has prediction_type 'v_prediction'")
+    changed = dict(config) | {"prediction_type": "v_prediction"}
+    if "ztsnr" in said:
+        if name not in _RESCALING:
+            changed["_class_name"] = "EulerDiscreteScheduler"
+        changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return changed
+
+
+# the schedulers of diffusers that can be told to end in pure noise
+_RESCALING = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+              "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler")  # fmt: skip
 
 
 def _part(entry: Entry, source: Source) -> Entry:

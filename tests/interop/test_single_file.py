@@ -13,7 +13,8 @@ from diffusers.loaders import single_file_utils
 from lgm.interop import original_names
 from lgm.interop.components import component
 from lgm.interop.diffusers_dir import load_pipeline
-from lgm.interop.single_file import section
+from lgm.interop.scaled import descaled
+from lgm.interop.single_file import schedule_of, section
 from lgm.interop.weights import open_weights
 
 
@@ -63,7 +64,7 @@ def test_unets_equal_diffusers_conversion(tmp_path, name, prefix):
     converted = single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), dict(unet.config))
     tensors = {name.replace("model.diffusion_model.", prefix): tensor for name, tensor in tensors.items()}
     weights = written(tmp_path, tensors | {"model_ema.decay": torch.ones(1), "first_stage_model.x": torch.ones(1)})
-    check(state, converted, section(weights, "unet", "UNet2DConditionModel", config, list(state)))
+    check(state, converted, section(weights, "unet", "UNet2DConditionModel", config, list(state)).weights)
 
 
 @pytest.mark.parametrize("prefix", ["first_stage_model.", ""], ids=["whole", "alone"])
@@ -73,7 +74,7 @@ def test_autoencoders_equal_diffusers_conversion(tmp_path, prefix):
     state = vae.state_dict()
     tensors = original_layout(state, original_names.autoencoder(config), prefix)
     converted = single_file_utils.convert_ldm_vae_checkpoint(dict(tensors), dict(vae.config))
-    check(state, converted, section(written(tmp_path, tensors), "vae", "AutoencoderKL", config, list(state)))
+    check(state, converted, section(written(tmp_path, tensors), "vae", "AutoencoderKL", config, list(state)).weights)
 
 
 @pytest.mark.parametrize("projection", [None, 24])
@@ -87,7 +88,7 @@ def test_text_encoders_of_open_clip_equal_diffusers_conversion(tmp_path, project
     tensors = original_layout(state, original_names.open_clip_text(config), prefix)
     place = "text_encoder_2" if projection else "text_encoder"
     extra = {f"{prefix}logit_scale": torch.ones(1), f"{prefix}transformer.resblocks.3.ln_1.bias": torch.ones(32)}
-    weights = section(written(tmp_path, tensors | extra), place, name, config, list(state))
+    weights = section(written(tmp_path, tensors | extra), place, name, config, list(state)).weights
     wide = dict(tensors) if projection else dict(tensors, **{f"{prefix}text_projection": torch.zeros(32, 32)})
     converted = single_file_utils.convert_open_clip_checkpoint(encoder, wide, prefix)
     converted = {k: v for k, v in converted.items() if projection or k != "text_projection.weight"}
@@ -109,7 +110,7 @@ def test_names_of_sd3_equal_diffusers_conversion(tmp_path):
     state = tiny_systems.randomized(transformer, 0.1).state_dict()
     tensors = original_layout(state, original_names.sd3(Sd3), "model.diffusion_model.")
     converted = single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(dict(tensors))
-    weights = section(written(tmp_path, tensors), "transformer", "SD3Transformer2DModel", Sd3, list(state))
+    weights = section(written(tmp_path, tensors), "transformer", "SD3Transformer2DModel", Sd3, list(state)).weights
     check(state, converted, weights)
 
 
@@ -120,7 +121,7 @@ def test_names_of_flux_equal_diffusers_conversion(tmp_path):
     state = {name: torch.randn(v.shape[:1] + (1,) * (v.ndim - 1)) for name, v in state.items()}
     tensors = original_layout(state, original_names.flux(None))
     converted = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers(dict(tensors))
-    weights = section(written(tmp_path, tensors), "transformer", "FluxTransformer2DModel", None, list(state))
+    weights = section(written(tmp_path, tensors), "transformer", "FluxTransformer2DModel", None, list(state)).weights
     check(state, converted, weights)
 
 
@@ -163,3 +164,67 @@ def test_a_pipeline_reads_its_networks_from_a_single_file(tmp_path):
     refused({k: v for k, v in tensors.items() if k != conv}, "lacks 'conv_in.weight'")
     refused(tensors | {"model.diffusion_model.other": torch.zeros(1)}, "has 'other', which this model has no place for")
     refused({"lora": torch.zeros(1)}, "holds no network of a StableDiffusionPipeline")
+    left = {"loss.logvar": torch.zeros(()), "first_stage_model.loss.discriminator.main.0.weight": torch.zeros(2, 2),
+            "model_ema.decay": torch.zeros(()), "alphas_cumprod": torch.zeros(1000), "global_step": torch.zeros(())}
+    written(tmp_path, tensors | left)
+    load_pipeline(tmp_path / "folder", single_file=single)
+    # the encoder's names as transformers 5 writes them, and as nobody does: never the folder's encoder in silence
+    text = "cond_stage_model.transformer.text_model."
+    renamed = lambda to: {k.replace(text, to): v for k, v in tensors.items()}
+    written(tmp_path, renamed("cond_stage_model.transformer."))
+    _, params = load_pipeline(tmp_path / "folder", single_file=single)
+    for ours, before in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(ours, -before)
+    count = sum(k.startswith(text) for k in tensors)
+    refused(renamed("cond_stage_model.clip."), f"has {count} tensors that no network .* first 'cond_stage_model.clip.e")
+    refused(tensors | {"control_model.zero.weight": torch.zeros(1)}, "has 1 tensors that .* first 'control_model.zero")
+
+
+def test_markers_change_the_schedule(tmp_path):
+    """As ComfyUI reads them, whose models these keys are of; epsilon is what the folder says."""
+    config = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon", "timestep_spacing": "leading"}
+    marked = lambda *names: written(tmp_path, {name: torch.zeros(0) for name in ("x", *names)})
+    assert schedule_of(marked(), config) == config
+    assert schedule_of(marked("v_pred"), config) == config | {"prediction_type": "v_prediction"}
+    both = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    assert schedule_of(marked("v_pred", "ztsnr"), config) == config | both
+    other = config | {"_class_name": "PNDMScheduler"}  # which cannot end in pure noise
+    assert schedule_of(marked("v_pred", "ztsnr"), other) == config | both
+    assert schedule_of(marked("ztsnr"), config | {"prediction_type": "v_prediction"}) == config | both
+    for names, changed, message in [
+        (["ztsnr"], config, "'ztsnr' without 'v_pred'"),
+        (["v_pred"], config | {"prediction_type": "sample"}, "is marked 'v_pred', but the folder's"),
+        (["v_pred"], {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is marked 'v_pred'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            schedule_of(marked(*names), changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_scaled_float8_is_multiplied_out(tmp_path, dtype):
+    weight = (torch.randn(6, 4) * 20).to(dtype)
+    plain, scale = torch.randn(6), torch.tensor(0.0375)
+    for ends in (("scale_weight", "scale_input"), ("weight_scale", "input_scale")):
+        tensors = {"a.q.weight": weight, "a.q.bias": plain, f"a.q.{ends[0]}": scale, f"a.q.{ends[1]}": scale * 3,
+                   "scaled_fp8": torch.zeros(0, dtype=dtype), "b.weight": weight.clone()}  # fmt: skip
+        found = descaled(written(tmp_path, tensors))
+        assert set(found.names) == {"a.q.weight", "a.q.bias", "b.weight"}
+        np.testing.assert_array_equal(found.get("a.q.weight"), (weight.float() * scale).numpy())
+        np.testing.assert_array_equal(found.get("b.weight").astype(np.float32), weight.float().numpy())
+        np.testing.assert_array_equal(found.get("a.q.bias"), plain.numpy())
+    for bad in (torch.tensor(float("nan")), torch.zeros(()), torch.ones(6)):
+        with pytest.raises(ValueError, match="'a.q.scale_weight' of shape .* should be one finite number"):
+            descaled(written(tmp_path, {"a.q.weight": weight, "a.q.scale_weight": bad}))
+    with pytest.raises(ValueError, match="'a.q.weight' is packed as int8"):
+        descaled(written(tmp_path, {"a.q.weight": weight.to(torch.int8), "a.q.scale_weight": scale}))
+
+
+def test_a_fused_matrix_of_scaled_float8_is_split_after_its_scale(tmp_path):
+    """q of Flux's img_attn.qkv: its rows, times the one scale."""
+    name = "double_blocks.0.img_attn.qkv"
+    weight = (torch.randn(12, 4) * 20).to(torch.float8_e4m3fn)
+    file = written(tmp_path, {f"{name}.weight": weight, f"{name}.scale_weight": torch.tensor(0.5)})
+    wanted = [f"transformer_blocks.0.attn.to_{part}.weight" for part in "qkv"]
+    found = section(descaled(file), "transformer", "FluxTransformer2DModel", None, wanted).weights
+    for rows, key in zip(weight.float().chunk(3), wanted, strict=True):
+        np.testing.assert_array_equal(found.get(key), rows.numpy() / 2)
