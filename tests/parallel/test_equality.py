@@ -96,15 +96,13 @@ def sent(row, kind, looped=None):
 MUON = (
     mesh(fsdp=8) | {"optimizer": {"name": "muon"}},
     mesh(fsdp=2, tensor=2, data=2) | {"optimizer": {"name": "muon"}},
-    mesh(stage=2, fsdp=4) | {"optimizer": {"name": "muon"}},
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(MUON)))
-@pytest.mark.parametrize("family", ["unet", "dit"])
-def test_muon_on_a_mesh_is_that_of_one_device_and_gathers_no_stack(family, number):
-    row = rows(family, as_keys(MUON), "muon")[number]
+def test_muon_on_a_mesh_is_that_of_one_device_and_gathers_no_stack(number):
+    row = rows("dit", as_keys(MUON), "muon")[number]
     assert row["loss"] <= TOLERANCE and row["gradients"][0] <= TOLERANCE, row
     # five iterations that are 3.4 steep at zero multiply the rounding of small singular values by up to 480
     assert row["params"][0] <= 1e-4, row
