@@ -30,6 +30,8 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler_ancestral": singlestep.ancestral,
     "heun": singlestep.heun,
     "consistency": singlestep.consistency,
+    "lcm": singlestep.lcm,
+    "tcd": singlestep.tcd,
     "jump": lambda: singlestep.euler()._replace(jumps=True),
     "dpmpp_2s": lambda: singlestep.dpmpp_2s(),
     "dpmpp_2s_sde": lambda: singlestep.dpmpp_2s(noise=True),
