@@ -189,7 +189,7 @@ def _method(name: str, order: int, exact: bool, limits: tuple, clip: float | Non
             velocity: bool, scaling: float, scaled_end: bool) -> Solver:
     if name in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"):
         # the curvature of diffusers' third order is half of the polynomial's
-        found = multistep.dpmpp(order, noise=name.endswith("sde"), curvature=0.5, exact=exact, limits=limits)
+        found = multistep.dpmpp(order, eta=float(name.endswith("sde")), curvature=0.5, exact=exact, limits=limits)
     elif name == "unipc":
         found = unipc.unipc(order, limits=limits)
     elif name == "plms":

@@ -206,7 +206,7 @@ def test_every_grid_is_that_of_diffusers(name):
         ramp = draw.choice([k for k in keys if k.startswith("use_") and "flow" not in k and "dyn" not in k] or [""])
         options |= {ramp: True} if draw.random() < 0.5 else {}
         steps = draw.choice(LENGTHS[:7] if ramp in options else LENGTHS)
-        if steps == 1000 and options["timestep_spacing"] == "leading":
+        if steps >= 999 and options["timestep_spacing"] == "leading":
             options["steps_offset"] = 0  # or the first would lie beyond the table
         if name == "PNDMScheduler" and (options["timestep_spacing"] == "linspace" or 1000 % steps):
             options["timestep_spacing"] = "leading"
@@ -222,8 +222,10 @@ def test_every_grid_is_that_of_diffusers(name):
         schedule = read_schedule({**theirs.config, **options, "_class_name": name})
         walk = schedule.walk(steps)
         ours = 1000 * (walk.times[:-1] if walk.told is None else walk.told)
-        # to 5e-3 of an entry: theirs are found in float32 tables of 1 - alpha_bar
-        np.testing.assert_allclose(ours, told[pick], atol=5e-3, err_msg=str((steps, options)))
+        # to 5e-3 of an entry: theirs are found in float32 tables of 1 - alpha_bar; where they cut what they find to a
+        # whole number, 998.99999 becomes 998
+        atol = 1.001 if schedule.whole else 5e-3
+        np.testing.assert_allclose(ours, told[pick], atol=atol, err_msg=str((steps, options)))
         if hasattr(theirs, "sigmas"):
             process = schedule.build()
             sigma = np.asarray(process.b(walk.times[:-1]) / process.a(walk.times[:-1]))
