@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import random
 import sys
+import types
 
 import diffusers
 import jax
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from lgm import sampling
+from lgm.interop.pipelines import _rounded_up
 from lgm.interop.scheduler_keys import DEFAULTS
 from lgm.interop.schedulers import read_schedule, write_schedule
 
@@ -254,3 +256,24 @@ def test_what_has_no_equal_is_one_line():
         schedule.walk(1001)
     with pytest.raises(ValueError, match="give the number of tokens"):
         read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}).walk(4)
+
+
+BEGINNINGS = [("StableDiffusionImg2ImgPipeline", EULER, False), ("StableDiffusionXLImg2ImgPipeline", HEUN, False),
+              ("StableDiffusion3Img2ImgPipeline", diffusers.FlowMatchEulerDiscreteScheduler, True),
+              ("StableDiffusion3Img2ImgPipeline", diffusers.FlowMatchHeunDiscreteScheduler, True),
+              ("FluxImg2ImgPipeline", diffusers.FlowMatchEulerDiscreteScheduler, True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("pipeline, scheduler, rounds_up", BEGINNINGS)
+def test_an_image_starts_where_the_pipeline_has_it(pipeline, scheduler, rounds_up):
+    """Its number of steps at every strength of two digits that makes one."""
+    holder = types.SimpleNamespace(scheduler=scheduler())
+    begin = getattr(diffusers, pipeline).get_timesteps
+    for steps in (1, 3, 8, 28, 50):
+        holder.scheduler.set_timesteps(steps)
+        for strength in np.arange(1, 101) / 100:
+            theirs = len(begin(holder, steps, float(strength), None)[0])
+            theirs = (theirs + 1) // 2 if holder.scheduler.order == 2 else theirs
+            wanted = _rounded_up(float(strength), steps) if rounds_up else float(strength)
+            ours = len(sampling.last_part(np.linspace(1, 0, steps + 1), wanted)) - 1
+            assert ours == max(theirs, 1), (steps, strength)
