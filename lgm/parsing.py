@@ -15,6 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lgm.bounds import check_bounds
+
 
 class ConfigError(ValueError):
     """A config that cannot be: the message is one line with the key, the value and what would do."""
@@ -31,8 +33,13 @@ def parse(cls: type, values: Mapping[str, Any], path: str):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise ConfigError(f"{path}.{name} is missing; give it a value of type {describe(hints[name])}")
+    values = {key: _value(hints[key], value, f"{path}.{key}") for key, value in values.items()}
     try:
-        return cls(**{key: _value(hints[key], value, f"{path}.{key}") for key, value in values.items()})
+        check_bounds(cls.__name__, values, f"{path}.")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        return cls(**values)
     except ConfigError:
         raise
     except ValueError as error:  # from a model configuration's own checks
@@ -98,7 +105,10 @@ def _value(hint, value, path: str):
             raise wrong
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{path} has {len(str(value))} digits; give a number that a float holds") from None
     if hint is int and isinstance(value, bool):
         raise wrong
     if not isinstance(value, hint):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import process, sampling
-from lgm.config import Config, Sampling
+from lgm.config import Config, Sampling, check_parts
 from lgm.models import Conditioning, Model, Params, build, lora
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.objective import build_loss, named
@@ -196,6 +196,7 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
 
     shard = sharder(layout)
     autoencoder, weights = load_autoencoder(config.autoencoder)
+    check_parts(config, autoencoder.config.factor)
     frozen = {"autoencoder": weights if shard is None else put(weights, shard(autoencoder))}
     text = tokenizer = folder = None
     if config.text and config.text.folder:

@@ -118,11 +118,12 @@ def text_to_image(
         uncond = unconditional(pipeline, params, len(prompts), size, negative, t5_tokens, guidance=guidance)
 
     walk, method, start = _course(pipeline, steps, shape, schedule, solver)
+    method, wrap = sampling.guided(method, how, tuple(interval))
     process, target, left = pipeline.process, pipeline.schedule.target, None
     if image is None:
         x = noise * start
     else:
-        if pipeline.name in ("StableDiffusion3Pipeline", "FluxPipeline"):  # whatever their schedulers
+        if pipeline.schedule.spacing == "flow":
             strength = _rounded_up(strength, steps)
         z = _encode(pipeline, params["vae"], jnp.asarray(image, jnp.float32))
         x, times = sampling.from_image(process, z, noise, walk.times, strength)
@@ -130,7 +131,6 @@ def text_to_image(
         if mask is not None:
             drawn_anew = jnp.asarray(latent_mask(mask, z.shape[1:3]))
             method = sampling.inpainting(method, z, drawn_anew, noise)
-    method, wrap = sampling.guided(method, how, tuple(interval))
     arguments = (params[pipeline.layout.denoiser], cond, uncond)
     x = sampling.loop(method, process, target, _predictor(pipeline, wrap), x, walk, arguments,
                       sampling.keys(seed, range(len(x))), left)  # fmt: skip

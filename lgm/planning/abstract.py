@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import process
-from lgm.config import Config
+from lgm.config import Config, check_parts
 from lgm.interop.diffusers_dir import LAYOUTS, Pipeline, load_pipeline
 from lgm.interop.imports import FolderText
 from lgm.interop.prompts import nothing
@@ -65,6 +65,7 @@ def abstract_system(config: Config, layout: Layout | None = None) -> tuple[Syste
     """(system, `jax.ShapeDtypeStruct`s of all that is frozen, what stands in for folders that are not here)."""
     notes: list[str] = []
     autoencoder = _autoencoder(config, notes)
+    check_parts(config, autoencoder.config.factor)
     frozen: dict[str, Any] = {"autoencoder": autoencoder.abstract()}
     text = tokenizer = folder = None
     if config.text and config.text.folder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,9 +43,15 @@ def inpainting(method: Solver, x: jax.Array, mask: jax.Array, noise: jax.Array) 
     are a(s) x + b(s) noise again (Lugmayr et al. 2022, 2201.09865, eq. 8, with one noise throughout, as the ODE's paths
     have). What is drawn where it is 1 fits to them mostly: at high noise the known part says little."""
 
+    return method._replace(step=_held(method), start=lambda x_T: (method.start(x_T), (x, mask, noise)))
+
+
+@functools.cache  # what is held is in the memory, so that a compiled step is found again for another picture
+def _held(method: Solver):
     def step(process, denoise, x_t, memory, t, s, key):
+        memory, (x, mask, noise) = memory
         drawn, memory = method.step(process, denoise, x_t, memory, t, s, key)
         at = arrival(process, s)
-        return jnp.where(mask > 0, drawn, at.a * x + at.b * noise), memory
+        return jnp.where(mask > 0, drawn, at.a * x + at.b * noise), (memory, (x, mask, noise))
 
-    return method._replace(step=step)
+    return step

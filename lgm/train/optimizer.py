@@ -14,6 +14,8 @@ from lgm.models import build
 from lgm.parsing import ConfigError
 from lgm.train.muon import muon
 
+DECAYING = ("kernel", "down", "up")  # names of parameters
+
 
 def learning_rate(config: Config) -> optax.Schedule:
     """Step -> learning rate: a linear warm-up, then the schedule's decay to `final` times the peak."""
@@ -52,22 +54,25 @@ def warmup_stable_decay(step, lr, warmup, start, end, final=0.0):
 
 
 def build_optimizer(config: Config, rate: optax.Schedule | None = None) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW or Muon at `rate` (by default the config's); only matrices and kernels decay,
-    not norms, biases or embeddings of time. Under muP updates (and decay) of a matrix shrink with its fan-in."""
+    """Global-norm clipping, then AdamW or Muon at `rate` (by default the config's). Under muP updates (and decay) of a
+    matrix shrink with its fan-in."""
     o = config.optimizer
-    decays = lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], "key", None) in ("kernel", "embedding"), params
-    )
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
     rate = rate or learning_rate(config)
     if o.name == "muon":
-        return optax.chain(clip, muon(rate, o.b1, o.b2, o.eps, o.weight_decay, decays))
-    adamw = optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decays)
+        return optax.chain(clip, muon(rate, o.b1, o.b2, o.eps, o.weight_decay, decaying))
+    adamw = optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decaying)
     if o.mup_base is None:
         return optax.chain(clip, adamw)
     factors = width_factors(build(config.model).abstract(), build(schema.mup_base(config)).abstract())
     slow = lambda params: params | {"denoiser": jax.tree.map(jnp.multiply, params["denoiser"], factors)}
     return optax.chain(clip, adamw, optax.stateless(lambda updates, _: slow(updates)))
+
+
+def decaying(params: Any) -> Any:
+    """True for what weight decay shrinks: the kernels of products and convolutions and the factors of low-rank changes;
+    not biases, scales of norms, or tables of embeddings."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) in DECAYING, params)
 
 
 def width_factors(params: Any, base: Any) -> Any:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+from compilations import compilations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +97,26 @@ def test_inpainting_keeps_the_known_part_and_draws_the_rest_to_fit():
     assert fits(plain(free)) < 0.6 and fits(got) > 0.75
 
 
+def test_a_step_held_to_a_picture_is_compiled_once_for_all_pictures():
+    data, times = ring(count=4, radius=2.0, std=0.15), sampling.times(FLOW, 3)
+    predict = data.predictor(FLOW, "flow")
+    told = lambda x, t, _: predict(x, t)
+
+    def drawn(number, solver):
+        known = jnp.full((5, 2), float(number))
+        noise = jax.random.normal(jax.random.key(number), (5, 2))
+        method = sampling.inpainting(sampling.solver(solver), known, jnp.array([[0.0, float(number % 2)]]), noise)
+        return sampling.loop(method, FLOW, "flow", told, noise, times, ())
+
+    for solver in ("euler", "dpmpp_2m"):  # without and with a memory of its own
+        drawn(0, solver)
+        before = compilations()
+        others = [drawn(number, solver) for number in (1, 2, 3)]
+        assert compilations() == before
+        for number, x in zip((1, 2, 3), others, strict=True):
+            np.testing.assert_array_equal(x[:, 0], number)
+
+
 def test_jumps_of_the_exact_mean_velocity_land_on_the_path_in_any_number_of_steps():
     # Gaussian data of deviation d about 0: x_t / sqrt((1 - t)^2 d^2 + t^2) is constant on a path
     spread = lambda t: jnp.sqrt(jnp.square((1.0 - t) * 0.5) + jnp.square(t))
@@ -174,33 +195,3 @@ def test_what_cannot_be_is_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("spacing, steps", [("leading", 7), ("linspace", 7), ("trailing", 1000)])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_steps_over_entry_0_are_those_of_ddim(spacing, steps, eta, monkeypatch):
-    """2010.02502, eq. 12 and 16, over the entries and then the data, where alpha is 1: entry 0 keeps its noise. The
-    network, of one output throughout, shows what each step takes away."""
-    process = gaussian.ddpm()
-    times = sampling.times(process, steps, spacing)
-    monkeypatch.setattr(sampling.steps, "draw", lambda key, x: jnp.full(x.shape, 0.7))
-    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    alpha = np.cumprod(1.0 - betas)
-    entries = {"leading": np.arange(steps)[::-1] * (1000 // steps), "linspace": np.linspace(999, 0, steps).round(),
-               "trailing": np.arange(999, -1, -1)}[spacing].astype(int)  # fmt: skip
-    x, said = 1.3, 0.4
-    for number, entry in enumerate(entries):
-        a, after = alpha[entry], alpha[entries[number + 1]] if number + 1 < steps else 1.0
-        sigma = eta * np.sqrt((1 - after) / (1 - a) * (1 - a / after))
-        data = (x - np.sqrt(1 - a) * said) / np.sqrt(a)
-        x = np.sqrt(after) * data + np.sqrt(max(1 - after - sigma**2, 0.0)) * said + sigma * 0.7
-    told = []
-
-    def predict(x_t, t_B):
-        jax.debug.callback(lambda t: told.append(float(t)), t_B[0])
-        return jnp.full(x_t.shape, said)
-
-    got = sampling.sample(sampling.solver("ddim", eta=eta), process, "eps", predict, jnp.full((1, 1), 1.3), times)
-    np.testing.assert_allclose(np.asarray(got)[0, 0], x, rtol=2e-5)  # 1000 steps of float32
-    jax.effects_barrier()
-    np.testing.assert_allclose(1000 * np.array(sorted(told, reverse=True)), entries, atol=1e-2)
