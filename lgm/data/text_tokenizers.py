@@ -7,10 +7,10 @@ length, which padding token and whether the padding counts is the pipeline's to 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from lgm.data.tokenizer_files import (
+    as_value_error,
+    check_vocabulary,
+    open_tokenizer,
+    read_sentencepiece,
+)
 from lgm.files import write_atomically
+from lgm.untrusted import read_object, read_text, shown
 
 # words as CLIP splits them: contractions, runs of letters, single digits, runs of anything else
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -42,6 +49,11 @@ class TextTokenizer:
         """Number of ids."""
         return self.tokenizer.get_vocab_size()
 
+    @functools.cached_property
+    def largest_id(self) -> int:
+        """The largest id of the vocabulary."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values())
+
     def encode(self, texts: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(ids [B, L] int32, mask [B, L] bool, True up to and with the end token); L is `length` or `max_length`.
 
@@ -52,12 +64,18 @@ class TextTokenizer:
             raise ValueError("this tokenizer knows no longest length; say how long the rows are to be")
         ids = np.full((len(texts), length), self.pad, np.int32)
         mask = np.zeros(ids.shape, bool)
-        for row, encoding in enumerate(self.tokenizer.encode_batch(list(texts))):
+        try:
+            encodings = self.tokenizer.encode_batch(list(texts))
+        except BaseException as error:  # a damaged table shows where a text leads there
+            raise as_value_error(error, "the tokenizer cannot read a text") from error
+        for row, encoding in enumerate(encodings):
             tokens = encoding.ids
             if len(tokens) > length:
                 lost = len(tokens) - length
                 warnings.warn(f"the text {texts[row]!r} is {lost} tokens too long; its end is ignored", stacklevel=2)
                 tokens = [*tokens[: length - 1], tokens[-1]]
+            if max(tokens, default=0) > self.largest_id:
+                raise ValueError(f"the tokenizer adds the id {max(tokens)}, which its vocabulary has not")
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
         return ids, mask
 
@@ -71,17 +89,16 @@ def read_text_tokenizer(folder: str | Path) -> TextTokenizer:
     try:
         config = _read_json(folder / "tokenizer_config.json") | _read_json(folder / "special_tokens_map.json")
         tokenizer = _build(folder, config)
+        pad, length = _content(config.get("pad_token")) or "<pad>", _length(config.get("model_max_length", UNLIMITED))
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder} has no tokenizer ({Path(error.filename).name} is not there); give a folder with tokenizer.json, "
             "vocab.json and merges.txt, or spiece.model"
         ) from None
-    except Exception as error:  # the tokenizers library raises its own bare Exception
-        raise ValueError(f"the tokenizer in {folder} is broken ({_first_line(error)}); download it again") from error
-    pad = _content(config.get("pad_token")) or "<pad>"
+    except BaseException as error:  # the tokenizers library raises its own bare Exception, and panics
+        raise as_value_error(error, f"the tokenizer in {folder} is broken") from error
     if tokenizer.token_to_id(pad) is None:
-        raise ValueError(f"{folder}: the padding token {pad!r} is not in the vocabulary")
-    length = min(int(config.get("model_max_length", UNLIMITED)), UNLIMITED)
+        raise ValueError(f"{folder}: the padding token {shown(pad)} is not in the vocabulary")
     return TextTokenizer(tokenizer, length, tokenizer.token_to_id(pad), config)
 
 
@@ -130,31 +147,17 @@ def t5_unigram(vocab: Sequence[tuple[str, float]], charsmap: bytes | None, speci
     return tokenizer
 
 
-def read_sentencepiece(path: str | Path) -> tuple[list[tuple[str, float]], bytes]:
-    """(pieces with their log-probabilities, compiled normalization) of a sentencepiece model, a protobuf message."""
-    pieces, charsmap = [], b""
-    for field, value in _protobuf(Path(path).read_bytes()):
-        if field == 1:
-            piece = dict(_protobuf(value))
-            pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0]))
-        elif field == 3:
-            charsmap = dict(_protobuf(value)).get(2, b"")
-    return pieces, charsmap
-
-
 def _build(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
-    if (folder / "spiece.model").is_file():
+    if (folder / "tokenizer.json").exists():
+        return open_tokenizer(folder / "tokenizer.json")
+    if (folder / "spiece.model").exists():
         return t5_unigram(*read_sentencepiece(folder / "spiece.model"))
-    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    vocab = read_object(folder / "vocab.json")
+    check_vocabulary(vocab)
+    lines = read_text(folder / "merges.txt").splitlines()
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if odd := [merge for merge in merges if len(merge) != 2]:
-        raise ValueError(f"merges.txt has {' '.join(odd[0])!r} where two tokens should stand")
+        raise ValueError(f"merges.txt has {shown(' '.join(odd[0]))} where two tokens should stand")
     return clip_bpe(vocab, merges, _special(config))
 
 
@@ -168,37 +171,20 @@ def _special(config: Mapping[str, Any]) -> list[AddedToken]:
     return list(tokens.values())
 
 
-def _content(token: str | Mapping[str, Any] | None) -> str | None:
-    return token["content"] if isinstance(token, Mapping) else token
+def _content(token: Any) -> str | None:
+    """The text of a token that a tokenizer_config.json names. Raises ValueError for what is none."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if text is not None and not (isinstance(text, str) and text):
+        raise ValueError(f"{shown(token)} is no token")
+    return text
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path) if path.exists() else {}
 
 
-def _protobuf(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of every field of a protobuf message; nested messages and strings come as bytes."""
-
-    def varint(at: int) -> tuple[int, int]:
-        value = shift = 0
-        while True:
-            byte = message[at]
-            value, shift, at = value | (byte & 0x7F) << shift, shift + 7, at + 1
-            if byte < 0x80:
-                return value, at
-
-    at = 0
-    while at < len(message):
-        key, at = varint(at)
-        if key & 7 == 0:
-            value, at = varint(at)
-        else:
-            length, at = varint(at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
-            value, at = message[at : at + length], at + length
-            if at > len(message):
-                raise ValueError("the sentencepiece model is cut short")
-        yield key >> 3, value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _length(value: Any) -> int:
+    """What model_max_length says. Raises ValueError for what is no length."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 2:
+        raise ValueError(f"model_max_length={shown(value)} is no length of at least 2")
+    return int(min(value, UNLIMITED))

@@ -12,6 +12,8 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
 
+from lgm.data.tokenizer_files import open_tokenizer
+
 SHIPPED = {"emoji64": "tokenizer/emoji64.json"}
 PAD, UNKNOWN, BEGIN, END = SPECIAL = ("[pad]", "[unk]", "[begin]", "[end]")
 
@@ -25,10 +27,9 @@ class Tokenizer:
         if not path.is_file():
             raise ValueError(f"{asked} is not there; give {', '.join(SHIPPED)} or a tokenizer.json")
         try:
-            self.tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
-        except Exception as error:  # the library raises its own bare Exception
-            line = str(error).splitlines()[0]
-            raise ValueError(f"{asked} is no tokenizer.json ({line})") from None
+            self.tokenizer = open_tokenizer(path)
+        except ValueError as error:
+            raise ValueError(f"{asked}: {error}") from None
         if absent := [token for token in SPECIAL if self.tokenizer.token_to_id(token) is None]:
             raise ValueError(f"{asked} has no {', '.join(absent)}; make it with tools/train_tokenizer.py")
         if max_length < 3:

@@ -13,8 +13,9 @@ import numpy as np
 
 from lgm.files import write_atomically
 from lgm.interop import diffusers_configs as configs
-from lgm.interop import keys_text, text_configs
-from lgm.interop.keymap import Extra, iterate_theirs, names_of
+from lgm.interop import keys_text, tables, text_configs
+from lgm.interop.fields import Table, carried
+from lgm.interop.keymap import Extra, is_finite, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
 from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, write_dit, write_sit
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
@@ -23,28 +24,39 @@ from lgm.interop.keys_unet import unet_rules
 from lgm.interop.scaled import descaled
 from lgm.interop.weights import Weights, load, open_weights, save
 from lgm.models import Model, Params, build
+from lgm.models.autoencoder import AutoencoderConfig
+from lgm.models.unet import UNetConfig
 from lgm.parsing import near_miss
+from lgm.untrusted import read_object
 
 
 @dataclasses.dataclass(frozen=True)
 class Component:
     """One class of diffusers or transformers, or of ours in a folder like theirs.
 
-    `prepare` renames what some versions of the library name otherwise; `refine` is for a configuration that the weights
-    must complete.
+    `table` says what options it has (`fields`). `prepare` renames what some versions of the library name otherwise;
+    `refine` is for a configuration that the weights must complete; `kept_wide` is the ending of tensors that the
+    library keeps in float32 where the rest is float16.
     """
 
     library: str
     read: Callable[[Mapping[str, Any]], Any]
     write: Callable[[Any], dict[str, Any]]
     rules: Callable[[Any], list]
+    table: Table
     prepare: Callable[[Weights], Weights] = lambda weights: weights
     refine: Callable[[Any, Weights], Any] | None = None
+    kept_wide: str | None = None
 
     @property
     def stem(self) -> str:
         """The name of its weights without ending."""
         return "model" if self.library == "transformers" else "diffusion_pytorch_model"
+
+    def dtype_of(self, tensor: str, dtype: Any) -> Any:
+        """What a tensor is written as where `dtype` is asked for."""
+        wide = self.kept_wide is not None and tensor.endswith(self.kept_wide) and dtype == np.float16
+        return np.float32 if wide else dtype
 
 
 def _clip(projected: bool) -> Component:
@@ -52,24 +64,32 @@ def _clip(projected: bool) -> Component:
         ours = text_configs.read_clip(config)
         return ours if projected else dataclasses.replace(ours, projection_dim=None)
 
-    return Component("transformers", read, text_configs.write_clip, keys_text.clip_text, keys_text.clip_text_weights)
+    return Component("transformers", read, text_configs.write_clip, keys_text.clip_text, tables.CLIP,
+                     keys_text.clip_text_weights)
 
+
+TENSORS_A_BLOCK, MOST_BLOCKS = 6, 4096
 
 COMPONENTS: dict[str, Component] = {
     "AutoencoderKL": Component(
-        "diffusers", configs.read_autoencoder, configs.write_autoencoder, autoencoder_rules, autoencoder_weights
+        "diffusers", configs.read_autoencoder, configs.write_autoencoder, autoencoder_rules, tables.AUTOENCODER,
+        autoencoder_weights,
     ),
-    "BertModel": Component("transformers", text_configs.read_bert, text_configs.write_bert, keys_text.bert),
+    "BertModel": Component("transformers", text_configs.read_bert, text_configs.write_bert, keys_text.bert,
+                           tables.BERT),
     "CLIPTextModel": _clip(projected=False),
     "CLIPTextModelWithProjection": _clip(projected=True),
-    "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules),
-    "FluxTransformer2DModel": Component("diffusers", read_flux, write_flux, flux_rules),
-    "SD3Transformer2DModel": Component("diffusers", read_sd3, write_sd3, sd3_rules, refine=with_positions_of),
-    "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules),
+    "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules, tables.DIT),
+    "FluxTransformer2DModel": Component("diffusers", read_flux, write_flux, flux_rules, tables.FLUX),
+    "SD3Transformer2DModel": Component("diffusers", read_sd3, write_sd3, sd3_rules, tables.SD3,
+                                       refine=with_positions_of),
+    "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules, tables.DIT),
     "T5EncoderModel": Component(
-        "transformers", text_configs.read_t5, text_configs.write_t5, keys_text.t5, keys_text.t5_weights
+        "transformers", text_configs.read_t5, text_configs.write_t5, keys_text.t5, tables.T5, keys_text.t5_weights,
+        kept_wide=".wo.weight",
     ),
-    "UNet2DConditionModel": Component("diffusers", configs.read_unet, configs.write_unet, unet_rules),
+    "UNet2DConditionModel": Component("diffusers", configs.read_unet, configs.write_unet, unet_rules,
+                                      tables.UNET),
 }
 
 
@@ -86,12 +106,37 @@ def read_config(folder: str | Path, name: str, **changes) -> Any:
     config = read_json(path)
     try:
         config = dataclasses.replace(kind.read(config), **changes)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} is no configuration of a {name} ({error!r})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    has_weights = kind.refine is not None and any(path.parent.glob("*.safetensors"))
-    return kind.refine(config, open_weights(folder)) if has_weights else config
+    weights = open_weights(folder) if any(path.parent.glob("*.safetensors")) else None
+    check_size(config, weights, path)
+    return config if weights is None or kind.refine is None else kind.refine(config, weights)
+
+
+def read_carried(folder: str | Path, name: str) -> dict[str, Any]:
+    """The options of a component's config.json that have no part in what is computed here, to be written again."""
+    return carried(read_json(Path(folder) / "config.json"), component(name).table)
+
+
+def check_size(config: Any, weights: Weights | None, path: Path) -> None:
+    """Raise ValueError, one line, where `config` has more blocks than the tensors of `weights` can make up, before
+    any of them is built."""
+    blocks, tensors = blocks_of(config), None if weights is None else len(weights.names)
+    if tensors is not None and blocks * TENSORS_A_BLOCK > tensors:
+        raise ValueError(f"{path}: so many layers ({blocks} blocks) need more than the {tensors} tensors beside it")
+    if blocks > MOST_BLOCKS:
+        raise ValueError(f"{path}: {blocks} blocks are more than any model has ({MOST_BLOCKS})")
+
+
+def blocks_of(config: Any) -> int:
+    """How many repeated blocks, of at least `TENSORS_A_BLOCK` tensors each, a network of ours has."""
+    if isinstance(config, UNetConfig):
+        return sum((2 * config.layers_per_block + 1) * (1 + d) for d in config.transformer_depth) + config.mid_depth
+    if isinstance(config, AutoencoderConfig):
+        return 2 * config.layers_per_block * len(config.block_channels)
+    return config.depth + getattr(config, "single_depth", 0)
 
 
 def load_component(
@@ -111,8 +156,9 @@ def load_component(
     them before, as by merging a LoRA. Raises ValueError, one line, for whatever does not fit.
     """
     config, kind = read_config(folder, name, **changes), component(name)
-    if weights is not None and kind.refine is not None:
-        config = kind.refine(config, weights)
+    if weights is not None:
+        check_size(config, weights, weights.path)
+        config = config if kind.refine is None else kind.refine(config, weights)
     model = build(config)
     weights = adapt(kind.prepare(descaled(open_weights(folder)) if weights is None else weights))
     shardings = None if shard is None else shard(model)
@@ -126,29 +172,43 @@ def names_in_library(name: str, config: Any) -> list[str]:
     return names_of(rules, build(config).abstract()) + extras
 
 
-def save_component(folder: str | Path, name: str, config: Any, params: Params, dtype: Any = None) -> None:
-    """Write config.json and the weights, cast to `dtype` where given, as the library's `save_pretrained` does."""
+def save_component(
+    folder: str | Path, name: str, config: Any, params: Params, dtype: Any = None, options: Mapping[str, Any] = {}
+) -> None:
+    """Write config.json and the weights, cast to `dtype` where given, as the library's `save_pretrained` does.
+
+    `options` are written as well, in the place of what is a matter of form here (`read_carried`). Raises ValueError,
+    one line, naming a tensor that is not finite in `dtype`.
+    """
     kind = component(name)
-    written = kind.write(config)
-    tensors = iterate_theirs(kind.rules(config), params)
-    if dtype is not None:
-        wide = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        tensors = ((key, wide(np.asarray(tensor))) for key, tensor in tensors)
+    written = {**kind.write(config), **options}
+    tensors = ((key, _cast(key, np.asarray(tensor), kind.dtype_of(key, dtype)))
+               for key, tensor in iterate_theirs(kind.rules(config), params))
     save(tensors, folder, kind.stem)
     write_json(Path(folder) / "config.json", written)
+
+
+def _cast(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:
+    """A tensor of floats as `dtype`, None for as it is. Raises ValueError where it then is not finite."""
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        return tensor
+    with np.errstate(over="ignore"):
+        cast = tensor if dtype is None else tensor.astype(dtype)
+    if is_finite(cast):
+        return cast
+    if not is_finite(tensor):
+        raise ValueError(f"tensor {name!r} holds values that are not finite; it is not written")
+    most = float(np.abs(tensor.astype(np.float64)).max())
+    raise ValueError(f"tensor {name!r} holds {most:.6g}, which {jnp.dtype(dtype).name} cannot; "
+                     f"{'float32' if dtype == jnp.bfloat16 else 'bfloat16 or float32'} would do")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ValueError, one line, where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is not there") from None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is no JSON object; download it again")
-    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

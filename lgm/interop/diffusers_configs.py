@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lgm.interop.fields import a_level, expect
+from lgm.interop.fields import a_level, check, expect
+from lgm.interop.tables import AUTOENCODER, UNET, UNET_FIXED
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.models.unet import UNetConfig
 
@@ -14,7 +15,7 @@ MICRO_IDS = 6  # SDXL: original size, crop, target size
 
 def read_autoencoder(config: Mapping[str, Any]) -> AutoencoderConfig:
     """AutoencoderConfig of an AutoencoderKL."""
-    expect(config, "act_fn", "silu")
+    check(config, AUTOENCODER)
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         for block in config.get(key, ()):
             expect({key: block}, key, kind)
@@ -64,22 +65,26 @@ def write_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
 
 def read_unet(config: Mapping[str, Any]) -> UNetConfig:
     """UNetConfig of a UNet2DConditionModel."""
-    for key, value in _UNET.items():
-        expect(config, key, value)
+    check(config, UNET)
     channels = config.get("in_channels", 4)
     if config.get("out_channels", 4) != channels:
         raise ValueError(f"config.json: in_channels={channels} are not out_channels; inpainting models have no equal")
     widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
     levels = len(widths)
     kinds = config.get("down_block_types", ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",))
+    if len(kinds) != levels:
+        raise ValueError(f"config.json: down_block_types has {len(kinds)} entries for {levels} block_out_channels")
     attends = [expect({"down_block_types": k}, "down_block_types", *_DOWN) == _DOWN[0] for k in kinds]
     up = [_UP[0] if a else _UP[1] for a in reversed(attends)]
     expect(config, "up_block_types", up, tuple(up))
     depths = a_level(config.get("transformer_layers_per_block", 1), levels)
     heads = a_level(config.get("num_attention_heads") or config.get("attention_head_dim", 8), levels)
     kind = expect(config, "addition_embed_type", None, "text_time")
-    added = config["projection_class_embeddings_input_dim"] if kind else 0
-    micro = config["addition_time_embed_dim"] if kind else 256
+    added = config.get("projection_class_embeddings_input_dim") if kind else 0
+    micro = config.get("addition_time_embed_dim") if kind else 256
+    if added is None or micro is None or kind and added <= MICRO_IDS * micro:
+        raise ValueError(f"config.json: addition_embed_type={kind!r} needs projection_class_embeddings_input_dim above "
+                         f"{MICRO_IDS} times addition_time_embed_dim, not {added} and {micro}")
     return UNetConfig(
         channels=channels,
         block_channels=widths,
@@ -113,7 +118,7 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
             "addition_time_embed_dim": config.micro_dim,
             "projection_class_embeddings_input_dim": config.added_dim,
         }
-    return _UNET | added | {
+    return UNET_FIXED | added | {
         "_class_name": "UNet2DConditionModel",
         "in_channels": config.channels,
         "out_channels": config.channels,
@@ -131,32 +136,3 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
 
 _DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
-# options of UNet2DConditionModel that no released Stable Diffusion sets to anything else
-_UNET = {
-    "act_fn": "silu",
-    "attention_type": "default",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_norm": None,
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "norm_eps": 1e-5,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "reverse_transformer_layers_per_block": None,
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,21 +15,26 @@ from lgm.interop.components import (
     COMPONENTS,
     load_component,
     names_in_library,
+    read_carried,
     read_config,
     read_json,
     save_component,
     write_json,
 )
+from lgm.interop.fields import FLAG, Kind, check, fixed
 from lgm.interop.lora import LoRA, check_all_used, merge
 from lgm.interop.original_names import Original
 from lgm.interop.scaled import descaled
 from lgm.interop.schedulers import read_schedule, write_schedule
 from lgm.interop.schedules import Schedule
 from lgm.interop.single_file import original_of, section
+from lgm.interop.tables import SCHEDULER
 from lgm.interop.weights import Weights, open_weights
 from lgm.models import Model, Params, build
+from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parsing import near_miss
 from lgm.process import Process
+from lgm.untrusted import shown
 
 PENULTIMATE = {"hidden": "penultimate"}
 
@@ -59,13 +63,27 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+def _is_names(value: Any) -> bool:
+    pairs = value.items() if isinstance(value, dict) else [("", None)]
+    return all(key.isdecimal() and len(key) < 8 and isinstance(name, str) for key, name in pairs)
+
+
+# entries of model_index.json that are no parts; those that only a pipeline of another name has are carried
+OPTIONS = {
+    "force_zeros_for_empty_prompt": FLAG,
+    "id2label": Kind("an object of texts by number", _is_names),
+    "is_distilled": fixed(False),  # of Flux.2
+    "requires_aesthetics_score": fixed(False),
+}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static argument of compiled functions
 class Pipeline:
     """A text-to-image system without its parameters.
 
     name: diffusers' class. models, classes: every network and its class by its place in the folder ("unet" or
     "transformer", "vae", "text_encoder", ...). sample_size: the side in latent pixels that the denoiser was trained at.
-    options: the other entries of model_index.json.
+    options: the other entries of model_index.json. carried: what the config.json of each network says besides.
     """
 
     name: str
@@ -76,6 +94,7 @@ class Pipeline:
     process: Process
     sample_size: int
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    carried: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -109,18 +128,22 @@ def load_pipeline(
     name = index["_class_name"]
     layout = LAYOUTS[name]
     single = None if single_file is None else descaled(open_weights(single_file))
-    models, params, classes, tokenizers, used = {}, {}, {}, {}, set()
+    models, params, classes, tokenizers, carried, used = {}, {}, {}, {}, {}, set()
     sections: list[single_files.Section] = []
     for place in (layout.denoiser, "vae", *layout.tokenizer_of):
         if place not in parts:
             continue  # SD3 without T5
+        if place in layout.tokenizer_of and not parts.get(layout.tokenizer_of[place]):
+            raise ValueError(f"{folder}/model_index.json names no {layout.tokenizer_of[place]}, which {place} needs")
         classes[place] = OLD_NAMES.get((name, parts[place][1]), parts[place][1])
         changes = {} if place == "vae" else {"dtype": dtype}
         if classes[place].startswith("CLIP"):
             changes |= layout.encoder_options
         config = read_config(folder / place, classes[place], **changes)
+        carried[place] = read_carried(folder / place, classes[place])
         if place in layout.tokenizer_of:
             tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
+            check_tokenizer(tokenizers[place], config, folder / layout.tokenizer_of[place])
         found = None
         if single is not None:
             found = section(single, place, classes[place], config, names_in_library(classes[place], config))
@@ -142,10 +165,11 @@ def load_pipeline(
         raise ValueError(f"{single.path} holds no network of a {name}; is it of another system?")
     if single is not None:
         single_files.check_all_used(single, sections, classes)
+    check_autoencoder(models["vae"].config, name, folder / "vae")
     schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", name, single)
     size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
-    pipeline = Pipeline(name, models, classes, tokenizers, schedule, schedule.build(), size, options)
+    pipeline = Pipeline(name, models, classes, tokenizers, schedule, schedule.build(), size, options, carried)
     return pipeline, params
 
 
@@ -153,14 +177,41 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, list]]:
     """(model_index.json, its parts that are there). Raises ValueError where a necessary one is not."""
     path = folder / "model_index.json"
     index = read_json(path)
-    name = index["_class_name"] = re.sub("Img2ImgPipeline$", "Pipeline", str(index.get("_class_name", "")))
+    name = index.get("_class_name", "")
+    name = index["_class_name"] = name.replace("Img2ImgPipeline", "Pipeline") if isinstance(name, str) else ""
     if name not in LAYOUTS:
-        raise ValueError(f"{path}: _class_name={name!r} is not known{near_miss(name, LAYOUTS)}")
-    parts = {place: entry for place, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
-    for place in (LAYOUTS[name].denoiser, "vae", "scheduler", *list(LAYOUTS[name].tokenizer_of)[:1]):
+        raise ValueError(f"{path}: _class_name={shown(name)} is not known{near_miss(name, LAYOUTS)}")
+    layout = LAYOUTS[name]
+    known = {layout.denoiser, "vae", "scheduler", *layout.tokenizer_of, *layout.tokenizer_of.values()}
+    parts = {place: entry for place, entry in index.items() if isinstance(entry, list)}
+    for place, entry in index.items():
+        pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str | None) for e in entry)
+        if place in known and not pair or isinstance(entry, list) and not pair:
+            raise ValueError(f"{path}: {place}={shown(entry)} is no pair of a library and a class")
+    parts = {place: entry for place, entry in parts.items() if entry[1] is not None}
+    for place in (layout.denoiser, "vae", "scheduler", *list(layout.tokenizer_of)[:1]):
         if place not in parts:
             raise ValueError(f"{path} names no {place}, which a {name} needs")
+    check(index, {key: kind for key, kind in OPTIONS.items() if key not in parts}, str(path))
     return index, parts
+
+
+def check_tokenizer(tokenizer: TextTokenizer, encoder: Any, folder: Path) -> None:
+    """Raise ValueError, one line, for a tokenizer of more words, or longer texts, than its encoder has room for."""
+    if (most := tokenizer.largest_id) >= encoder.vocab_size:
+        raise ValueError(f"{folder} gives ids up to {most}; its text encoder knows {encoder.vocab_size}")
+    longest = getattr(encoder, "max_length", None)
+    if longest is not None and tokenizer.max_length > longest:
+        raise ValueError(f"{folder}: model_max_length={tokenizer.max_length} is more than its text encoder takes "
+                         f"({longest})")
+
+
+def check_autoencoder(config: AutoencoderConfig, name: str, folder: Path) -> None:
+    """Raise ValueError, one line, for a standardization of latents that diffusers' pipeline `name` does not make."""
+    if config.shift and name not in ("StableDiffusion3Pipeline", "FluxPipeline"):
+        raise ValueError(f"{folder}: shift_factor={config.shift} has no part in a {name}; give null")
+    if config.latents_mean is not None and name != "StableDiffusionXLPipeline":
+        raise ValueError(f"{folder}: latents_mean and latents_std have no part in a {name}; give null")
 
 
 def _merging(loras: Sequence[LoRA], place: str, original: Original | None, used: set) -> Callable[[Weights], Weights]:
@@ -194,7 +245,8 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
         for place, model in pipeline.models.items():
             name = pipeline.classes[place]
             index[place] = [COMPONENTS[name].library, name]
-            save_component(temporary / place, name, model.config, params[place], dtype)
+            options = pipeline.carried.get(place, {})
+            save_component(temporary / place, name, model.config, params[place], dtype, options)
         for place, tokenizer in pipeline.tokenizers.items():
             place = pipeline.layout.tokenizer_of[place]
             index[place] = ["transformers", tokenizer.config.get("tokenizer_class", "PreTrainedTokenizerFast")]
@@ -231,9 +283,11 @@ CORRECTED = {"StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False
 
 
 def _read_schedule(path: Path, name: str, single: Weights | None = None) -> Schedule:
-    config = read_json(path) | CORRECTED.get(name, {})
-    config = config if single is None else single_files.schedule_of(single, config)
+    config = read_json(path)
     try:
-        return read_schedule(config)
-    except ValueError as error:
-        raise ValueError(f"{path.parent}: {error}") from error
+        check(config, SCHEDULER, "scheduler_config.json")
+        config |= CORRECTED.get(name, {})
+        return read_schedule(config if single is None else single_files.schedule_of(single, config))
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+        words = error if isinstance(error, ValueError) else f"scheduler_config.json is no scheduler's ({error!r})"
+        raise ValueError(f"{path.parent}: {words}") from error

@@ -15,19 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lgm.interop.fields import expect
+from lgm.interop.fields import check, expect
 from lgm.interop.keymap import Extra, Rule, linear, prefixed, rearrange
+from lgm.interop.tables import DIT, DIT_FIXED
 from lgm.models import Params
 from lgm.models.dit import DiTConfig
 
-_FIXED = {
-    "activation_fn": "gelu-approximate",
-    "attention_bias": True,
-    "norm_elementwise_affine": False,
-    "norm_type": "ada_norm_zero",
-    "upcast_attention": False,
-}
-NORM_EPS = 1e-6  # as released
+NORM_EPS = 1e-6  # as released; folders say diffusers' default, whatever the weights are made for
 
 
 def dit_rules(config: DiTConfig) -> list[Rule | Extra]:
@@ -72,9 +66,7 @@ def per_block(config: DiTConfig, params: Params) -> tuple[DiTConfig, Params]:
 
 def read_dit(config: Mapping[str, Any]) -> DiTConfig:
     """DiTConfig of a DiTTransformer2DModel."""
-    for key, value in _FIXED.items():
-        expect(config, key, value)
-    expect(config, "norm_eps", 1e-5, NORM_EPS)  # folders say diffusers' default, whatever the weights are made for
+    check(config, DIT)
     channels, patch = config.get("in_channels", 4), config.get("patch_size", 2)
     out = expect(config, "out_channels", channels, 2 * channels, None)
     return DiTConfig(
@@ -94,7 +86,7 @@ def write_dit(config: DiTConfig) -> dict[str, Any]:
     """config.json of a DiTTransformer2DModel. Raises ValueError for a network that is told another time."""
     if config.time != "steps":
         raise ValueError(f"DiTTransformer2DModel is told 1000 t; a network with time={config.time!r} is no such one")
-    return _FIXED | {
+    return DIT_FIXED | {
         "norm_eps": NORM_EPS,
         "_class_name": "DiTTransformer2DModel",
         "in_channels": config.channels,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lgm.interop.fields import expect
+from lgm.interop.fields import check, expect
 from lgm.interop.keymap import Rule, linear, norm
+from lgm.interop.tables import FLUX
 from lgm.models.flux import FluxConfig
 
 _PACKED = 4  # channels of theirs for one of ours: a token is 2 x 2 latent pixels, cut by diffusers' pipeline
@@ -55,7 +56,7 @@ def _stream(ours: str, qkv: tuple[str, ...], norms: str, out: str, suffix: str) 
 
 def read_flux(config: Mapping[str, Any]) -> FluxConfig:
     """FluxConfig of a FluxTransformer2DModel."""
-    expect(config, "patch_size", 1)
+    check(config, FLUX)
     tokens = config.get("in_channels", 64)
     if tokens % _PACKED:
         raise ValueError(f"config.json: in_channels={tokens} must be a multiple of {_PACKED}, for tokens of 2 x 2")

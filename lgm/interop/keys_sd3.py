@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lgm.interop.fields import expect
+from lgm.interop.fields import check, expect
 from lgm.interop.keymap import Extra, Rule, linear, norm, prefixed, rearrange
+from lgm.interop.tables import SD3
 from lgm.interop.weights import Weights
 from lgm.models.embeddings import sincos_2d
 from lgm.models.mmdit import MMDiTConfig
@@ -73,6 +74,7 @@ def _mlp(ours: str, theirs: str, **rule) -> list[Rule]:
 
 def read_sd3(config: Mapping[str, Any]) -> MMDiTConfig:
     """MMDiTConfig of an SD3Transformer2DModel."""
+    check(config, SD3)
     channels, patch = config.get("in_channels", 16), config.get("patch_size", 2)
     heads, head_width = config.get("num_attention_heads", 18), config.get("attention_head_dim", 64)
     expect(config, "out_channels", channels, None)

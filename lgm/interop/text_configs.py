@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lgm.interop.fields import expect
+from lgm.interop.fields import check, expect
+from lgm.interop.tables import BERT, CLIP, T5
 from lgm.models.bert import BERTConfig
 from lgm.models.clip_text import CLIPTextConfig
 from lgm.models.t5 import T5Config
@@ -15,7 +16,7 @@ _LEGACY_EOS = 2  # in older CLIP configurations, where the end token is found as
 
 def read_clip(config: Mapping[str, Any]) -> CLIPTextConfig:
     """CLIPTextConfig of a CLIPTextModel; `projection_dim` is for a model with a projection to keep."""
-    expect(config, "layer_norm_eps", 1e-5)
+    check(config, CLIP)
     eos = config.get("eos_token_id", _LEGACY_EOS)
     return CLIPTextConfig(
         vocab_size=config.get("vocab_size", 49408),
@@ -24,7 +25,7 @@ def read_clip(config: Mapping[str, Any]) -> CLIPTextConfig:
         heads=config.get("num_attention_heads", 8),
         mlp_width=config.get("intermediate_size", 2048),
         max_length=config.get("max_position_embeddings", 77),
-        activation=expect(config, "hidden_act", "quick_gelu", "gelu"),
+        activation=config.get("hidden_act", "quick_gelu"),
         pool="largest" if eos == _LEGACY_EOS else eos,
         projection_dim=config.get("projection_dim", 512),
     )
@@ -57,8 +58,11 @@ def write_clip(config: CLIPTextConfig) -> dict[str, Any]:
 
 def read_t5(config: Mapping[str, Any]) -> T5Config:
     """T5Config of a T5EncoderModel."""
-    expect(config, "layer_norm_epsilon", 1e-6)
-    feed_forward = expect(config, "feed_forward_proj", "relu", "gated-gelu")
+    check(config, T5)
+    feed_forward = config.get("feed_forward_proj", "relu")
+    gated = feed_forward != "relu"
+    expect(config, "is_gated_act", gated)  # both follow from it
+    expect(config, "dense_act_fn", "gelu_new" if gated else "relu")
     return T5Config(
         vocab_size=config.get("vocab_size", 32128),
         width=config.get("d_model", 512),
@@ -66,8 +70,8 @@ def read_t5(config: Mapping[str, Any]) -> T5Config:
         heads=config.get("num_heads", 8),
         head_width=config.get("d_kv", 64),
         mlp_width=config.get("d_ff", 2048),
-        activation="relu" if feed_forward == "relu" else "gelu_tanh",
-        gated=feed_forward != "relu",
+        activation="gelu_tanh" if gated else "relu",
+        gated=gated,
         buckets=config.get("relative_attention_num_buckets", 32),
         max_distance=config.get("relative_attention_max_distance", 128),
     )
@@ -98,9 +102,7 @@ def write_t5(config: T5Config) -> dict[str, Any]:
 
 def read_bert(config: Mapping[str, Any]) -> BERTConfig:
     """BERTConfig of a BertModel."""
-    expect(config, "layer_norm_eps", 1e-12)
-    expect(config, "hidden_act", "gelu")
-    expect(config, "position_embedding_type", "absolute")
+    check(config, BERT)
     return BERTConfig(
         vocab_size=config.get("vocab_size", 30522),
         width=config.get("hidden_size", 768),

@@ -22,6 +22,7 @@ import numpy as np
 
 from lgm.files import write_atomically
 from lgm.interop.keymap import Rules, to_ours
+from lgm.untrusted import parse_object, read_object, regular, shown
 
 DTYPES = {
     "F64": np.float64,
@@ -42,7 +43,8 @@ DTYPES = {
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_MOST_AXES = 16
+_LONGEST_HEADER = 1 << 25  # bytes: a quarter of a million tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Entry:
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +110,11 @@ def open_weights(path: str | Path) -> Weights:
         path = _find(path)
     if path.suffix in _PICKLES:
         raise ValueError(f"{path} is a pickle, which can run code when read; convert it to safetensors")
-    if not path.is_file():
-        raise ValueError(f"{path} is not there; give a .safetensors file, its .index.json or a folder of them")
+    try:
+        regular(path)
+    except (FileNotFoundError, NotADirectoryError):
+        words = "give a .safetensors file, its .index.json or a folder of them"
+        raise ValueError(f"{path} is not there; {words}") from None
     return Weights(path, _read_index(path) if path.suffix == ".json" else read_header(path))
 
 
@@ -165,15 +175,20 @@ def _leaves(tree: Any) -> list:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The texts that a safetensors file carries besides its tensors."""
-    read_header(path)  # for its checks
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return header.get("__metadata__", {})
+    return _header(path)[1]
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Every tensor of one safetensors file. Raises ValueError where header and bytes do not agree."""
-    size = path.stat().st_size
+    """Every tensor of one safetensors file.
+
+    Raises ValueError, one line, where header and bytes do not agree: the tensors' ranges must lie one after the other,
+    without gaps, from the header to the end of the file.
+    """
+    return _header(path)[0]
+
+
+def _header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    size = regular(path).stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
@@ -181,30 +196,46 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise ValueError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its repository")
         if len(first) < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise ValueError(f"{path} is no safetensors file or is cut short ({size} bytes); download it again")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries, ends = {}, [0]
-            for name, value in header.items():
-                start, end = value["data_offsets"]
-                entry = Entry(path, np.dtype(DTYPES[value["dtype"]]), tuple(value["shape"]), 8 + length + start)
-                if start < 0 or end - start != math.prod(entry.shape) * entry.dtype.itemsize:
-                    raise ValueError(name)
-                entries[name] = entry
-                ends.append(end)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} has a corrupt safetensors header; download it again") from error
-    if 8 + length + max(ends) != size:
-        needed = 8 + length + max(ends)
-        raise ValueError(f"{path} has {size} bytes where its header says {needed}; it is cut short or corrupt")
-    return entries
+        text = file.read(length)
+    try:
+        header = parse_object(text)
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise ValueError("__metadata__ holds other things than texts")
+        entries = {name: _entry(path, 8 + length, value) for name, value in header.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a corrupt safetensors header ({_line(error)}); download it again") from error
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if entry.start != end:
+            raise ValueError(f"{path} has a corrupt safetensors header (the bytes of {shown(name)} do not follow those "
+                             "before); download it again")
+        end += entry.nbytes
+    if end != size:
+        raise ValueError(f"{path} has {size} bytes where its header says {end}; it is cut short or corrupt")
+    return entries, metadata
+
+
+def _entry(path: Path, base: int, value: Any) -> Entry:
+    """Where a tensor lies, as its part of the header says. Raises ValueError, KeyError or TypeError."""
+    (start, end), shape = value["data_offsets"], value["shape"]
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in (start, end, *shape)):
+        raise ValueError(f"shape {shown(shape)} at {shown(start)} to {shown(end)}")
+    entry = Entry(path, np.dtype(DTYPES[value["dtype"]]), tuple(shape), base + start)
+    if len(shape) > _MOST_AXES or end - start != entry.nbytes:
+        raise ValueError(f"{end - start} bytes for shape {shown(shape)} of {value['dtype']}")
+    return entry
+
+
+def _line(error: Exception) -> str:
+    return shown(error.args[0]) if isinstance(error, KeyError) else " ".join(str(error).split())
 
 
 def _read_index(path: Path) -> dict[str, Entry]:
     try:
-        files = json.loads(path.read_text())["weight_map"]
+        files = read_object(path)["weight_map"]
         shards = sorted(set(files.values()))
-        if any(Path(shard).name != shard for shard in shards):
+        if any(not shard or Path(shard).name != shard for shard in shards):
             raise ValueError("a shard outside the folder")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no index of safetensors shards (a JSON object with weight_map)") from error
@@ -212,9 +243,12 @@ def _read_index(path: Path) -> dict[str, Entry]:
         raise ValueError(f"{path} names {missing[0]}, which is not beside it; download all {len(shards)} shards")
     entries: dict[str, Entry] = {}
     for shard in shards:
-        entries |= read_header(path.parent / shard)
-    if absent := sorted(set(files) - set(entries)):
-        raise ValueError(f"{path} promises {absent[0]!r} in {files[absent[0]]}, which does not hold it")
+        found = read_header(path.parent / shard)
+        if absent := sorted(name for name, file in files.items() if file == shard and name not in found):
+            raise ValueError(f"{path} promises {absent[0]!r} in {shard}, which does not hold it")
+        if twice := sorted(entries.keys() & found.keys()):
+            raise ValueError(f"{path}: {shown(twice[0])} stands in {shard} and in another shard")
+        entries |= found
     return entries
 
 
