@@ -13,7 +13,7 @@ import numpy as np
 from lgm import sampling
 from lgm.config import Sampling
 from lgm.parallel import constrain, even, fetch, spread, using
-from lgm.pictures import Start, latent_mask
+from lgm.pictures import NOT_FINITE, Start, latent_mask
 from lgm.system import System
 
 CHUNK = 16  # images drawn by one compiled call: bounds memory, and a shorter list compiles nothing new
@@ -49,6 +49,8 @@ def _chunks(system: System, params, frozen, captions: list[str], seed: int, numb
     for first in range(0, len(captions), size):
         rows = np.minimum(np.arange(first, first + size), len(captions) - 1)
         drawn = _draw_chunk(system, options, params, frozen, tokens[rows], mask[rows], number + rows, seed, start)
+        if not fetch(jnp.isfinite(drawn).all()):
+            raise ValueError(NOT_FINITE)
         yield drawn, min(size, len(captions) - first)
 
 

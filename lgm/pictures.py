@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from PIL import Image
 from lgm import registry, sampling
 from lgm.data.decoding import fitted, picture
 from lgm.data.images import is_unicode
+from lgm.untrusted import read_bytes, shown
+
+NOT_FINITE = ("what was drawn is not finite (NaN or infinite), so that there is no picture; give a smaller guidance, "
+              "or look for damage in the weights")
+MOST_IMAGES, MOST_STEPS = 4096, 100_000  # of one call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +42,13 @@ def drawing_words(prompts: Sequence[str], count: int, steps: int | None = None, 
     for name, texts in (("prompt", prompts), ("negative", [negative])):
         if broken := [text for text in texts if not is_unicode(text)]:
             raise ValueError(f"--{name}={ascii(broken[0])} is no Unicode text; write it in UTF-8")
-    for name, value in (("count", count), ("steps", steps)):
+    for name, value, most in (("count", count, MOST_IMAGES), ("steps", steps, MOST_STEPS)):
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value} must be at least 1")
+        if value is not None and value > most:
+            raise ValueError(f"--{name}={shown(value)} is more than {most}; draw fewer at a time")
+    if guidance is not None and not math.isfinite(guidance):
+        raise ValueError(f"--guidance={guidance} is no finite number")
     words = {"steps": steps, "guidance": guidance, "solver": solver, "negative": negative, "rule": rule}
     if solver is not None:
         sampling.solver(**registry.section(solver, "solver"))
@@ -52,6 +62,12 @@ def drawing_words(prompts: Sequence[str], count: int, steps: int | None = None, 
         sampling.guided(sampling.solver("euler"), sampling.plain(2.0), tuple(interval))
         words["interval"] = tuple(interval)
     return {name: value for name, value in words.items() if value is not None}
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError, one line, for a seed that JAX would take for another or for none."""
+    if not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed={shown(seed)} must lie in [0, 2**32)")
 
 
 def starting_picture(image: str | Path | None, strength: float | None, mask: str | Path | None,
@@ -87,7 +103,8 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def _open(path: str | Path) -> Image.Image:
     try:
-        content = Path(path).read_bytes()
+    try:
+        content = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image ({error.strerror or error}); give a PNG or JPEG") from None
     return picture(content, str(path))

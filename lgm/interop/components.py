@@ -14,7 +14,7 @@ import numpy as np
 from lgm.files import write_atomically
 from lgm.interop import diffusers_configs as configs
 from lgm.interop import keys_text, tables, text_configs
-from lgm.interop.fields import Table, carried
+from lgm.interop.fields import Table, WrongKind, carried
 from lgm.interop.keymap import Extra, is_finite, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
 from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, write_dit, write_sit
@@ -108,6 +108,8 @@ def read_config(folder: str | Path, name: str, **changes) -> Any:
         config = dataclasses.replace(kind.read(config), **changes)
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} is no configuration of a {name} ({error!r})") from error
+    except WrongKind as error:
+        raise ValueError(f"{path} is no configuration of a {name} ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     weights = open_weights(folder) if any(path.parent.glob("*.safetensors")) else None

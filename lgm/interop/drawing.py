@@ -18,7 +18,10 @@ from lgm.interop.lora import LoRA, read_lora
 from lgm.interop.pipelines import latent_size, text_to_image
 from lgm.models import Model
 from lgm.parallel import make_layout, shardings
-from lgm.pictures import drawing_words, starting_picture
+from lgm.pictures import check_seed, drawing_words, starting_picture
+from lgm.untrusted import finite, regular, shown
+
+LARGEST_SIDE = 16_384  # pixels
 
 
 def draw_from_folder(
@@ -50,6 +53,7 @@ def draw_from_folder(
     arguments that decide nothing about the weights are checked before they are loaded. Raises ValueError, one line, for
     what cannot be.
     """
+    check_seed(seed)
     words = drawing_words(prompts, count, **words)
     size = read_size(size) if isinstance(size, str) else size
     start = starting_picture(image, strength, mask, size)
@@ -90,19 +94,22 @@ def over_all_devices() -> Callable[[Model], Any] | None:
 def read_size(text: str) -> tuple[int, int]:
     """(height, width) of "512" or "512x768". Raises ValueError, one line, for anything else."""
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"size={text!r} is no size in pixels; write 512 or 512x768 (height x width)")
+    if len(sides) > 2 or not all(s.isdecimal() and len(s) < 6 and 0 < int(s) <= LARGEST_SIDE for s in sides):
+        raise ValueError(f"size={shown(text)} is no size in pixels; write 512 or 512x768 (height x width, at most "
+                         f"{LARGEST_SIDE})")
     return int(sides[0]), int(sides[-1])
 
 
 def read_noise(path: str | Path) -> np.ndarray:
     """The float32 array of a .npy file. Raises ValueError, one line, where there is none."""
     try:
-        noise = np.load(path, allow_pickle=False)
+        noise = np.load(regular(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as a .npy array ({type(error).__name__})") from error
     if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f":
         raise ValueError(f"{path} holds no array of floats; save x_T with numpy.save")
+    if not np.isfinite(noise).all():
+        raise ValueError(f"{path} holds values that are not finite")
     return noise.astype(np.float32)
 
 
@@ -112,8 +119,7 @@ def lora_of(text: str) -> LoRA:
     if not path or Path(text).exists():
         return read_lora(text)
     try:
-        return read_lora(path, float(strength))
-    except ValueError as error:
-        if "could not convert" in str(error):
-            raise ValueError(f"{text!r}: the strength {strength!r} is no number; write path:0.8") from None
-        raise
+        times = finite(strength)
+    except ValueError:
+        raise ValueError(f"{text!r}: the strength {strength!r} is no finite number; write path:0.8") from None
+    return read_lora(path, times)

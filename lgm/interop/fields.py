@@ -23,6 +23,10 @@ LARGEST_SIDE = 1 << 10  # of an image in latent pixels, where no weights say how
 STORED = ("_diffusers_version", "_name_or_path", "dtype", "torch_dtype", "transformers_version")  # of the files
 
 
+class WrongKind(ValueError):
+    """An option whose value is of another kind than any of its class has."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """What values an option may have, in words and as a check."""
@@ -90,7 +94,7 @@ def check(config: Mapping[str, Any], table: Table, name: str = "config.json") ->
         if isinstance(kind, Fixed):
             _allowed(key, value, kind.allowed, name)
         elif not kind.holds(value):
-            raise ValueError(f"{name}: {key}={shown(value)} is not {kind.words}")
+            raise WrongKind(f"{name}: {key}={shown(value)} is not {kind.words}")
 
 
 def carried(config: Mapping[str, Any], table: Table) -> dict[str, Any]:

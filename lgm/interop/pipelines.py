@@ -19,7 +19,7 @@ from lgm.models import Conditioning, Params
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.models.tiling import tiled_decode
 from lgm.parallel import fetch
-from lgm.pictures import latent_mask
+from lgm.pictures import NOT_FINITE, latent_mask
 from lgm.process import pure_noise
 from lgm.registry import section
 
@@ -141,6 +141,8 @@ def text_to_image(
         images = tiled_decode(decode, fetch(x), factor=autoencoder.factor, tile=_tile(tile, autoencoder.factor))
     else:
         images = np.concatenate([decode(x[i : i + 1]) for i in range(len(x))])  # one by one: less memory
+    if not np.isfinite(images).all():
+        raise ValueError(NOT_FINITE)
     return np.clip(images, 0.0, 1.0)
 
 

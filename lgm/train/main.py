@@ -126,8 +126,9 @@ def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image:
     """Check the words, then `load()` (system, parameters, frozen parameters) and draw."""
     from lgm.data import save_grid
     from lgm.drawing import draw
-    from lgm.pictures import drawing_words, starting_picture
+    from lgm.pictures import check_seed, drawing_words, starting_picture
 
+    check_seed(seed)
     changes = drawing_words(prompts, count, **words)
     starting_picture(image, strength, mask)  # a file that cannot be read is refused before anything is loaded
     system, params, frozen = load()
