@@ -103,7 +103,6 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def _open(path: str | Path) -> Image.Image:
     try:
-    try:
         content = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image ({error.strerror or error}); give a PNG or JPEG") from None
