@@ -71,7 +71,7 @@ def make_originals(folder: Path) -> None:
         for i, (n, d) in enumerate((n, d) for n in (1e6, 1e7, 1e8) for d in (1e8, 1e9, 1e10))))
 
 
-def make_case(kind: str, rng: random.Random, originals: Path, folder: Path) -> Case:
+def make_case(kind: str, rng: random.Random, originals: Path, folder: Path, verbs: list[str]) -> Case:
     """Copy an original into `folder`, damage it and say what to run on it."""
     system = rng.choice(SYSTEMS)
     source = folder / system
@@ -81,15 +81,15 @@ def make_case(kind: str, rng: random.Random, originals: Path, folder: Path) -> C
     tensors = [path for path in files if path.suffix == ".safetensors"]
     tokens = [path for path in files if "tokenizer" in str(path.relative_to(source))]
     if kind == "config":
-        return _reading(rng, source, folder, mutations.damage_json(rng, rng.choice(jsons)))
+        return _reading(rng, source, folder, verbs, mutations.damage_json(rng, rng.choice(jsons)))
     if kind == "weights":
-        return _reading(rng, source, folder, mutations.damage_tensors(rng, rng.choice(tensors)))
+        return _reading(rng, source, folder, verbs, mutations.damage_tensors(rng, rng.choice(tensors)))
     if kind == "file":
-        return _reading(rng, source, folder, mutations.damage_file(rng, rng.choice(files)))
+        return _reading(rng, source, folder, verbs, mutations.damage_file(rng, rng.choice(files)))
     if kind == "tokenizer":
         path = rng.choice(tokens)
         damage = mutations.damage_json if path.suffix == ".json" and rng.random() < 0.8 else mutations.damage_file
-        return _reading(rng, source, folder, damage(rng, path), drawn=0.5)
+        return _reading(rng, source, folder, verbs, damage(rng, path))
     if kind in ("lora", "single"):
         path = folder / "x.safetensors"
         shutil.copy(originals / "lora.safetensors" if kind == "lora" else rng.choice(tensors), path)
@@ -112,16 +112,16 @@ def make_case(kind: str, rng: random.Random, originals: Path, folder: Path) -> C
     return Case(words, "", None if flag == "out" else folder / "x.png")
 
 
-def _reading(rng: random.Random, source: Path, folder: Path, what: str, drawn: float = 0.25) -> Case:
+def _reading(rng: random.Random, source: Path, folder: Path, verbs: list[str], what: str) -> Case:
     """One of the verbs that read a folder."""
-    if rng.random() < drawn:
+    verb, out = rng.choice(verbs), folder / "out"
+    if verb == "sample":
         return Case(["sample", f"--from={source}", *DRAWN, f"--out={folder / 'x.png'}"], what, folder / "x.png")
-    verb = rng.choice(("inspect", "import", "export"))
-    out = folder / "out"
     words = {"inspect": [], "import": [f"--workdir={out}"], "export": [f"--out={out}", "--dtype=float16"]}[verb]
     return Case([verb, f"--from={source}", *words], what, out if words else None)
 
 
+VERBS = ("inspect", "import", "export", "sample")  # of folders
 KINDS = {"config": 5, "weights": 3, "tokenizer": 4, "file": 3, "lora": 3, "single": 1, "table": 1, "words": 3}
 
 
@@ -205,6 +205,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--kind", choices=KINDS, action="append", help="only these (default: all)")
+    parser.add_argument("--verb", choices=VERBS, action="append", help="only these on folders (default: all)")
     parser.add_argument("--case", type=int, help="only the case of this number, with what it prints")
     parser.add_argument("--keep", help="a folder to leave the files in")
     parser.add_argument("--originals", help="a folder with whole originals, made where it is not there")
@@ -231,14 +232,15 @@ def main() -> int:
         folder = work / f"case{number}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        case = make_case(kind, rng, originals, folder)
+        case = make_case(kind, rng, originals, folder, arguments.verb or list(VERBS))
         wrong = run(case, folder / "log")
         done += 1
         if arguments.case is not None:
             print(case.words, case.what, (folder / "log").read_text(errors="replace"), sep="\n")
         if wrong:
             defects += 1
-            again = " ".join(f"--kind={name}" for name in arguments.kind or ())
+            again = " ".join([f"--kind={name}" for name in arguments.kind or ()] +
+                             [f"--verb={name}" for name in arguments.verb or ()])
             words = ascii(" ".join(case.words))[:300]
             print(f"case {number} ({kind}): {wrong}; {ascii(case.what)[:160]}; lgm {words}\n"
                   f"  again: python tools/fuzz.py --seed={arguments.seed} --case={number} {again}", flush=True)
