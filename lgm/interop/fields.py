@@ -20,7 +20,9 @@ from lgm.untrusted import shown
 
 LARGEST = 1 << 24  # of a width, a vocabulary or a number of layers
 LARGEST_SIDE = 1 << 10  # of an image in latent pixels, where no weights say how large it may be
-STORED = ("_diffusers_version", "_name_or_path", "dtype", "torch_dtype", "transformers_version")  # of the files
+# of the files, and so written anew with them
+STORED = ("_class_name", "_diffusers_version", "_name_or_path", "architectures", "dtype", "torch_dtype",
+          "transformers_version")  # fmt: skip
 
 
 class WrongKind(ValueError):

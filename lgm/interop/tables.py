@@ -154,7 +154,6 @@ _OUTPUTS = {  # what transformers' models hand out besides, and what only their 
                 "problem_type", "return_dict", "tie_word_embeddings", "use_cache")
 }  # fmt: skip
 CLIP: Table = _OUTPUTS | {
-    "architectures": CARRIED,
     "eos_token_id": NATURAL,
     "hidden_act": fixed("quick_gelu", "gelu"),
     "hidden_size": COUNT,
@@ -169,7 +168,6 @@ CLIP: Table = _OUTPUTS | {
     "vocab_size": COUNT,
 }
 T5: Table = _OUTPUTS | {
-    "architectures": CARRIED,
     "d_ff": COUNT,
     "d_kv": COUNT,
     "d_model": COUNT,
@@ -191,7 +189,6 @@ T5: Table = _OUTPUTS | {
 }
 BERT: Table = _OUTPUTS | {
     "add_cross_attention": fixed(False),
-    "architectures": CARRIED,
     "eos_token_id": CARRIED,
     "hidden_act": fixed("gelu"),
     "hidden_size": COUNT,
