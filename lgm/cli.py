@@ -77,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse with errors of one line, like all the others."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())[:500]}; see {self.prog} --help\n")
 
 
 def _overrides(words: list[str], allowed: bool) -> list[tuple[str, str]]:
