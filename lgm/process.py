@@ -90,12 +90,12 @@ def _derivative(function, t):
 
 @functools.cache
 def ddpm(schedule: str = "scaled_linear", beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000,
-         zero_terminal_snr: bool = False) -> Process:
+         zero_terminal_snr: bool = False, kept: float = 1e-8) -> Process:
     """Discrete variance-preserving diffusion (Ho et al. 2020, 2006.11239).
 
     schedule: "linear" (beta linear), "scaled_linear" (sqrt(beta) linear: SD), "squared_cosine" (Nichol & Dhariwal
     2021, 2102.09672; the betas are not used). zero_terminal_snr rescales sqrt(alpha_bar) so that the last step is pure
-    noise (Lin et al. 2023, 2305.08891, algorithm 1).
+    noise (Lin et al. 2023, 2305.08891, algorithm 1); of the signal `kept` is left there, so that its log is finite.
     """
     schedules = {
         "linear": lambda: np.linspace(beta_start, beta_end, steps),
@@ -106,12 +106,14 @@ def ddpm(schedule: str = "scaled_linear", beta_start: float = 0.00085, beta_end:
         raise ValueError(f"process 'ddpm': steps={steps} must be at least 2")
     if not 0 < beta_start <= beta_end < 1:
         raise ValueError(f"process 'ddpm': beta_start={beta_start} must lie above 0 and at most {beta_end=}, below 1")
+    if not 0 < kept < 1e-2:
+        raise ValueError(f"process 'ddpm': kept={kept} must lie above 0 and below 0.01")
     betas = registry.make("schedule of betas", schedules, schedule, {})
     root = np.sqrt(np.cumprod(1.0 - betas))
     if zero_terminal_snr:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    tiny = 1e-8  # keeps the log of a zero signal finite
-    return Process("ddpm", *_vp_of_table(np.maximum(root, tiny)), steps)
+    root[-1] = max(root[-1], kept)
+    return Process("ddpm", *_vp_of_table(root), steps)
 
 
 def _vp_of_table(a_K: np.ndarray):

@@ -123,7 +123,7 @@ def text_to_image(
     if image is None:
         x = noise * start
     else:
-        if pipeline.schedule.spacing == "flow":
+        if pipeline.name in ("StableDiffusion3Pipeline", "FluxPipeline"):  # whatever their schedulers
             strength = _rounded_up(strength, steps)
         z = _encode(pipeline, params["vae"], jnp.asarray(image, jnp.float32))
         x, times = sampling.from_image(process, z, noise, walk.times, strength)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from lgm import process as gaussian
 from lgm.interop.fields import expect
+from lgm.interop.scheduler_keys import obeyed
 from lgm.interop.schedules import FLOW_ENTRIES, Schedule
 from lgm.parsing import near_miss
-from lgm.sampling import SOLVERS
 
 # our solver for each class of theirs; all share the process, so any other solver may be taken instead
 SOLVER_OF = {
@@ -27,160 +27,168 @@ SOLVER_OF = {
     "FlowMatchHeunDiscreteScheduler": "heun",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "UniPCMultistepScheduler": "unipc",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
 }
 TARGET_OF = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 BETAS_OF = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squared_cosine"}
 _SPACING_OF = {"linspace": "linspace", "leading": "leading", "trailing": "trailing"}
 _BY_SIGMA = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
              "LMSDiscreteScheduler")  # fmt: skip
-_LINSPACE = (*_BY_SIGMA, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # by default
-_CLIP_BY_DEFAULT = {"DDIMScheduler": True, "DDPMScheduler": True, "HeunDiscreteScheduler": False}
-# what each class can do besides that has no equal here; keys of other classes stand in its files too and say nothing
-_REFUSED = {
-    "DDIMScheduler": ("thresholding",),
-    "DDPMScheduler": ("thresholding",),
-    "EulerDiscreteScheduler": ("sigma_min", "sigma_max"),
-    "DPMSolverMultistepScheduler": ("thresholding", "variance_type", "use_dynamic_shifting"),
-    "UniPCMultistepScheduler": ("thresholding", "solver_p", "disable_corrector", "use_dynamic_shifting",
-                                "shift_terminal"),
-    "FlowMatchEulerDiscreteScheduler": ("use_karras_sigmas", "use_exponential_sigmas", "stochastic_sampling",
-                                        "invert_sigmas"),
-}  # fmt: skip
+# whose last entry under zero terminal SNR keeps so much signal, sigma = 4096, because they divide by it
+_KEEPING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
+            "UniPCMultistepScheduler")  # fmt: skip
+_KEPT = 2.0**-12
+_LEVELS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas",
+           "lu": "use_lu_lambdas"}  # fmt: skip
+# what a class can do besides that has no equal here
+_REFUSED = ("trained_betas", "thresholding", "sigma_min", "sigma_max", "solver_p", "disable_corrector",
+            "invert_sigmas")  # fmt: skip
 _FIXED = {
     "DDPMScheduler": {"variance_type": ("fixed_small",)},
     "PNDMScheduler": {"skip_prk_steps": (True,)},
     "EulerDiscreteScheduler": {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
-    "DPMSolverMultistepScheduler": {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-                                    "solver_type": ("midpoint", "heun"), "solver_order": (2, 1, 3)},
-    "UniPCMultistepScheduler": {"solver_type": ("bh2",), "predict_x0": (True,), "solver_order": (2, 1, 3),
-                                "lower_order_final": (True,)},
+    "DPMSolverMultistepScheduler": {"algorithm_type": ("dpmsolver++", "deis", "sde-dpmsolver++"),
+                                    "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
+                                    "solver_order": (2, 1, 3), "use_dynamic_shifting": (False,),
+                                    "variance_type": (None,)},
+    "UniPCMultistepScheduler": {"solver_type": ("bh2", "midpoint", "heun", "logrho"), "predict_x0": (True,),
+                                "solver_order": (2, 1, 3), "lower_order_final": (True,),
+                                "use_dynamic_shifting": (False,), "shift_terminal": (None,)},
 }  # fmt: skip
 
 
 def read_schedule(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that a scheduler_config.json describes.
+    """The schedule that a scheduler_config.json describes: by the keys that its class has, and by no others.
 
-    Raises ValueError, one line, for a scheduler or an option that has no equal here. A solver that is not here is
-    replaced by a first-order one, with a warning.
+    Raises ValueError, one line, for a scheduler or an option that has no equal here.
     """
     name = config.get("_class_name", "")
     if name not in SOLVER_OF:
-        raise ValueError(f"scheduler_config.json: _class_name={name!r} is not known{near_miss(name, SOLVER_OF)}")
-    solver = SOLVER_OF[name]
-    if solver not in SOLVERS:
-        warnings.warn(f"there is no solver of {name}; sampling with ddim instead", stacklevel=2)
-        solver = "ddim"
-    for key in ("use_beta_sigmas", "trained_betas", *_REFUSED.get(name, ())):
-        if config.get(key):
-            raise ValueError(f"scheduler_config.json: {key}={config[key]!r} is not supported; only without it")
+        hint = near_miss(name, SOLVER_OF) or f"; there are {', '.join(SOLVER_OF)}"
+        raise ValueError(f"scheduler_config.json: _class_name={name!r} is not known{hint}")
+    said = obeyed(name, config)
+    for key in _REFUSED:
+        if said.get(key):
+            raise ValueError(f"scheduler_config.json: {key}={said[key]!r} is not supported; only without it")
     for key, allowed in _FIXED.get(name, {}).items():
-        _expect(config, key, *allowed)
-    _expect(config, "num_train_timesteps", FLOW_ENTRIES)  # what the networks count in
+        _expect(said, key, *allowed)
+    _expect(said, "num_train_timesteps", FLOW_ENTRIES)  # what the networks count in
+    given = [key for key in _LEVELS.values() if said.get(key)]
+    if len(given) > 1 and "use_lu_lambdas" not in given:
+        raise ValueError(f"scheduler_config.json: {given[0]} and {given[1]} exclude each other; give one")
     if name.startswith("FlowMatch"):
-        return _flow(config, solver)
-    if config.get("use_flow_sigmas") and "Multistep" in name or config.get("prediction_type") == "flow_prediction":
-        return _flow_levels(config, solver)
-    return _diffusion(config, name, solver)
+        schedule = _flow(said, SOLVER_OF[name])
+    elif said.get("use_flow_sigmas") or said["prediction_type"] == "flow_prediction":
+        schedule = _flow_levels(said, SOLVER_OF[name])
+    else:
+        schedule = _diffusion(said, name, SOLVER_OF[name])
+    return dataclasses.replace(schedule, config=dict(config))
 
 
-def _flow(config: Mapping[str, Any], solver: str) -> Schedule:
-    ends = (config.get("base_image_seq_len", 256), config.get("base_shift", 0.5)), (
-        config.get("max_image_seq_len", 4096), config.get("max_shift", 1.15))  # fmt: skip
+def _flow(said: Mapping[str, Any], solver: str) -> Schedule:
+    dynamic = None
+    if said.get("use_dynamic_shifting"):
+        dynamic = ((said["base_image_seq_len"], said["base_shift"]), (said["max_image_seq_len"], said["max_shift"]))
     return Schedule(
         process={"name": "rectified_flow"},
         target="flow",
-        solver=solver,
+        solver="consistency" if said.get("stochastic_sampling") else solver,
         spacing="flow",
-        shift=config.get("shift", 1.0),
-        dynamic=ends if config.get("use_dynamic_shifting") else None,
-        dynamic_kind=config.get("time_shift_type", "exponential"),
-        terminal=config.get("shift_terminal"),
-        config=dict(config),
+        shift=said["shift"],
+        levels=_levels_of(said),
+        dynamic=dynamic,
+        dynamic_kind=said.get("time_shift_type", "exponential"),
+        terminal=said.get("shift_terminal"),
     )
 
 
-def _flow_levels(config: Mapping[str, Any], solver: str) -> Schedule:
+def _flow_levels(said: Mapping[str, Any], solver: str) -> Schedule:
     """A multistep scheduler of diffusion put to a flow's noise levels."""
-    if solver not in ("dpmpp_2m", "unipc") or not config.get("use_flow_sigmas"):
+    if solver not in ("dpmpp_2m", "unipc") or not said.get("use_flow_sigmas"):
         raise ValueError("scheduler_config.json: prediction_type='flow_prediction' needs use_flow_sigmas=True of a "
                          "DPMSolverMultistepScheduler or UniPCMultistepScheduler, or a FlowMatchEulerDiscreteScheduler")
-    _expect(config, "prediction_type", "flow_prediction")
-    _expect(config, "final_sigmas_type", "zero")
-    for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"):
-        _expect(config, key, False)
+    _expect(said, "prediction_type", "flow_prediction")
+    _expect(said, "final_sigmas_type", "zero")
+    for key in _LEVELS.values():
+        _expect(said, key, False)
     return Schedule(
         process={"name": "rectified_flow"},
         target="flow",
         spacing="flow_levels",
-        shift=config.get("flow_shift", 1.0),
+        shift=said["flow_shift"],
         whole="cut",
-        config=dict(config),
-        **_multistep(config, solver),
+        **_multistep(said, solver),
     )
 
 
-def _multistep(config: Mapping[str, Any], solver: str) -> dict[str, Any]:
+def _levels_of(said: Mapping[str, Any]) -> str:
+    return next((level for level, key in _LEVELS.items() if said.get(key)), "table")
+
+
+def _multistep(said: Mapping[str, Any], solver: str) -> dict[str, Any]:
     """The solver of a multistep scheduler, as fields of Schedule."""
-    order = config.get("solver_order", 2)
+    order = said["solver_order"]
     if solver == "dpmpp_2m":
-        stochastic = config.get("algorithm_type") == "sde-dpmsolver++"
+        stochastic = said["algorithm_type"] == "sde-dpmsolver++"
         if stochastic and order == 3:
             raise ValueError("scheduler_config.json: solver_order=3 of sde-dpmsolver++ is not supported; 1 or 2 is")
-        names = {1: "dpmpp_sde", 2: "dpmpp_2m_sde"} if stochastic else {1: "ddim", 2: "dpmpp_2m", 3: "dpmpp_3m"}
+        names = {1: "ddpm", 2: "dpmpp_2m_sde"} if stochastic else {1: "ddim", 2: "dpmpp_2m", 3: "dpmpp_3m"}
         solver = names[order]
     return dict(
         solver=solver,
         order=order,
-        exact=config.get("solver_type") == "heun",
-        lower_at_end=bool(config.get("lower_order_final", True)),
-        euler_at_end=bool(config.get("euler_at_final", False)),
+        exact=said["solver_type"] == "heun",
+        lower_at_end=bool(said["lower_order_final"]),
+        euler_at_end=bool(said.get("euler_at_final")),
     )
 
 
-def _diffusion(config: Mapping[str, Any], name: str, solver: str) -> Schedule:
+def _diffusion(said: Mapping[str, Any], name: str, solver: str) -> Schedule:
+    rescaled = bool(said.get("rescale_betas_zero_snr"))
     process = {
         "name": "ddpm",
-        "schedule": _named(config, "beta_schedule", "linear", BETAS_OF),
-        "beta_start": config.get("beta_start", 1e-4),
-        "beta_end": config.get("beta_end", 0.02),
-        "steps": config.get("num_train_timesteps", FLOW_ENTRIES),
-        "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
+        "schedule": _named(said, "beta_schedule", BETAS_OF),
+        "beta_start": said["beta_start"],
+        "beta_end": said["beta_end"],
+        "steps": said["num_train_timesteps"],
+        "zero_terminal_snr": rescaled,
     }
+    if rescaled and name in _KEEPING:
+        process["kept"] = _KEPT
     by_sigma, multistep, dpm = name in _BY_SIGMA, "Multistep" in name, name == "DPMSolverMultistepScheduler"
-    spacing = _named(config, "timestep_spacing", "linspace" if name in _LINSPACE else "leading", _SPACING_OF)
-    levels = next((k for k, v in _LEVELS.items() if config.get(v) and (k != "lu" or dpm)), "table")
-    if name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
-        to_first = _expect(config, "final_sigmas_type", "zero", "sigma_min") == "sigma_min"
+    spacing, levels = _named(said, "timestep_spacing", _SPACING_OF), _levels_of(said)
+    if "final_sigmas_type" in said:
+        to_first = _expect(said, "final_sigmas_type", "zero", "sigma_min") == "sigma_min"
     else:
-        to_first = name in ("DDIMScheduler", "PNDMScheduler") and config.get("set_alpha_to_one") is False
+        to_first = name == "TCDScheduler" or name != "LCMScheduler" and said.get("set_alpha_to_one") is False
     if name == "UniPCMultistepScheduler" and to_first and levels != "table":
         raise ValueError(f"scheduler_config.json: {_LEVELS[levels]}=True of UniPC needs final_sigmas_type='zero'")
     if name == "PNDMScheduler" and spacing == "linspace":
         raise ValueError("scheduler_config.json: timestep_spacing='linspace' of PNDM is not supported; 'leading' is")
-    clips = name in _CLIP_BY_DEFAULT and config.get("clip_sample", _CLIP_BY_DEFAULT[name])
+    clips = name != "TCDScheduler" and said.get("clip_sample")  # which has the key and does not use it
     rounded = levels == "karras" and multistep or levels == "lu"
     if dpm and process["schedule"] == "squared_cosine":
         rounded = False
     return Schedule(
         process=process,
-        target=_named(config, "prediction_type", "epsilon", TARGET_OF),
-        spacing=spacing,
-        offset=config.get("steps_offset", 0),
+        target=_named(said, "prediction_type", TARGET_OF),
+        spacing="distilled" if name in ("LCMScheduler", "TCDScheduler") else spacing,
+        offset=said["steps_offset"],
         levels=levels,
         between=by_sigma,
         open_end=multistep,
-        stride=name == "DDIMScheduler",
-        lowest_lambda=float(config.get("lambda_min_clipped", -math.inf)) if dpm else -math.inf,
+        stride=name in ("DDIMScheduler", "PNDMScheduler"),
+        lowest_lambda=float(said["lambda_min_clipped"]) if dpm else -math.inf,
         last="first" if to_first else "data",
         scaled_start=by_sigma and spacing in ("linspace", "trailing"),
+        scaled_end=by_sigma and to_first,
         whole=("rounded" if rounded else "cut") if multistep and levels != "table" else None,
-        clip=float(config.get("clip_sample_range", 1.0)) if clips else None,
-        config=dict(config),
-        **(_multistep(config, solver) if multistep else dict(solver=solver)),
+        clip=float(said["clip_sample_range"]) if clips else None,
+        distilled=said.get("original_inference_steps", 50),
+        scaling=float(said.get("timestep_scaling", 10.0)),
+        **(_multistep(said, solver) if multistep else dict(solver=solver)),
     )
-
-
-_LEVELS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "lu": "use_lu_lambdas"}
 
 
 def write_schedule(schedule: Schedule) -> dict[str, Any]:
@@ -220,8 +228,8 @@ def write_schedule(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _named(config: Mapping[str, Any], key: str, default: str, table: Mapping[str, str]) -> str:
-    value = config.get(key, default)
+def _named(said: Mapping[str, Any], key: str, table: Mapping[str, str]) -> str:
+    value = said[key]
     if value not in table:
         raise ValueError(f"scheduler_config.json: {key}={value!r} is not known{near_miss(value, table)}")
     return table[value]

@@ -12,17 +12,19 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from lgm import process as gaussian
 from lgm import sampling
 from lgm.process import Process, shift_time
 from lgm.registry import section
-from lgm.sampling import Walk, multistep, unipc
+from lgm.sampling import Walk, grids, multistep, unipc
 from lgm.sampling.clipping import bounded
 from lgm.sampling.steps import Solver
 
 TINY_TIME = 1e-7  # above 0, so that the last step keeps the noise of the table's first entry
+END_TIME = 0.5 * TINY_TIME  # the same level, told from a step's beginning
 FEW = 15  # below so many steps, multistep solvers may end at a lower order
 FLOW_ENTRIES = 1000
 
@@ -37,7 +39,9 @@ class Schedule:
     up by `offset` entries; `levels` respaces them. between: steps may lie between two entries, where sigma is linear.
     open_end: entries are spaced for one more step, which would be at the first entry. stride: each step ends N // steps
     entries below its start, wherever the next begins. lowest_lambda: entries of less log(a / b) are left out. last: the
-    sampler ends at the data, or at the table's first entry. scaled_start: x_T is b(T) noise rather than noise. A flow's
+    sampler ends at the data, or at the table's first entry. scaled_start: x_T is b(T) noise rather than noise;
+    scaled_end: what is left at the first entry is divided by a. distilled: a model of consistency was distilled on so
+    many entries, evenly apart, and is told of its time by `scaling`. A flow's
     times are moved by `shift` or, with `dynamic`, by the number of image tokens: (tokens, shift) at either end of a
     straight line. whole: the network is told whole timesteps. config: the scheduler_config.json all this is from.
     """
@@ -45,20 +49,23 @@ class Schedule:
     process: dict[str, Any]
     target: str
     solver: str
-    spacing: Literal["leading", "trailing", "linspace", "flow", "flow_levels"]
+    spacing: Literal["leading", "trailing", "linspace", "distilled", "flow", "flow_levels"]
     order: int = 2
     exact: bool = False
     lower_at_end: bool = False
     euler_at_end: bool = False
     clip: float | None = None
     offset: int = 0
-    levels: Literal["table", "karras", "exponential", "lu"] = "table"
+    levels: Literal["table", "karras", "exponential", "beta", "lu"] = "table"
     between: bool = False
     open_end: bool = False
     stride: bool = False
     lowest_lambda: float = -math.inf
     last: Literal["data", "first"] = "data"
     scaled_start: bool = False
+    scaled_end: bool = False
+    distilled: int = 50
+    scaling: float = 10.0
     whole: Literal["rounded", "cut"] | None = None
     shift: float = 1.0
     dynamic: tuple[tuple[int, float], tuple[int, float]] | None = None
@@ -81,8 +88,10 @@ class Schedule:
             limits += [(float(times[-3]), 2)] if len(times) > 2 else []
         if self.last == "first" and (few or self.euler_at_end or self.solver == "unipc"):
             limits += [(float(times[-2]), 1)]
-        return _method(self.solver, self.order, self.exact, tuple(limits), self.clip, self.stride,
-                       self.target == "v")
+        # PLMS begins with two evaluations where there is a second step
+        name = "ddim" if self.solver == "plms" and len(times) == 2 else self.solver
+        return _method(name, self.order, self.exact, tuple(limits), self.clip, self.stride, self.target == "v",
+                       self.scaling, self.scaled_end)
 
     def walk(self, steps: int, tokens: int | None = None, even: bool = False) -> Walk:
         """`steps` falling times and where they end. A dynamic flow needs the number of image `tokens`.
@@ -95,7 +104,10 @@ class Schedule:
         entries = self.process["steps"]
         if not 0 < steps <= entries:
             raise ValueError(f"steps={steps} must lie between 1 and the {entries} steps that the model was trained on")
-        last = 0.0 if self.last == "data" else TINY_TIME
+        if self.solver == "plms" and entries % steps and self.spacing != "leading":
+            raise ValueError(f"steps={steps} of PNDM's timestep_spacing={self.spacing!r} must divide {entries}, or a "
+                             "step ends where none begins; 'leading' takes any number")
+        last = 0.0 if self.last == "data" else END_TIME
         told, k = self._entries(steps, entries)
         # the first entry has noise; time 0 is the data
         times = np.append(np.maximum(k / entries, TINY_TIME), last).astype(np.float32)
@@ -116,17 +128,21 @@ class Schedule:
         if self.levels == "table":
             return k, np.interp(levels, log_sigma, numbers) if self.between else k
         low, high = log_sigma[[0, -1]] if self.open_end else levels[[-1, 0]]
-        ramp = np.linspace(0, 1, steps)
-        if self.levels == "karras":  # Karras et al. 2022, 2206.00364, eq. 5
-            levels = 7 * np.log(np.exp(high / 7) + ramp * (np.exp(low / 7) - np.exp(high / 7)))
-        else:
-            levels = high + ramp * (low - high)
-        place = np.interp(levels, log_sigma, numbers)
+        place = np.interp(np.log(self._ramp(steps, np.exp(high), np.exp(low))), log_sigma, numbers)
         told = {None: place, "rounded": place.round(), "cut": np.floor(place + 1e-4)}[self.whole]
         return told, place
 
+    def _ramp(self, steps: int, first: float, last: float) -> np.ndarray:
+        ramps = {"karras": grids.karras, "beta": grids.beta}  # lu: even steps of lambda
+        return ramps.get(self.levels, grids.exponential)()(steps, first, last)
+
     def _spaced(self, steps: int, entries: int, used: int) -> np.ndarray:
         count = steps + self.open_end
+        if self.spacing == "distilled":
+            if steps > self.distilled:
+                raise ValueError(f"steps={steps} must be at most the {self.distilled} that the model was distilled on")
+            places = np.floor(np.linspace(0, self.distilled, steps, endpoint=False)).astype(int)
+            return (np.arange(self.distilled, 0, -1)[places] * (entries // self.distilled) - 1).astype(np.float64)
         if self.spacing == "linspace":
             k = np.linspace(0, used - 1, count)[::-1][:steps]
             k = k if self.between else k.round()
@@ -155,6 +171,8 @@ class Schedule:
             t = shift_time(t, math.exp(mu) if self.dynamic_kind == "exponential" else mu)
         if self.terminal:
             t = 1.0 - (1.0 - t) * (1.0 - self.terminal) / (1.0 - t[-1])
+        if self.levels != "table":
+            t = self._ramp(steps, t[0], t[-1])
         times = np.append(t, 0.0).astype(np.float32)
         told = np.floor(t * FLOW_ENTRIES + 1e-4) / FLOW_ENTRIES if self.whole else t
         return Walk(times, _apart(told, times))
@@ -168,14 +186,27 @@ def _apart(told: np.ndarray, times: np.ndarray) -> np.ndarray | None:
 
 @functools.cache  # one object a solver, so that a compiled step is found again
 def _method(name: str, order: int, exact: bool, limits: tuple, clip: float | None, keep_noise: bool,
-            velocity: bool) -> Solver:
+            velocity: bool, scaling: float, scaled_end: bool) -> Solver:
     if name in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"):
         # the curvature of diffusers' third order is half of the polynomial's
-        found = multistep.dpmpp(order, noise=name.endswith("sde"), curvature=0.5, exact=exact, limits=limits)
+        found = multistep.dpmpp(order, eta=float(name.endswith("sde")), curvature=0.5, exact=exact, limits=limits)
     elif name == "unipc":
         found = unipc.unipc(order, limits=limits)
     elif name == "plms":
         found = multistep.plms(velocity)
+    elif name == "lcm":
+        found = sampling.solver(name, timestep_scaling=scaling)
     else:
         found = sampling.solver(name)
-    return found if clip is None else bounded(found, clip, keep_noise)
+    found = found if clip is None else bounded(found, clip, keep_noise)
+    return _divided_at_end(found) if scaled_end else found
+
+
+def _divided_at_end(method: Solver) -> Solver:
+    """`method`, whose last state is x / a: a scheduler that walks x / a leaves it so at the table's first entry."""
+
+    def step(process, denoise, x, memory, t, s, key):
+        x, memory = method.step(process, denoise, x, memory, t, s, key)
+        return x / jnp.where(s <= END_TIME, process.a(s), 1.0), memory
+
+    return method._replace(step=step)

@@ -51,19 +51,24 @@ def _even(process: Process, steps: int) -> np.ndarray:
 def _trailing(process: Process, steps: int) -> np.ndarray:
     """Entries N - 1, N - 1 - N / steps, ... of a table, rounded: the noisiest is always among them (2305.08891)."""
     entries = _table(process, steps, "trailing")
-    return np.append((np.arange(entries, 0, -entries / steps).round() - 1)[:steps], 0) / entries
+    return _of_entries((np.arange(entries, 0, -entries / steps).round() - 1)[:steps], entries)
 
 
 def _leading(process: Process, steps: int) -> np.ndarray:
     """Entries 0, N // steps, 2 (N // steps), ... of a table, taken backwards: the noisiest is left out."""
     entries = _table(process, steps, "leading")
-    return np.append((np.arange(steps) * (entries // steps))[::-1], 0) / entries
+    return _of_entries((np.arange(steps) * (entries // steps))[::-1], entries)
 
 
 def _linspace(process: Process, steps: int) -> np.ndarray:
     """Entries from the last to the first of a table, rounded: both ends are among them."""
     entries = _table(process, steps, "linspace")
-    return np.append(np.linspace(0, entries - 1, steps).round()[::-1], 0) / entries
+    return _of_entries(np.linspace(0, entries - 1, steps).round()[::-1], entries)
+
+
+def _of_entries(falling: np.ndarray, entries: int) -> np.ndarray:
+    """Their times, then the data. Entry 0 has noise, of which the last step rids x: its time lies above 0, the data."""
+    return np.append(np.maximum(falling / entries, 1e-7), 0.0)
 
 
 def _quadratic(process: Process, steps: int) -> np.ndarray:

@@ -121,8 +121,8 @@ def projected(method: Solver, rule: Projected, interval: tuple[float, float] = (
     """
     _rising(interval)
 
-    def start(x):
-        return method.start(x), jnp.zeros(x.shape, float)
+    def start(x, *count):
+        return method.start(x, *count), jnp.zeros(x.shape, float)
 
     def step(process, denoise, x, memory, t, s, key):
         inner, running = memory

@@ -17,9 +17,10 @@ from lgm.sampling.singlestep import ode
 from lgm.sampling.steps import Denoise, Solver, arrival, decay, level
 
 
-def dpmpp(order: int = 2, noise: bool = False, curvature: float = 1.0, exact: bool = False,
+def dpmpp(order: int = 2, eta: float = 0.0, s_noise: float = 1.0, curvature: float = 1.0, exact: bool = False,
           limits: tuple[tuple[float, int], ...] = ()) -> Solver:
-    """DPM-Solver++ multistep of order 1, 2 or 3 (Lu et al. 2022, 2211.01095, algorithm 2), or its SDE (appendix C).
+    """DPM-Solver++ multistep of order 1, 2 or 3 (Lu et al. 2022, 2211.01095, algorithm 2), or, with eta = 1, its SDE
+    (appendix C); k-diffusion's eta lies between and beyond, its s_noise multiplies what is drawn.
 
     The first steps are of lower order, and so is the last, which ends where lambda is infinite. `curvature` scales the
     quadratic term of order 3: 1 integrates the polynomial exactly and is of third order; the released DPM-Solver code,
@@ -29,19 +30,22 @@ def dpmpp(order: int = 2, noise: bool = False, curvature: float = 1.0, exact: bo
     """
     if order not in (1, 2, 3):
         raise ValueError(f"solver option order={order} must be 1, 2 or 3")
+    if eta < 0.0 or s_noise < 0.0:
+        raise ValueError(f"solver options eta={eta} and s_noise={s_noise} must be at least 0")
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         x_hat, _ = denoise(x, t)
         at, to = level(process, t), arrival(process, s)
         memory = steps.push(memory, x_hat, at.log_ratio)
         shrink, h = decay(at, to), to.log_ratio - at.log_ratio
-        # the SDE's exponent is twice the ODE's, as if the network's data were approached twice as fast
-        gain, width = (1.0 - jnp.square(shrink), 2.0 * h) if noise else (1.0 - shrink, h)
+        # the SDE's exponent is 1 + eta times the ODE's, as if the network's data were approached so much faster
+        slowed = shrink**eta if eta else 1.0
+        gain, width = 1.0 - shrink * slowed, (1.0 + eta) * h
         most = jnp.where(to.b > 0, steps.limited(limits, t, order), 1)
         mean = gain * x_hat + _continuation(memory, h, gain, width, order, curvature, exact, most)
-        x = to.b / at.b * (shrink if noise else 1.0) * x + to.a * mean
-        if noise:
-            x += to.b * jnp.sqrt(jnp.maximum(gain, 0.0)) * steps.draw(key, x)
+        x = to.b / at.b * slowed * x + to.a * mean
+        if eta:
+            x += to.b * s_noise * jnp.sqrt(jnp.maximum(1.0 - jnp.square(slowed), 0.0)) * steps.draw(key, x)
         return x, memory
 
     return Solver(step, lambda x: steps.empty(x, order))

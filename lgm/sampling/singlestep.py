@@ -114,6 +114,41 @@ def consistency() -> Solver:
     return Solver(step)
 
 
+def lcm(timestep_scaling: float = 10.0) -> Solver:
+    """`consistency` for latent consistency models (Luo et al. 2023, 2310.04378, eq. 9): the data are c_skip x_t +
+    c_out x_hat, with c_skip = 1 / (4 u^2 + 1) and c_out = 2 u / sqrt(4 u^2 + 1) of u = `timestep_scaling` times the
+    entry of the table that x_t is at."""
+    if timestep_scaling <= 0.0:
+        raise ValueError(f"solver option timestep_scaling={timestep_scaling} must be above 0")
+
+    def step(process: Process, denoise: Denoise, x, memory, t, s, key):
+        u = 2.0 * timestep_scaling * (process.steps or 1000) * t
+        skip, out = 1.0 / (jnp.square(u) + 1.0), u * jax.lax.rsqrt(jnp.square(u) + 1.0)
+        to = arrival(process, s)
+        return to.a * (skip * x + out * denoise(x, t)[0]) + to.b * steps.draw(key, x), memory
+
+    return Solver(step)
+
+
+def tcd(eta: float = 0.3) -> Solver:
+    """Strategic stochastic sampling of trajectory consistency models (Zheng et al. 2024, 2402.19159, algorithm 4;
+    gamma there): along the path to (1 - eta) s, a table's entry rounded down, then by fresh noise up to s."""
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"solver option eta={eta} must lie between 0 and 1")
+
+    def step(process: Process, denoise: Denoise, x, memory, t, s, key):
+        below = (1.0 - eta) * s
+        if process.steps:  # above 0, which would be the data
+            below = jnp.maximum(jnp.floor(below * process.steps + 1e-4) / process.steps, jnp.minimum(s, 1e-7))
+        x_hat, eps_hat = denoise(x, t)
+        low, to = arrival(process, below), arrival(process, s)
+        up = to.a / low.a
+        fresh = jnp.sqrt(jnp.maximum(jnp.square(to.b) - jnp.square(up * low.b), 0.0))
+        return up * (low.a * x_hat + low.b * eps_hat) + fresh * steps.draw(key, x), memory
+
+    return Solver(step)
+
+
 def dpmpp_2s(noise: bool = False) -> Solver:
     """DPM-Solver++ 2S (Lu et al. 2022, 2211.01095, algorithm 1), or its SDE: steps go in pairs, the first one of first
     order, the second from the pair's beginning again with the slope that both outputs give. One evaluation a step; the

@@ -9,6 +9,7 @@ of its batch.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,25 +20,44 @@ import numpy as np
 from lgm import process as gaussian
 from lgm import registry
 from lgm.process import Process
-from lgm.sampling import multistep, singlestep, sit, steps, unipc
+from lgm.sampling import halfway, multistep, singlestep, sit, steps, unipc
 from lgm.sampling.singlestep import silent_at
 from lgm.sampling.steps import Denoise, Solver
 
+
+def _churning(method: Callable[[], Solver]) -> Callable[..., Solver]:
+    return lambda s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0: (
+        halfway.churned(method(), s_churn, s_tmin, s_tmax, s_noise))  # fmt: skip
+
+
+def _dpmpp_2m(solver_type: str = "midpoint", eta: float = 0.0, s_noise: float = 1.0) -> Solver:
+    if solver_type not in ("midpoint", "heun"):
+        raise ValueError(f"solver option solver_type={solver_type!r} must be 'midpoint' or 'heun'")
+    return multistep.dpmpp(2, eta=eta, s_noise=s_noise, exact=solver_type == "heun")
+
+
 SOLVERS: dict[str, Callable[..., Solver]] = {
-    "euler": singlestep.euler,
+    "euler": _churning(singlestep.euler),
     "ddim": singlestep.ddim,
     "ddpm": lambda: singlestep.ancestral(),
-    "euler_ancestral": singlestep.ancestral,
-    "heun": singlestep.heun,
+    "euler_ancestral": halfway.euler_ancestral,
+    "heun": _churning(singlestep.heun),
+    "dpm_2": _churning(halfway.dpm_2),
+    "dpm_2_ancestral": lambda eta=1.0, s_noise=1.0: halfway.dpm_2(eta, s_noise),
     "consistency": singlestep.consistency,
+    "lcm": singlestep.lcm,
+    "tcd": singlestep.tcd,
     "jump": lambda: singlestep.euler()._replace(jumps=True),
     "dpmpp_2s": lambda: singlestep.dpmpp_2s(),
     "dpmpp_2s_sde": lambda: singlestep.dpmpp_2s(noise=True),
-    "dpmpp_2m": lambda: multistep.dpmpp(2),
+    "dpmpp_2s_ancestral": halfway.dpmpp_2s_ancestral,
+    "dpmpp_2m": lambda solver_type="midpoint": _dpmpp_2m(solver_type),
     "dpmpp_3m": lambda curvature=1.0: multistep.dpmpp(3, curvature=curvature),
-    "dpmpp_sde": lambda: multistep.dpmpp(1, noise=True),
-    "dpmpp_2m_sde": lambda: multistep.dpmpp(2, noise=True),
-    "dpmpp_3m_sde": lambda curvature=1.0: multistep.dpmpp(3, noise=True, curvature=curvature),
+    "dpmpp_sde": halfway.dpmpp_sde,
+    "dpmpp_2m_sde": lambda solver_type="midpoint", eta=1.0, s_noise=1.0: _dpmpp_2m(solver_type, eta, s_noise),
+    # k-diffusion's: the second step's slope in full, and half of the polynomial's curvature
+    "dpmpp_3m_sde": lambda eta=1.0, s_noise=1.0, curvature=0.5: (
+        multistep.dpmpp(3, eta=eta, s_noise=s_noise, curvature=curvature, exact=True)),
     "unipc": unipc.unipc,
     "sit_sde": sit.sit_sde,
     "lms": multistep.adams_bashforth,
@@ -78,7 +98,7 @@ def trace(method: Solver, process: Process, target: str, predict: Callable, x_T:
         return carry, carry[0]
 
     inputs = (jnp.arange(len(times) - 1), times[:-1], times[1:])
-    (x, _), states = jax.lax.scan(body, (x_T, method.start(x_T)), inputs)
+    (x, _), states = jax.lax.scan(body, (x_T, steps.begin(method, x_T, len(times) - 1)), inputs)
     return x, states
 
 
@@ -107,11 +127,12 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
         walk = Walk(walk)
     key_of = _keys(key)
     x_T = jnp.asarray(x_T, float)
-    carry = (x_T, method.start(x_T))
-    method = method._replace(start=None)  # which may hold arrays of this call; a step depends on none of it
     told = None if walk.told is None else (walk.times[-2::-1], walk.told[::-1])
     pairs = list(zip(walk.times[:-1], walk.times[1:] if walk.ends is None else walk.ends, strict=True))
-    for number, (t, s) in enumerate(pairs[-last:] if last else pairs):
+    pairs = pairs[-last:] if last else pairs
+    carry = (x_T, steps.begin(method, x_T, len(pairs)))
+    method = method._replace(start=None)  # which may hold arrays of this call; a step depends on none of it
+    for number, (t, s) in enumerate(pairs):
         ends = jnp.asarray(t, float), jnp.asarray(s, float)
         carry = _step(method, process, target, predict, carry, arguments, told, *ends, key_of(jnp.int32(number)))
     return carry[0]

@@ -42,8 +42,8 @@ def inpainting(method: Solver, x: jax.Array, mask: jax.Array, noise: jax.Array) 
     """`method` held to the image x [B, ...] where `mask` (broadcastable to x) is 0: after each step to s those elements
     are a(s) x + b(s) noise again (Lugmayr et al. 2022, 2201.09865, eq. 8, with one noise throughout, as the ODE's paths
     have). What is drawn where it is 1 fits to them mostly: at high noise the known part says little."""
-
-    return method._replace(step=_held(method), start=lambda x_T: (method.start(x_T), (x, mask, noise)))
+    return method._replace(step=_held(method),
+                           start=lambda x_T, *count: (method.start(x_T, *count), (x, mask, noise)))
 
 
 @functools.cache  # what is held is in the memory, so that a compiled step is found again for another picture

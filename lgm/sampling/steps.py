@@ -37,12 +37,19 @@ def check_times(times) -> float | None:
 class Solver(NamedTuple):
     """step(process, denoise, x, memory, t, s, key) -> (x at s, memory); `memory` is what start(x_T) gives at first.
 
-    With `jumps` the network is told, after all else that it takes, where the step ends: predict(..., s_B).
+    With `jumps` the network is told, after all else that it takes, where the step ends: predict(..., s_B). With
+    `counts` start takes the number of steps, too (`begin`).
     """
 
     step: Callable
     start: Callable[[jax.Array], Any] = lambda x: ()
     jumps: bool = False
+    counts: bool = False
+
+
+def begin(method: Solver, x: jax.Array, steps: int) -> Any:
+    """The memory with which a walk of so many steps from x begins."""
+    return method.start(x, steps) if method.counts else method.start(x)
 
 
 class Level(NamedTuple):
@@ -55,16 +62,17 @@ class Level(NamedTuple):
 
 def level(process: Process, t: jax.Array) -> Level:
     """The level at the time t that a step starts from."""
-    return _level(process.a(t), process.b(t))
+    return level_of(process.a(t), process.b(t))
 
 
 def arrival(process: Process, s: jax.Array) -> Level:
     """The level at the time s that a step ends at: s = 0 is the data, a = 1 and b = 0, also for a table, whose
     first entry has some noise, and for EDM, whose t = 0 is sigma_min."""
-    return _level(jnp.where(s > 0, process.a(s), 1.0), jnp.where(s > 0, process.b(s), 0.0))
+    return level_of(jnp.where(s > 0, process.a(s), 1.0), jnp.where(s > 0, process.b(s), 0.0))
 
 
-def _level(a: jax.Array, b: jax.Array) -> Level:
+def level_of(a: jax.Array, b: jax.Array) -> Level:
+    """The level of that signal and noise."""
     tiny = jnp.finfo(jnp.float32).tiny
     log_ratio = jnp.log(jnp.maximum(a, tiny)) - jnp.log(jnp.maximum(b, tiny))
     return Level(a, b, jnp.clip(log_ratio, -LIMIT, LIMIT))
@@ -87,6 +95,11 @@ def draw(key: jax.Array, x: jax.Array) -> jax.Array:
     if key.ndim:
         return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], float))(key)
     return jax.random.normal(key, x.shape, float)
+
+
+def another(key: jax.Array) -> jax.Array:
+    """A second key, or second keys [B], for one step."""
+    return jax.vmap(jax.random.fold_in, (0, None))(key, 1) if key.ndim else jax.random.fold_in(key, 1)
 
 
 class History(NamedTuple):

@@ -6,14 +6,18 @@ laid out, minutes of compilation. Here all matrices of one shape go through one 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x x' x, (x x')^2 x: steep at 0; singular values end at 0.7 to 1.2
 ITERATIONS = 5
@@ -21,6 +25,7 @@ MOMENTUM = 0.95
 RMS = 0.2  # root mean square of an update over its rate, AdamW's own: one rate serves both (2502.16982, sec. 2.2)
 HIDDEN = "shifts"  # a U-Net's projections of time, one a residual block, fused and so at its border by name alone
 TINY = 1e-8
+_stored: contextvars.ContextVar[dict | None] = contextvars.ContextVar("stored", default=None)  # path -> sharding
 
 
 class Matrix(NamedTuple):
@@ -67,29 +72,89 @@ def _is_read(node: Any) -> bool:
     return node is None or isinstance(node, Matrix)
 
 
+@contextlib.contextmanager
+def stored(places: Any) -> Iterator[None]:
+    """Trace what is inside for parameters that lie as `places`, a tree of their shardings, says."""
+    named = jax.tree_util.tree_leaves_with_path(places)
+    token = _stored.set({jax.tree_util.keystr(path): place for path, place in named})
+    try:
+        yield
+    finally:
+        _stored.reset(token)
+
+
 def orthogonalize() -> optax.GradientTransformation:
     """Every update becomes orthogonal matrices of `Matrix.size`."""
 
     def update(updates, state, params=None):
         del params
-        leaves, tree = jax.tree.flatten(updates)
+        paths, tree = jax.tree_util.tree_flatten_with_path(updates)
+        names, leaves = [jax.tree_util.keystr(path) for path, _ in paths], [leaf for _, leaf in paths]
         reads = jax.tree.leaves(hidden_matrices(updates), is_leaf=lambda node: isinstance(node, Matrix))
-        groups = defaultdict(list)  # shape, short side first -> its stacks as (leaf, was it so already, stack)
-        for i, (leaf, (batch, inputs)) in enumerate(zip(leaves, reads, strict=True)):
-            rows = math.prod(leaf.shape[batch : batch + inputs])
-            stack = leaf.reshape(-1, rows, math.prod(leaf.shape[batch + inputs :]))
-            wide = rows <= stack.shape[2]
-            stack = stack if wide else stack.mT
-            groups[stack.shape[1:]].append((i, wide, stack))
-        for (_, longer), members in groups.items():
-            done = orthogonalized(jnp.concatenate([stack for *_, stack in members])) * math.sqrt(longer)
-            ends = list(itertools.accumulate(len(stack) for *_, stack in members))
-            for (i, wide, _), part in zip(members, jnp.split(done, ends[:-1]), strict=True):
-                shape = leaves[i].shape
-                leaves[i] = reads[i].size(shape) * (part if wide else part.mT).reshape(shape)
+        groups = defaultdict(list)  # the leaves whose matrices go through one iteration
+        for i, (name, leaf, read) in enumerate(zip(names, leaves, reads, strict=True)):
+            place = (_stored.get() or {}).get(name)
+            inner = leaf.shape[read.batch :]
+            if place is None or place.is_fully_replicated:
+                rows, columns = math.prod(inner[:-1]), inner[-1]
+                groups[min(rows, columns), max(rows, columns)].append(i)
+            else:
+                groups[place.mesh, _padded(place.spec, leaf.ndim), read.batch, inner].append(i)
+        for key, members in groups.items():
+            stacks = [leaves[i] for i in members]
+            batch = [reads[i].batch for i in members]
+            done = _together(stacks, batch) if len(key) == 2 else _spread(*key[:2], stacks, batch)
+            for i, part in zip(members, done, strict=True):
+                leaves[i] = reads[i].size(leaves[i].shape) * part
         return jax.tree.unflatten(tree, leaves), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _together(leaves: list[jax.Array], batch: list[int]) -> list[jax.Array]:
+    """Orthogonal matrices of root mean square 1 of leaves of one shape or its transpose, in one iteration."""
+    stacks, wide = [], []
+    for leaf, axes in zip(leaves, batch, strict=True):
+        stack = leaf.reshape(-1, math.prod(leaf.shape[axes:-1]), leaf.shape[-1])
+        wide.append(stack.shape[1] <= stack.shape[2])
+        stacks.append(stack if wide[-1] else stack.mT)
+    done = orthogonalized(jnp.concatenate(stacks)) * math.sqrt(stacks[0].shape[2])
+    parts = jnp.split(done, list(itertools.accumulate(map(len, stacks)))[:-1])
+    return [(part if flat else part.mT).reshape(leaf.shape)
+            for leaf, flat, part in zip(leaves, wide, parts, strict=True)]
+
+
+def _spread(mesh, spec: PartitionSpec, leaves: list[jax.Array], batch: list[int]) -> list[jax.Array]:
+    """`_together` of leaves that are split over a mesh alike: their matrices change places, so that each device has
+    some whole ones instead of a part of each, and back. No device holds more than its share, or one matrix."""
+    axes = batch[0]
+    inputs, outputs = _axes(spec[-2]), _axes(spec[-1])
+
+    def local(*parts):
+        stacks = [part.reshape(-1, *part.shape[axes:]) for part in parts]
+        stack = jnp.concatenate(stacks)
+        count = len(stack)
+        extra = -count % math.prod(mesh.shape[axis] for axis in inputs + outputs)
+        stack = jnp.pad(stack, [(0, extra)] + [(0, 0)] * (stack.ndim - 1))  # a matrix of zeros stays zero
+        for names, dimension in ((inputs, stack.ndim - 2), (outputs, stack.ndim - 1)):
+            stack = jax.lax.all_to_all(stack, names, 0, dimension, tiled=True) if names else stack
+        (stack,) = _together([stack], [1])
+        for names, dimension in ((outputs, stack.ndim - 1), (inputs, stack.ndim - 2)):
+            stack = jax.lax.all_to_all(stack, names, dimension, 0, tiled=True) if names else stack
+        done = jnp.split(stack[:count], list(itertools.accumulate(map(len, stacks)))[:-1])
+        return tuple(part.reshape(leaf.shape) for part, leaf in zip(done, parts, strict=True))
+
+    specs = (spec,) * len(leaves)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False)(*leaves)
+
+
+def _padded(spec: PartitionSpec, dimensions: int) -> PartitionSpec:
+    return PartitionSpec(*spec, *[None] * (dimensions - len(spec)))
+
+
+def _axes(entry) -> tuple[str, ...]:
+    """The mesh axes of a dimension's entry in a PartitionSpec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def orthogonalized(x_NIO: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import optax
 from lgm.config import Config
 from lgm.parallel import Layout, make_layout, shardings, using
 from lgm.parsing import ConfigError, as_dict
+from lgm.train.muon import stored
 from lgm.train.state import Draw, Loss, TrainState, make_step, offloaded
 
 
@@ -101,7 +102,7 @@ def placed_step(config: Config, loss: Loss, draw: Draw | None, optimizer, layout
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, layout.whole))
     def placed(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
-        with using(layout):
+        with using(layout), stored(places.params):
             return step(state, frozen, batch)
 
     return placed

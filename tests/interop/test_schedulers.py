@@ -2,8 +2,9 @@
 
 import dataclasses
 import inspect
+import random
 import sys
-import warnings
+import types
 
 import diffusers
 import jax
@@ -13,12 +14,15 @@ import pytest
 import torch
 
 from lgm import sampling
+from lgm.interop.pipelines import _rounded_up
+from lgm.interop.scheduler_keys import DEFAULTS
 from lgm.interop.schedulers import read_schedule, write_schedule
 
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 DDIM, DDPM, PNDM = diffusers.DDIMScheduler, diffusers.DDPMScheduler, diffusers.PNDMScheduler
 EULER, ANCESTRAL = diffusers.EulerDiscreteScheduler, diffusers.EulerAncestralDiscreteScheduler
 DPM, UNIPC = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
+LCM, TCD = diffusers.LCMScheduler, diffusers.TCDScheduler
 HEUN, LMS = diffusers.HeunDiscreteScheduler, diffusers.LMSDiscreteScheduler
 
 CASES = {
@@ -41,6 +45,9 @@ CASES = {
     "euler karras": (EULER, dict(SD, use_karras_sigmas=True, timestep_spacing="trailing")),
     "euler exponential": (EULER, dict(SD, use_exponential_sigmas=True)),
     "euler ancestral": (ANCESTRAL, SD),
+    "euler zero terminal": (EULER, dict(SD, prediction_type="v_prediction", rescale_betas_zero_snr=True,
+                                        use_karras_sigmas=True, timestep_spacing="trailing")),
+    "euler beta": (EULER, dict(SD, use_beta_sigmas=True, final_sigmas_type="sigma_min")),
     "heun": (HEUN, SD),
     "heun karras clipped": (HEUN, dict(SD, use_karras_sigmas=True, clip_sample=True)),
     "lms": (LMS, SD),
@@ -53,6 +60,12 @@ CASES = {
     "dpm++ sde karras": (DPM, dict(SD, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True)),
     "dpm++ cosine, clipped": (DPM, dict(beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1)),
     "dpm++ of a flow": (DPM, dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
+    "dpm++ zero terminal": (DPM, dict(SD, prediction_type="v_prediction", rescale_betas_zero_snr=True,
+                                      timestep_spacing="trailing")),
+    "lcm": (LCM, dict(SD, clip_sample=True)),
+    "lcm v": (LCM, dict(SD, prediction_type="v_prediction", original_inference_steps=40, timestep_scaling=5.0)),
+    "tcd": (TCD, SD),
+    "tcd v": (TCD, dict(SD, prediction_type="v_prediction", rescale_betas_zero_snr=True, clip_sample=True)),
     "unipc": (UNIPC, dict(SD, timestep_spacing="trailing")),
     "unipc 3": (UNIPC, dict(SD, solver_order=3)),
     "unipc karras": (UNIPC, dict(SD, use_karras_sigmas=True)),
@@ -150,13 +163,90 @@ def test_what_is_written_is_read_back_and_accepted_by_diffusers(case):
     np.testing.assert_array_equal(again.walk(10, 1024).times, schedule.walk(10, 1024).times)
 
 
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_class_has_the_keys_that_diffusers_has(name):
+    """Their names and defaults; others in its file say nothing."""
+    parameters = inspect.signature(getattr(diffusers, name)).parameters
+    assert DEFAULTS[name].keys() == parameters.keys()
+    for key, default in DEFAULTS[name].items():
+        assert default == parameters[key].default, key
+    foreign = {k: v for said in DEFAULTS.values() for k, v in said.items() if k not in parameters}
+    foreign |= {k: True for k in foreign if k.startswith(("use_", "rescale", "thresh", "clip_s", "invert", "stoch"))}
+    plain = {"_class_name": name, "skip_prk_steps": True}
+    with_others = read_schedule({**foreign, **plain})
+    assert with_others == read_schedule(plain)
+    if not with_others.dynamic:
+        np.testing.assert_array_equal(with_others.walk(8).times, read_schedule(plain).walk(8).times)
+
+
+def test_a_ddim_file_made_from_one_of_dpm_keeps_its_own_timesteps():
+    schedule = read_schedule({"_class_name": "DDIMScheduler", **SD, "use_karras_sigmas": True})
+    np.testing.assert_allclose(schedule.walk(8).times[:3] * 1000, [875, 750, 625], atol=1e-3)
+
+
+def test_karras_levels_under_zero_terminal_snr_begin_at_4096():
+    schedule = read_schedule(dict(SD, _class_name="EulerDiscreteScheduler", prediction_type="v_prediction",
+                                  rescale_betas_zero_snr=True, use_karras_sigmas=True, timestep_spacing="trailing"))
+    process, times = schedule.build(), schedule.walk(8).times
+    sigma = np.asarray(process.b(times[:5]) / process.a(times[:5]))
+    np.testing.assert_allclose(sigma, [4096, 1892, 794, 295, 93], rtol=6e-3)
+
+
+LENGTHS = (1, 2, 3, 5, 8, 20, 50, 999, 1000)
+
+
+@pytest.mark.parametrize("name", [n for n in DEFAULTS if not n.startswith("FlowMatch")])
+def test_every_grid_is_that_of_diffusers(name):
+    """Timesteps and noise levels of every spacing and ramp, at seeded numbers of steps."""
+    cls, draw = getattr(diffusers, name), random.Random(name)
+    keys, compared = DEFAULTS[name], 0
+    for _ in range(25):
+        options = dict(SD, steps_offset=1, skip_prk_steps=True)
+        options["timestep_spacing"] = draw.choice(["leading", "trailing", "linspace"])
+        options["prediction_type"] = draw.choice(["epsilon", "v_prediction"])
+        options["rescale_betas_zero_snr"] = draw.random() < 0.4
+        ramp = draw.choice([k for k in keys if k.startswith("use_") and "flow" not in k and "dyn" not in k] or [""])
+        options |= {ramp: True} if draw.random() < 0.5 else {}
+        steps = draw.choice(LENGTHS[:7] if ramp in options else LENGTHS)
+        if steps >= 999 and options["timestep_spacing"] == "leading":
+            options["steps_offset"] = 0  # or the first would lie beyond the table
+        if name == "PNDMScheduler" and (options["timestep_spacing"] == "linspace" or 1000 % steps):
+            options["timestep_spacing"] = "leading"
+        theirs = cls(**{k: v for k, v in options.items() if k in keys})
+        if steps > 50 and name in ("LCMScheduler", "TCDScheduler"):
+            with pytest.raises(ValueError, match="at most the 50"):
+                read_schedule(dict(options, _class_name=name)).walk(steps)
+            continue
+        theirs.set_timesteps(steps)
+        told = theirs.timesteps.numpy().astype(float)
+        once = {"HeunDiscreteScheduler": [0, *range(1, len(told), 2)], "PNDMScheduler": np.unique(told, True)[1][::-1]}
+        pick = once.get(name, slice(None))
+        schedule = read_schedule({**theirs.config, **options, "_class_name": name})
+        walk = schedule.walk(steps)
+        ours = 1000 * (walk.times[:-1] if walk.told is None else walk.told)
+        # to 5e-3 of an entry: theirs are found in float32 tables of 1 - alpha_bar; where they cut what they find to a
+        # whole number, 998.99999 becomes 998
+        atol = 1.001 if schedule.whole else 5e-3
+        np.testing.assert_allclose(ours, told[pick], atol=atol, err_msg=str((steps, options)))
+        if hasattr(theirs, "sigmas"):
+            process = schedule.build()
+            sigma = np.asarray(process.b(walk.times[:-1]) / process.a(walk.times[:-1]))
+            np.testing.assert_allclose(sigma, theirs.sigmas.numpy()[:-1][pick], rtol=1e-3, err_msg=str(options))
+        compared += 1
+    assert compared > 10
+
+
 def test_what_has_no_equal_is_one_line():
     with pytest.raises(ValueError, match="_class_name='DDIMSchedule' is not known; did you mean 'DDIMScheduler'"):
         read_schedule({"_class_name": "DDIMSchedule"})
     with pytest.raises(ValueError, match="prediction_type='noise' is not known"):
         read_schedule({"_class_name": "DDIMScheduler", "prediction_type": "noise"})
-    with pytest.raises(ValueError, match="use_beta_sigmas=True is not supported"):
-        read_schedule({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True})
+    with pytest.raises(ValueError, match="thresholding=True is not supported"):
+        read_schedule({"_class_name": "DDIMScheduler", "thresholding": True})
+    with pytest.raises(ValueError, match="use_karras_sigmas and use_beta_sigmas exclude each other"):
+        read_schedule({"_class_name": "LMSDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True})
+    with pytest.raises(ValueError, match="'IPNDMScheduler' is not known; (did you mean|there are) .*Scheduler"):
+        read_schedule({"_class_name": "IPNDMScheduler"})
     with pytest.raises(ValueError, match="scheduler_config.json: algorithm_type='dpmsolver' has no equal here"):
         read_schedule({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"})
     with pytest.raises(ValueError, match="num_train_timesteps=500 has no equal here; supported: 1000"):
@@ -168,10 +258,22 @@ def test_what_has_no_equal_is_one_line():
         read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}).walk(4)
 
 
-def test_a_solver_that_is_missing_is_replaced_with_a_warning(monkeypatch):
-    monkeypatch.setattr("lgm.interop.schedulers.SOLVERS", {"euler": None, "ddim": None})
-    with pytest.warns(UserWarning, match="no solver of PNDMScheduler; sampling with ddim"):
-        assert read_schedule({"_class_name": "PNDMScheduler"}).solver == "ddim"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read_schedule({"_class_name": "EulerDiscreteScheduler"}).solver == "euler"
+BEGINNINGS = [("StableDiffusionImg2ImgPipeline", EULER, False), ("StableDiffusionXLImg2ImgPipeline", HEUN, False),
+              ("StableDiffusion3Img2ImgPipeline", diffusers.FlowMatchEulerDiscreteScheduler, True),
+              ("StableDiffusion3Img2ImgPipeline", diffusers.FlowMatchHeunDiscreteScheduler, True),
+              ("FluxImg2ImgPipeline", diffusers.FlowMatchEulerDiscreteScheduler, True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("pipeline, scheduler, rounds_up", BEGINNINGS)
+def test_an_image_starts_where_the_pipeline_has_it(pipeline, scheduler, rounds_up):
+    """Its number of steps at every strength of two digits that makes one."""
+    holder = types.SimpleNamespace(scheduler=scheduler())
+    begin = getattr(diffusers, pipeline).get_timesteps
+    for steps in (1, 3, 8, 28, 50):
+        holder.scheduler.set_timesteps(steps)
+        for strength in np.arange(1, 101) / 100:
+            theirs = len(begin(holder, steps, float(strength), None)[0])
+            theirs = (theirs + 1) // 2 if holder.scheduler.order == 2 else theirs
+            wanted = _rounded_up(float(strength), steps) if rounds_up else float(strength)
+            ours = len(sampling.last_part(np.linspace(1, 0, steps + 1), wanted)) - 1
+            assert ours == max(theirs, 1), (steps, strength)

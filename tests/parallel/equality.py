@@ -120,15 +120,17 @@ def collectives(hlo: str) -> dict[str, list]:
     return found
 
 
-def stacked_sizes(family: str) -> tuple[int, set[int]]:
-    """(elements of the largest parameter of one block, those of whole stacks that no other parameter has)."""
+def stacked_sizes(family: str) -> tuple[int, set[int], int]:
+    """(elements of the largest parameter of one block, those of whole stacks that no other parameter has, those of the
+    largest parameter that is used whole)."""
     model = build(config_of(family, {}).model)
     shapes = []
     note = lambda leaf, axes: shapes.append((leaf.shape, bool(axes) and axes[0] == "layers"))
     jax.tree.map(note, model.abstract(), model.logical_axes())
     blocks = {math.prod(shape[1:]) for shape, stacked in shapes if stacked}
     others = {math.prod(shape) for shape, stacked in shapes if not stacked}
-    return max(blocks), {math.prod(shape) for shape, stacked in shapes if stacked} - blocks - others
+    stacks = {math.prod(shape) for shape, stacked in shapes if stacked} - blocks - others
+    return max(blocks), stacks, max(blocks | others)
 
 
 def apart(tree, reference) -> tuple[float, str]:
@@ -142,11 +144,11 @@ def apart(tree, reference) -> tuple[float, str]:
     return worst
 
 
-def main(family: str, cases: list[dict]) -> None:
-    one = config_of(family, {})
+def main(family: str, cases: list[dict], optimizer: str) -> None:
+    one = config_of(family, {}, optimizer={"name": optimizer})
     start = start_of(one, recording(one))
     values, gradients, params, _ = three_steps(one, start, jax.devices()[:1])
-    largest, stacks = stacked_sizes(family)
+    largest, stacks, alone = stacked_sizes(family)
     first = {}  # the bits of the first case's gradients
 
     def differing(tree) -> list[str]:
@@ -161,9 +163,9 @@ def main(family: str, cases: list[dict]) -> None:
         row = {"case": case, "loss": max(abs(a / b - 1) for a, b in zip(found, values, strict=True)),
                "gradients": apart(found_gradients, gradients), "params": apart(found_params, params),
                "other_bits": differing(found_gradients), "collectives": moved,
-               "largest_of_a_block": largest, "stacks": sorted(stacks)}  # fmt: skip
+               "largest_of_a_block": largest, "largest_alone": alone, "stacks": sorted(stacks)}  # fmt: skip
         print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])

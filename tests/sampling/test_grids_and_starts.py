@@ -195,3 +195,33 @@ def test_what_cannot_be_is_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spacing, steps", [("leading", 7), ("linspace", 7), ("trailing", 1000)])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_steps_over_entry_0_are_those_of_ddim(spacing, steps, eta, monkeypatch):
+    """2010.02502, eq. 12 and 16, over the entries and then the data, where alpha is 1: entry 0 keeps its noise. The
+    network, of one output throughout, shows what each step takes away."""
+    process = gaussian.ddpm()
+    times = sampling.times(process, steps, spacing)
+    monkeypatch.setattr(sampling.steps, "draw", lambda key, x: jnp.full(x.shape, 0.7))
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alpha = np.cumprod(1.0 - betas)
+    entries = {"leading": np.arange(steps)[::-1] * (1000 // steps), "linspace": np.linspace(999, 0, steps).round(),
+               "trailing": np.arange(999, -1, -1)}[spacing].astype(int)  # fmt: skip
+    x, said = 1.3, 0.4
+    for number, entry in enumerate(entries):
+        a, after = alpha[entry], alpha[entries[number + 1]] if number + 1 < steps else 1.0
+        sigma = eta * np.sqrt((1 - after) / (1 - a) * (1 - a / after))
+        data = (x - np.sqrt(1 - a) * said) / np.sqrt(a)
+        x = np.sqrt(after) * data + np.sqrt(max(1 - after - sigma**2, 0.0)) * said + sigma * 0.7
+    told = []
+
+    def predict(x_t, t_B):
+        jax.debug.callback(lambda t: told.append(float(t)), t_B[0])
+        return jnp.full(x_t.shape, said)
+
+    got = sampling.sample(sampling.solver("ddim", eta=eta), process, "eps", predict, jnp.full((1, 1), 1.3), times)
+    np.testing.assert_allclose(np.asarray(got)[0, 0], x, rtol=2e-5)  # 1000 steps of float32
+    jax.effects_barrier()
+    np.testing.assert_allclose(1000 * np.array(sorted(told, reverse=True)), entries, atol=1e-2)

@@ -30,7 +30,8 @@ PROCESSES = {
 }
 # solver -> the weak order of the paper's theorem, and of one without noise its order
 ORDER = {
-    "ddpm": 1, "euler_ancestral": 1, "ddim": 1, "dpmpp_sde": 1, "dpmpp_2m_sde": 2, "dpmpp_3m_sde": 2,
+    "ddpm": 1, "euler_ancestral": 1, "ddim": 1, "dpm_2_ancestral": 2, "dpmpp_2s_ancestral": 2, "dpmpp_2m_sde": 2,
+    "dpmpp_3m_sde": 2,
     "dpmpp_2s_sde": 1,  # as released: the middle of a pair has noise of its own, not the first half of the pair's
     "euler": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 3,
 }  # fmt: skip
@@ -87,7 +88,8 @@ def marginal(process, t):
 
 SPAN = {"flow": (0.9, 0.2), "vp": (0.7, 0.15), "edm": (0.75, 0.5)}
 WEAK = [pytest.param(name, process, marks=() if process == "flow" else pytest.mark.slow)
-        for name in ("ddpm", "euler_ancestral", "ddim", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s_sde")
+        for name in ("ddpm", "euler_ancestral", "ddim", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m_sde",
+                     "dpmpp_3m_sde", "dpmpp_2s_sde")
         for process in SPAN]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ SPAN = {"rectified_flow": (0.9, 0.2), "continuous_vp": (0.7, 0.15), "edm": (0.75
 ORDERS = {
     "euler": ("euler", {}, 1),
     "heun": ("heun", {}, 2),
+    "dpm_2": ("dpm_2", {}, 2),
     "plms": ("plms", {}, 2),
     "dpmpp_2m": ("dpmpp_2m", {}, 2),
     "dpmpp_2s": ("dpmpp_2s", {}, 2),
