@@ -24,7 +24,7 @@ from lgm.interop.keymap import flatten, unflatten
 from lgm.interop.keys_dit import per_block
 from lgm.interop.lora import LoRA
 from lgm.interop.lora_export import STEM, save_lora
-from lgm.interop.schedulers import read_schedule
+from lgm.interop.schedulers import TARGET_OF, read_schedule
 from lgm.interop.schedules import Schedule
 from lgm.interop.weights import open_weights, save
 from lgm.models import Model, Params, build
@@ -124,10 +124,20 @@ def _plain(system: System) -> AutoencoderConfig:
 
 
 def _schedule_of(system: System) -> Schedule:
-    """The scheduler that the run is sampled with; the nearest one there is for lgm's own grid of times."""
+    """The scheduler that the run is sampled with; the nearest one there is for lgm's own grid of times.
+
+    Its prediction_type is what the run was trained to predict, whatever the folder that it started from says.
+    """
     config, given = system.config, system.config.sampling.schedule
     if "_class_name" in given:
-        return dataclasses.replace(read_schedule(given), target=config.loss.target)
+        schedule, target = read_schedule(given), config.loss.target
+        if schedule.target == target:
+            return schedule
+        kind = next((kind for kind, ours in TARGET_OF.items() if ours == target), None)
+        if kind is None or schedule.process["name"] == "rectified_flow":
+            raise ConfigError(f"config.loss.target={target!r} is nothing that diffusers' {given['_class_name']} can be "
+                              "told; sample with a schedule of lgm's own, or train its prediction_type")
+        return read_schedule({**given, "prediction_type": kind})
     if config.process["name"] == "rectified_flow":
         shift = config.process.get("shift", 1.0) * system.shift(given.get("shift", 1.0))
         return Schedule({"name": "rectified_flow"}, "flow", "euler", "flow", shift=shift)

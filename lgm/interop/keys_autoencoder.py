@@ -64,10 +64,14 @@ def _ends(config: AutoencoderConfig, side: str) -> list[Rule]:
 
 
 def autoencoder_weights(weights: Weights) -> Weights:
-    """`weights` under today's names: in SD 1.5's autoencoder attention is query, key, value and proj_attn."""
+    """`weights` under today's names: in SD 1.5's autoencoder attention is query, key, value and proj_attn.
+
+    loss.*, what its training's critic was, is left out."""
     names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-    def rename(name: str) -> str:
+    def rename(name: str) -> str | None:
+        if name.startswith("loss."):
+            return None
         head, _, tail = name.rpartition("mid_block.attentions.0.")
         part, _, end = tail.partition(".")
         return f"{head}mid_block.attentions.0.{names[part]}.{end}" if head and part in names else name

@@ -94,7 +94,12 @@ class Weights:
         return flat.view(entry.dtype).reshape(entry.shape).view(np.ndarray)
 
     def renamed(self, rename: Callable[[str], str | None]) -> Weights:
-        """The same tensors under the names that `rename` gives them, without those it gives None."""
+        """The same tensors under the names that `rename` gives them, without those it gives None. Raises ValueError
+        where two would have one name."""
+        found: dict[str, str] = {}
+        for name in self.entries:
+            if (new := rename(name)) is not None and found.setdefault(new, name) != name:
+                raise ValueError(f"{self.path} has one tensor twice, as {found[new]!r} and as {name!r}; keep one")
         renamed = lambda table: {rename(name): value for name, value in table.items() if rename(name) is not None}
         return Weights(self.path, renamed(self.entries), renamed(self.changes))
 

@@ -45,6 +45,7 @@ class Hub:
         self.blame: list[tuple[int, float, dict]] = []
         self.stopped = False
         self.tasks: list[asyncio.Task] = []
+        self.server: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Listen at the place's port. Raises OSError where it is taken."""
@@ -59,7 +60,8 @@ class Hub:
             await asyncio.sleep(0.05)
         for task in self.tasks:
             task.cancel()
-        self.server.close()
+        if self.server is not None:  # its port was free
+            self.server.close()
 
     def name(self, index: int) -> str:
         """`process 1 (n2, pid 77)`, as much of it as is known."""

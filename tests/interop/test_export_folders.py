@@ -1,6 +1,8 @@
 """`lgm export --from`: a folder written anew with LoRAs merged, networks of a single file, other dtypes; and runs that
 were imported from folders of 16 bits."""
 
+from types import SimpleNamespace
+
 import diffusers
 import ml_dtypes
 import numpy as np
@@ -14,6 +16,11 @@ from test_single_file import original_layout
 from lgm.cli import main
 from lgm.interop import original_names
 from lgm.interop.components import component
+from lgm.interop.exports import _schedule_of
+from lgm.interop.keys_autoencoder import autoencoder_weights
+from lgm.interop.schedulers import write_schedule
+from lgm.interop.weights import open_weights, save
+from lgm.parsing import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +111,24 @@ def test_what_cannot_be_written_is_one_line(sd, tmp_path, capsys, words, line):
     printed = capsys.readouterr().err
     assert line in printed and len(printed.strip().splitlines()) == 1, printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target, kind", [("eps", "epsilon"), ("v", "v_prediction"), ("x", "sample")])
+def test_what_a_run_predicts_is_what_its_exported_scheduler_says(target, kind):
+    """Whatever the folder that it started from said; diffusers' scheduler takes its prediction so."""
+    given = {"_class_name": "DDIMScheduler", "prediction_type": "epsilon", "beta_schedule": "scaled_linear"}
+    system = SimpleNamespace(config=SimpleNamespace(
+        sampling=SimpleNamespace(schedule=given), loss=SimpleNamespace(target=target), process={"name": "ddpm"}))
+    schedule = _schedule_of(system)
+    assert schedule.target == target
+    assert diffusers.DDIMScheduler.from_config(write_schedule(schedule)).config.prediction_type == kind
+    system.config.loss.target = "flow"
+    with pytest.raises(ConfigError, match="config.loss.target='flow' is nothing that diffusers' DDIMScheduler"):
+        _schedule_of(system)
+
+
+def test_an_autoencoders_critic_is_left_out(tmp_path):
+    """Of a file whose training kept loss.* beside the network."""
+    names = ("encoder.conv_in.weight", "loss.discriminator.main.0.weight", "loss.logvar")
+    save([(name, np.zeros(1, np.float32)) for name in names], tmp_path, "vae")
+    assert autoencoder_weights(open_weights(tmp_path)).names == ["encoder.conv_in.weight"]

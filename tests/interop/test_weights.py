@@ -83,6 +83,8 @@ def test_tensors_can_be_renamed_and_dropped(tmp_path):
     weights = open_weights(tmp_path).renamed(lambda name: None if name == "steps" else f"text.{name}")
     assert set(weights.names) == {f"text.{name}" for name in tensors() if name != "steps"}
     np.testing.assert_array_equal(weights.get("text.a.weight"), tensors()["a.weight"])
+    with pytest.raises(ValueError, match="has one tensor twice, as 'a.weight' and as 'b.weight'; keep one"):
+        open_weights(tmp_path).renamed(lambda name: name.replace("b.", "a."))
 
 
 RULES = linear("blocks/mlp", "h.{layer}.mlp") + [Rule("scale", "scale")]
