@@ -165,7 +165,7 @@ def test_a_consistency_model_is_distilled_of_a_run(tiny_config, tmp_path):
     ([*JUMP, ("loss.name", "mean_flow"), ("loss.same", "2.0")], "config.loss: same=2.0 is a share"),
     ([("attention", "xla"), ("loss.name", "consistency")], "is stated for config.process.name='trigonometric'"),
     ([("loss.name", "reflow")], "needs config.loss.teacher"),
-    ([("loss.teacher", "{'workdir': 'x'}")], "config.loss.teacher is for reflow, one_step and consistency"),
+    ([("loss.teacher", "{'workdir': 'x'}")], "config.loss.teacher is for reflow, one_step, consistency and progressive"),
     ([("loss.name", "reflow"), ("loss.teacher", "{'workdir': 'x', 'pairs': 4}")], "pairs=4 is less than"),
     ([("sampling.solver", "jump")], "is for models of mean velocities"),
     ([("loss.targt", "v")], "config.loss.targt is an unknown key; did you mean 'target'"),
