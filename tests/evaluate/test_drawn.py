@@ -22,7 +22,7 @@ def system():
     """The parts of a System that features and checks need, and its frozen parameters."""
     autoencoder, weights = load_autoencoder("emoji64")
     config = types.SimpleNamespace(evaluation=Evaluation(distance=8))
-    return Parts(autoencoder=autoencoder, config=config), {"autoencoder": weights}
+    return Parts(autoencoder=autoencoder, config=config, layout=None), {"autoencoder": weights}
 
 
 @pytest.fixture(scope="module")

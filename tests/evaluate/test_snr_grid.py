@@ -32,6 +32,8 @@ class Settings:
 class Shrinking:
     """A system whose denoiser answers x_hat = gain a x_t / (a^2 + b^2): with gain 1 the best for unit normal data."""
 
+    layout = None  # one device
+
     def __init__(self, name, target, gain=1.0, levels=11, size=100, ends=ENDS):
         self.process, self.gain, self.target = gaussian.build(name), gain, target
         self.config = Settings(Evaluation(levels=levels, log_snr=ends, batch_size=size), Loss(target))

@@ -129,7 +129,7 @@ def test_words_that_cannot_be_drawn_are_refused_in_one_line(stable_diffusion, tm
         (dict(size=(17, 16)), "use multiples of 2 pixels"),
         (dict(image=folder / "model_index.json"), "model_index.json cannot be decoded"),
         (dict(lora=["no.safetensors"]), "no.safetensors is not there"),
-        (dict(lora=["x.png:high"]), "the strength 'high' is no number"),
+        (dict(lora=["x.png:high"]), "the strength 'high' is no finite number"),
     ]:
         arguments = dict(prompts=PROMPTS, out=tmp_path / "no.png", size=SIZE) | change
         with pytest.raises(ValueError, match=message) as error:
