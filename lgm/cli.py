@@ -136,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     released = sample.add_argument_group("with --from")
     released.add_argument("--size", help="SIDE or HEIGHTxWIDTH in pixels (default: what the model was trained at)")
     released.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
-    released.add_argument("--single-file", help="a checkpoint in an original layout, read instead of the folder's")
+    released.add_argument("--single-file", action="append", help="a checkpoint in an original layout, read instead of "
+                          "the folder's; may be repeated, as for networks in files of their own")
     released.add_argument("--true-guidance", type=float, help="of Flux: extrapolate from --negative by this scale")
     released.add_argument("--tile", type=int, help="decode in tiles of so many pixels, for images too large to decode")
     released.add_argument("--dtype", choices=("float32", "bfloat16"), help="of networks but the VAE (default: float32)")
@@ -161,7 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--weights", choices=("ema", "raw"), help="which weights of a run (default: ema)")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of a diffusers folder's weights")
     changed = export.add_argument_group("with --from")
-    changed.add_argument("--single-file", help="a checkpoint in an original layout, to take networks from")
+    changed.add_argument("--single-file", action="append", help="a checkpoint in an original layout, to take networks "
+                         "from; may be repeated")
     changed.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
     _add_processes(export)
 
@@ -317,7 +319,7 @@ def _export(arguments, overrides) -> int:
     if arguments.weights:
         raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
     return main.export_released(arguments.folder, arguments.out, arguments.lora or [],
-                                single_file=arguments.single_file, dtype=arguments.dtype)
+                                single_file=arguments.single_file or [], dtype=arguments.dtype)
 
 
 def _import(arguments, overrides) -> int:

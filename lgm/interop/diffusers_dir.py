@@ -112,24 +112,25 @@ def load_pipeline(
     *,
     dtype: str = "float32",
     shard: Callable[[Model], Any] | None = None,
-    single_file: str | Path | None = None,
+    single_file: str | Path | Sequence[str | Path] = (),
     loras: Sequence[LoRA] = (),
     only: Collection[str] | None = None,
 ) -> tuple[Pipeline, dict[str, Params]]:
     """(pipeline, parameters by place) of a diffusers folder; with `only`, the parameters of those places alone.
 
     Denoiser and text encoders compute and are held in `dtype`, the autoencoder in float32. `shard(model)` gives the
-    shardings to build parameters straight into. The networks that a `single_file` in an original layout holds are read
-    from it instead of the folder; `loras` are merged into the weights. Raises ValueError, one line, naming what is
-    missing, damaged or has no equal here.
+    shardings to build parameters straight into. The networks that a `single_file` in an original layout holds, or one
+    of several, are read from it instead of the folder; `loras` are merged into the weights. Raises ValueError, one
+    line, naming what is missing, damaged or has no equal here.
     """
     folder = Path(folder)
     index, parts = _read_index(folder)
     name = index["_class_name"]
     layout = LAYOUTS[name]
-    single = None if single_file is None else descaled(open_weights(single_file))
+    singles = [descaled(open_weights(path)) for path in ([single_file] if isinstance(single_file, str | Path) else
+                                                         single_file)]  # fmt: skip
     models, params, classes, tokenizers, carried, used = {}, {}, {}, {}, {}, set()
-    sections: list[single_files.Section] = []
+    sections: dict[Path, dict[str, single_files.Section]] = {single.path: {} for single in singles}
     for place in (layout.denoiser, "vae", *layout.tokenizer_of):
         if place not in parts:
             continue  # SD3 without T5
@@ -145,9 +146,13 @@ def load_pipeline(
             tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
             check_tokenizer(tokenizers[place], config, folder / layout.tokenizer_of[place])
         found = None
-        if single is not None:
-            found = section(single, place, classes[place], config, names_in_library(classes[place], config))
-            sections += [found] if found is not None else []
+        for single in singles:
+            here = section(single, place, classes[place], config, names_in_library(classes[place], config))
+            if here is not None and found is not None:
+                raise ValueError(f"{found.weights.path} and {single.path} both hold the {place}; give one of them")
+            if here is not None:
+                single_files.check_apart(sections[single.path], place, here)
+                sections[single.path][place] = found = here
         if only is not None and place not in only:
             models[place] = build(config)
             continue
@@ -161,12 +166,10 @@ def load_pipeline(
             **changes,
         )
     check_all_used(loras, used)
-    if single is not None and not sections:
-        raise ValueError(f"{single.path} holds no network of a {name}; is it of another system?")
-    if single is not None:
-        single_files.check_all_used(single, sections, classes)
+    for single in singles:
+        single_files.check_all_used(single, sections[single.path], name, {p: m.config for p, m in models.items()})
     check_autoencoder(models["vae"].config, name, folder / "vae")
-    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", name, single)
+    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", name, singles)
     size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
     pipeline = Pipeline(name, models, classes, tokenizers, schedule, schedule.build(), size, options, carried)
@@ -282,12 +285,14 @@ OPTIONAL = {
 CORRECTED = {"StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False}}
 
 
-def _read_schedule(path: Path, name: str, single: Weights | None = None) -> Schedule:
+def _read_schedule(path: Path, name: str, singles: Sequence[Weights] = ()) -> Schedule:
     config = read_json(path)
     try:
         check(config, SCHEDULER, "scheduler_config.json")
         config |= CORRECTED.get(name, {})
-        return read_schedule(config if single is None else single_files.schedule_of(single, config))
+        for single in singles:
+            config = single_files.schedule_of(single, config)
+        return read_schedule(config)
     except (ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
         words = error if isinstance(error, ValueError) else f"scheduler_config.json is no scheduler's ({error!r})"
         raise ValueError(f"{path.parent}: {words}") from error

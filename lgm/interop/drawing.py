@@ -36,7 +36,7 @@ def draw_from_folder(
     strength: float | None = None,
     mask: str | Path | None = None,
     lora: Sequence[str] = (),
-    single_file: str | Path | None = None,
+    single_file: str | Path | Sequence[str] = (),
     dtype: str = "float32",
     noise: str | Path | None = None,
     true_guidance: float = 1.0,

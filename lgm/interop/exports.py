@@ -70,7 +70,8 @@ def check_new(out: str) -> None:
 
 
 def export_folder(
-    folder: str, out: str, *, single_file: str | None = None, loras: Sequence[LoRA] = (), dtype: str | None = None
+    folder: str, out: str, *, single_file: str | Sequence[str] = (), loras: Sequence[LoRA] = (),
+    dtype: str | None = None,
 ) -> str:
     """Write a diffusers folder anew, with the networks of a `single_file` in its own's place, `loras` merged and the
     weights cast to `dtype`; returns one line on what was written. Raises ValueError, one line, as `load_pipeline`."""

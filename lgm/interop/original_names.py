@@ -108,10 +108,16 @@ def clip_text_bare(_: Any) -> Original:
     return lambda name: Source(name.removeprefix("text_model."))
 
 
-def clip_text_unprojected(_: Any) -> Original:
-    """CLIP-L in SD3's files: its pooled vector is not projected, which diffusers' folders say by an identity."""
-    square = Source("text_model.encoder.layers.0.self_attn.q_proj.weight", change="identity")
-    return lambda name: square if name == "text_projection.weight" else Source(name)
+def unprojected(layout: Callable[[Any], Original]) -> Callable[[Any], Original]:
+    """CLIP-L's `layout` in SD3's files: its pooled vector is not projected, which diffusers' folders say by an
+    identity."""
+
+    def of(config: Any) -> Original:
+        original = layout(config)
+        square = dataclasses.replace(original("text_model.encoder.layers.0.self_attn.q_proj.weight"), change="identity")
+        return lambda name: square if name == "text_projection.weight" else original(name)
+
+    return of
 
 
 _OPEN_CLIP = {

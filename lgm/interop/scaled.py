@@ -1,47 +1,67 @@
-"""Files of float8 weights with a scale beside each, as people make them to save memory: w = scale * float8."""
+"""Files of float8 weights with scales beside them, as people make them to save memory: w = scale * float8."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
 
 import numpy as np
 
 from lgm.interop.weights import Weights
+from lgm.untrusted import parse_object, shown
 
 _SCALES = (".scale_weight", ".weight_scale")  # of "X.weight", which is called "X" here
-_UNUSED = (".scale_input", ".input_scale", ".comfy_quant")  # of activations, and words for programs that use float8
+_INPUTS = (".scale_input", ".input_scale")  # of activations, which are no float8 here
+_FORMAT = ".comfy_quant"  # JSON that says how the weight is packed
+_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 
 
 def descaled(weights: Weights) -> Weights:
     """`weights` whose scaled tensors are multiplied out in float32 as they are read; the same where there are none.
 
-    Raises ValueError, one line, for a scale that is not one finite number above 0, or for a weight that is packed in
-    another way than float8.
+    A scale is one number, or one a row of its weight. Raises ValueError, one line, for a scale that is neither, or not
+    finite, or not above 0, for a weight that has two, and for one that is packed in another way than float8.
     """
-    scales = {name: name.removesuffix(end) + ".weight" for name in weights.entries for end in _SCALES
-              if name.endswith(end) and name.removesuffix(end) + ".weight" in weights.entries}  # fmt: skip
-    of_them = {name.removesuffix(".weight") for name in scales.values()}
-    words = {name for name in weights.entries if name.rpartition(".")[2] == "scaled_fp8"}
-    words |= {name for name in weights.entries for end in _UNUSED if name.endswith(end)
-              and (name.removesuffix(end) in of_them or name.removesuffix(end) + ".weight" in weights.entries)}
-    if not scales and not words:
+    entries, gone = dict(weights.entries), set()
+    for name in weights.entries:
+        module, _, part = name.rpartition(".")
+        target, ending = f"{module}.weight", f".{part}"
+        if part == "scaled_fp8":
+            gone.add(name)
+        if target not in weights.entries or ending not in (*_SCALES, *_INPUTS, _FORMAT):
+            continue
+        gone.add(name)
+        if ending == _FORMAT:
+            _check_format(weights, name)
+        if ending in _SCALES:
+            if entries[target].scale is not None:
+                raise ValueError(f"{weights.path} has two scales of {target!r}; keep one of them")
+            entries[target] = dataclasses.replace(entries[target], scale=_scale(weights, name, target))
+    if not gone:
         return weights
-    changes = dict(weights.changes)
-    for name, target in scales.items():
-        if not weights.entries[target].dtype.name.startswith(("float", "bfloat")):
-            raise ValueError(f"{weights.path}: {target!r} is packed as {weights.entries[target].dtype}; of scaled "
-                             "weights only floats are known")
-        scale = np.asarray(weights.get(name), np.float32)
-        if scale.size != 1 or not np.isfinite(scale).all() or not (scale > 0).all():
-            raise ValueError(f"{weights.path}: {name!r} of shape {scale.shape} should be one finite number above 0")
-        changes[target] = _times(float(scale.reshape(())), changes.get(target))
-    kept = {name: entry for name, entry in weights.entries.items() if name not in scales and name not in words}
-    return dataclasses.replace(weights, entries=kept, changes=changes)
+    return dataclasses.replace(weights, entries={name: entry for name, entry in entries.items() if name not in gone})
 
 
-def _times(scale: float, before: Callable[[np.ndarray], np.ndarray] | None) -> Callable[[np.ndarray], np.ndarray]:
-    def change(tensor: np.ndarray) -> np.ndarray:
-        return (tensor if before is None else before(tensor)).astype(np.float32) * np.float32(scale)
+def _scale(weights: Weights, name: str, target: str) -> np.ndarray:
+    entry = weights.entries[target]
+    if not entry.dtype.name.startswith(("float", "bfloat")):
+        raise ValueError(f"{weights.path}: {target!r} is packed as {entry.dtype}; of scaled weights only floats are "
+                         "known")
+    scale = np.asarray(weights.get(name)).astype(np.float32)
+    a_row = bool(entry.shape) and scale.size == entry.shape[0] and scale.shape[:1] == entry.shape[:1]
+    if scale.size != 1 and not a_row:
+        raise ValueError(f"{weights.path}: {name!r} has shape {scale.shape} for a weight of {entry.shape}; it should "
+                         "be one number, or one a row")
+    if not np.isfinite(scale).all() or scale.min() < 0 or not scale.any():  # a row of zeros may have a scale of 0
+        raise ValueError(f"{weights.path}: {name!r} holds {shown(scale.reshape(-1)[:4].tolist())}; scales are finite "
+                         "and above 0")
+    return scale.reshape(-1)
 
-    return change
+
+def _check_format(weights: Weights, name: str) -> None:
+    try:
+        kind = parse_object(np.asarray(weights.get(name)).tobytes()).get("format")
+    except (ValueError, json.JSONDecodeError) as error:
+        raise ValueError(f"{weights.path}: {name!r} should be a JSON object that says the format ({error})") from None
+    if kind not in _FORMATS:
+        raise ValueError(f"{weights.path}: {name!r} says format={shown(kind)}; {' and '.join(_FORMATS)} are known")

@@ -16,36 +16,43 @@ import numpy as np
 from lgm.interop import original_names as names
 from lgm.interop.original_names import Original, Source
 from lgm.interop.weights import Entry, Weights
+from lgm.untrusted import shown
 
 # place in a diffusers folder -> class there -> (prefix in single files, layout below it), the likeliest first
+_CLIP_ALONE = [("", names.clip_text), ("", names.clip_text_bare), ("transformer.", names.clip_text),
+               ("transformer.", names.clip_text_bare), ("", names.open_clip_text)]  # fmt: skip
+_T5_ALONE = [("", names.same), ("transformer.", names.same)]
 SECTIONS = {
-    "unet": {"UNet2DConditionModel": [("model.diffusion_model.", names.unet), ("", names.unet)]},
+    "unet": {"UNet2DConditionModel": [("model.diffusion_model.", names.unet), ("", names.unet), ("", names.same)]},
     "transformer": {
-        "SD3Transformer2DModel": [("model.diffusion_model.", names.sd3), ("", names.sd3)],
+        "SD3Transformer2DModel": [("model.diffusion_model.", names.sd3), ("", names.sd3), ("", names.same)],
         "DiTTransformer2DModel": [("", names.dit)],
         "SiTTransformer2DModel": [("", names.dit)],
-        "FluxTransformer2DModel": [("", names.flux), ("model.diffusion_model.", names.flux)],
+        "FluxTransformer2DModel": [("", names.flux), ("model.diffusion_model.", names.flux), ("", names.same)],
     },
     "vae": {"AutoencoderKL": [("first_stage_model.", names.autoencoder), ("vae.", names.autoencoder),
-                              ("", names.autoencoder)]},
-    "text_encoder": {"CLIP": [
+                              ("", names.autoencoder), ("", names.same)]},
+    "text_encoder": {"CLIP": [(prefix, names.unprojected(layout)) for prefix, layout in (
         ("cond_stage_model.transformer.", names.clip_text),
         ("cond_stage_model.transformer.", names.clip_text_bare),
         ("cond_stage_model.model.", names.open_clip_text),
         ("conditioner.embedders.0.transformer.", names.clip_text),
         ("conditioner.embedders.0.transformer.", names.clip_text_bare),
-        ("text_encoders.clip_l.transformer.", names.clip_text_unprojected),
-    ]},
+        ("text_encoders.clip_l.transformer.", names.clip_text),
+        *_CLIP_ALONE,
+    )]},
     "text_encoder_2": {
         "CLIP": [
             ("conditioner.embedders.1.model.", names.open_clip_text),
             ("text_encoders.clip_g.transformer.", names.clip_text),
+            *_CLIP_ALONE,
         ],
-        "T5": [("text_encoders.t5xxl.transformer.", names.same)],
+        "T5": [("text_encoders.t5xxl.transformer.", names.same), *_T5_ALONE],
     },
-    "text_encoder_3": {"T5": [("text_encoders.t5xxl.transformer.", names.same)]},
+    "text_encoder_3": {"T5": [("text_encoders.t5xxl.transformer.", names.same), *_T5_ALONE]},
 }  # fmt: skip
-_PREFIXES = tuple({p for kinds in SECTIONS.values() for found in kinds.values() for p, _ in found if p})
+_PREFIXES = tuple({p for kinds in SECTIONS.values() for found in kinds.values() for p, _ in found}
+                  - {"", "transformer."})  # which also begins OpenCLIP's names
 # what training leaves in a file beside its networks: copies, losses, and tables that the schedule gives anyway
 _LEFT_PREFIXES = ("model_ema.", "loss.", "first_stage_model.loss.", "first_stage_model.model_ema.", "vae.loss.")
 _LEFT_NAMES = {
@@ -54,9 +61,13 @@ _LEFT_NAMES = {
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
 }  # fmt: skip
+# ComfyUI's, beside a text encoder: the scale of a CLIP's whole
+_LEFT_NAMES |= {prefix[:-1].rpartition(".")[0] + ".logit_scale" for prefix in _PREFIXES}
 _MARKERS = ("v_pred", "ztsnr")
 # and a projection where none is used, which SD 2's and Flux's files have
-_IGNORED = ("logit_scale", "attn_mask", "position_ids", "text_projection", "text_projection.weight")
+_UNUSED = ("logit_scale", "attn_mask", "position_ids", "text_projection", "text_projection.weight")
+# the other halves of whole models whose text encoder alone is used: CLIP's of images, T5's that writes
+_HALVES = ("visual.", "vision_model.", "visual_projection.", "decoder.", "lm_head.")
 
 
 class Section(NamedTuple):
@@ -76,15 +87,30 @@ def section(weights: Weights, place: str, name: str, config: Any, wanted: Iterab
     """The network at `place` of class `name`, with the tensors `wanted`, or None where the file does not hold it.
 
     A tensor that is missing from the file is missing from the result, and one of that network that diffusers has no
-    name for keeps its own, so that the key map names both. SD 2's text encoder has one block more than is used.
+    name for keeps its own, so that the key map names both. SD 2's text encoder has one block more than is used. Names
+    that do not say which text encoder it is are of the one of that width.
     """
     wanted = list(wanted)
     for prefix, layout in next((v for k, v in SECTIONS.get(place, {}).items() if name.startswith(k)), []):
         original = layout(config)
         sources = {theirs: original(theirs) for theirs in wanted}
-        if sum(prefix + s.name in weights.entries for s in sources.values()) > len(wanted) // 2:
+        if sum(prefix + s.name in weights.entries for s in sources.values()) <= len(wanted) // 2:
+            continue
+        table = _token_table(weights) if place in _TEXT and prefix in _ALONE else None
+        if table is None or weights.shape(table)[1:] == (config.width,):
             return _translated(weights, prefix, sources, config)
     return None
+
+
+_TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_ALONE = ("", "transformer.")
+_TABLES = ("text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight", "shared.weight",
+           "token_embedding.weight", "encoder.embed_tokens.weight")  # fmt: skip
+
+
+def _token_table(weights: Weights) -> str | None:
+    """The table of tokens of a file of one text encoder alone, which is as wide as that is."""
+    return next((key for prefix in _ALONE for table in _TABLES if (key := prefix + table) in weights.entries), None)
 
 
 def _translated(weights: Weights, prefix: str, sources: dict[str, Source], config: Any) -> Section:
@@ -98,32 +124,56 @@ def _translated(weights: Weights, prefix: str, sources: dict[str, Source], confi
         if made:
             changes[theirs] = functools.partial(functools.reduce, lambda tensor, change: change(tensor), made)
     used = {prefix + source.name for source in sources.values()}
-    unused_block = f"transformer.resblocks.{getattr(config, 'depth', 0)}."
+    unused = (f"transformer.resblocks.{getattr(config, 'depth', 0)}.", *_HALVES)
     inside = {name for name in weights.entries if name.startswith(prefix) and not _left(name)
               and not any(name.startswith(p) for p in _PREFIXES if p != prefix)}
     for name in inside - used:
         inner = name.removeprefix(prefix)
-        if not inner.endswith(_IGNORED) and not inner.startswith(unused_block):
+        if not inner.endswith(_UNUSED) and not inner.startswith(unused):
             entries[inner] = weights.entries[name]
-    return Section(Weights(weights.path, entries, changes), frozenset(inside | used))
+    return Section(Weights(weights.path, entries, changes), frozenset(inside | used & weights.entries.keys()))
 
 
 def _left(name: str) -> bool:
     return name in _LEFT_NAMES or name in _MARKERS or name.startswith(_LEFT_PREFIXES)
 
 
-def check_all_used(weights: Weights, sections: Iterable[Section], places: Iterable[str]) -> None:
-    """Raise ValueError, one line, counting the tensors of a file that are of none of its `sections` and naming the
-    first. What training leaves in files does not count, nor do networks of places that the system does without."""
-    used = frozenset().union(*(found.names for found in sections))
-    absent = tuple(prefix for place, kinds in SECTIONS.items() if place not in places
-                   for found in kinds.values() for prefix, _ in found if prefix)  # fmt: skip
-    elsewhere = tuple(prefix for place in places for found in SECTIONS.get(place, {}).values() for prefix, _ in found)
+def check_all_used(weights: Weights, sections: Mapping[str, Section], system: str, configs: Mapping[str, Any]) -> None:
+    """Raise ValueError, one line, counting the tensors of a file that are of none of its `sections`, by place, and
+    naming the first, or for a file without any.
+
+    `configs` has every place of the `system`. What training leaves in files does not count, nor do networks of places
+    that the system does without.
+    """
+    if not sections:
+        raise ValueError(f"{weights.path} {_unfit(weights, system, configs)}")
+    taken = frozenset().union(*(found.names for found in sections.values()))
+    absent = tuple(prefix for place, kinds in SECTIONS.items() if place not in configs
+                   for found in kinds.values() for prefix, _ in found if prefix in _PREFIXES)  # fmt: skip
+    elsewhere = tuple(prefix for place in configs for found in SECTIONS.get(place, {}).values() for prefix, _ in found)
     absent = tuple(prefix for prefix in absent if prefix not in elsewhere)
-    if unused := sorted(name for name in weights.entries if name not in used and not _left(name)
+    if unused := sorted(name for name in weights.entries if name not in taken and not _left(name)
                         and not name.startswith(absent)):
         raise ValueError(f"{weights.path} has {len(unused)} tensors that no network of this system takes, first "
-                         f"{unused[0]!r}; give a file of this system, in a layout that is known")
+                         f"{shown(unused[0])}; give a file of this system, in a layout that is known")
+
+
+def check_apart(sections: Mapping[str, Section], place: str, found: Section) -> None:
+    """Raise ValueError, one line, where the tensors that `place` has `found` are those of another place already."""
+    for other, section in sections.items():
+        if both := section.names & found.names:
+            raise ValueError(f"{found.weights.path}: {min(both)!r} is of {other} as well as of {place}, which are as "
+                             "wide as each other here; name its tensors as a whole checkpoint does")  # fmt: skip
+
+
+def _unfit(weights: Weights, system: str, configs: Mapping[str, Any]) -> str:
+    """Why no network of a system is in a file."""
+    table, widths = _token_table(weights), {place: configs[place].width for place in _TEXT if place in configs}
+    if table is not None and widths and weights.shape(table)[1:] not in {(width,) for width in widths.values()}:
+        words = " and ".join(f"{width} in {place}" for place, width in widths.items())
+        return f"has {table!r} of shape {weights.shape(table)}; the text encoders of this {system} are of width {words}"
+    first = f", first {shown(min(weights.entries))}" if weights.entries else ""
+    return f"holds no network of a {system} in a layout that is known ({len(weights.entries)} tensors{first})"
 
 
 def schedule_of(weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,6 +213,8 @@ def _part(entry: Entry, source: Source) -> Entry:
         if shape[0] % of:
             raise ValueError(f"{entry.path}: {source.name!r} has {shape[0]} rows, which are not {of} equal parts")
         unit = shape[0] // of
+        if entry.scale is not None and len(entry.scale) > 1:
+            entry = dataclasses.replace(entry, scale=entry.scale[first * unit : last * unit])
         start += first * unit * int(np.prod(shape[1:])) * entry.dtype.itemsize
         shape = ((last - first) * unit, *shape[1:])
     if source.change == "transpose":

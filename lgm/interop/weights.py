@@ -49,12 +49,13 @@ _LONGEST_HEADER = 1 << 25  # bytes: a quarter of a million tensors
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies."""
+    """Where one tensor lies, and what it is multiplied by as it is read: nothing, a number [1] or one a row."""
 
     path: Path
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
+    scale: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +92,10 @@ class Weights:
         if math.prod(entry.shape) == 0:
             return np.zeros(entry.shape, entry.dtype)
         flat = np.memmap(entry.path, np.uint8, "r", entry.start, (math.prod(entry.shape) * entry.dtype.itemsize,))
-        return flat.view(entry.dtype).reshape(entry.shape).view(np.ndarray)
+        values = flat.view(entry.dtype).view(np.ndarray)
+        if entry.scale is not None:
+            values = values.reshape(len(entry.scale), -1).astype(np.float32) * entry.scale[:, None]
+        return values.reshape(entry.shape)
 
     def renamed(self, rename: Callable[[str], str | None]) -> Weights:
         """The same tensors under the names that `rename` gives them, without those it gives None. Raises ValueError

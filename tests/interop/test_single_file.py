@@ -212,19 +212,32 @@ def test_scaled_float8_is_multiplied_out(tmp_path, dtype):
         np.testing.assert_array_equal(found.get("a.q.weight"), (weight.float() * scale).numpy())
         np.testing.assert_array_equal(found.get("b.weight").astype(np.float32), weight.float().numpy())
         np.testing.assert_array_equal(found.get("a.q.bias"), plain.numpy())
-    for bad in (torch.tensor(float("nan")), torch.zeros(()), torch.ones(6)):
-        with pytest.raises(ValueError, match="'a.q.scale_weight' of shape .* should be one finite number"):
+    for bad, message in ((torch.tensor(float("nan")), "finite and above 0"), (torch.zeros(()), "finite and above 0"),
+                         (-torch.ones(6), "finite and above 0"), (torch.ones(4), "for a weight of .*6, 4"),
+                         (torch.ones(6, 2), "one number, or one a row"), (torch.ones(2, 3), "one a row")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"'a.q.scale_weight' .*{message}"):
             descaled(written(tmp_path, {"a.q.weight": weight, "a.q.scale_weight": bad}))
+    with pytest.raises(ValueError, match="two scales of 'a.q.weight'"):
+        descaled(written(tmp_path, {"a.q.weight": weight, "a.q.scale_weight": scale, "a.q.weight_scale": scale * 2}))
+    for text, message in (('{"format": "nvfp4"}', "says format='nvfp4'"), ("[1]", "should be a JSON object")):
+        with pytest.raises(ValueError, match=f"'a.q.comfy_quant' {message}"):
+            descaled(written(tmp_path, {"a.q.weight": weight, "a.q.comfy_quant": torch.tensor(list(text.encode()),
+                                                                                              dtype=torch.uint8)}))
     with pytest.raises(ValueError, match="'a.q.weight' is packed as int8"):
         descaled(written(tmp_path, {"a.q.weight": weight.to(torch.int8), "a.q.scale_weight": scale}))
 
 
-def test_a_fused_matrix_of_scaled_float8_is_split_after_its_scale(tmp_path):
-    """q of Flux's img_attn.qkv: its rows, times the one scale."""
+@pytest.mark.parametrize("shape", [(), (1,), (12,), (12, 1)])
+def test_a_fused_matrix_of_scaled_float8_is_split_after_its_scale(tmp_path, shape):
+    """q, k and v of Flux's img_attn.qkv: their rows, times the one scale or those of their rows; as ComfyUI's files of
+    today say it, with the format beside."""
     name = "double_blocks.0.img_attn.qkv"
-    weight = (torch.randn(12, 4) * 20).to(torch.float8_e4m3fn)
-    file = written(tmp_path, {f"{name}.weight": weight, f"{name}.scale_weight": torch.tensor(0.5)})
+    weight, scale = (torch.randn(12, 4) * 20).to(torch.float8_e4m3fn), torch.rand(shape) + 0.5
+    kind = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    file = written(tmp_path, {f"{name}.weight": weight, f"{name}.weight_scale": scale, f"{name}.comfy_quant": kind})
     wanted = [f"transformer_blocks.0.attn.to_{part}.weight" for part in "qkv"]
     found = section(descaled(file), "transformer", "FluxTransformer2DModel", None, wanted).weights
-    for rows, key in zip(weight.float().chunk(3), wanted, strict=True):
-        np.testing.assert_array_equal(found.get(key), rows.numpy() / 2)
+    whole = weight.float() * (scale.reshape(-1, 1) if scale.numel() > 1 else scale)
+    for rows, key in zip(whole.chunk(3), wanted, strict=True):
+        np.testing.assert_array_equal(found.get(key), rows.numpy())
+    assert set(found.names) == set(wanted)
