@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import process, sampling
-from lgm.config import Config, Sampling, check_parts
+from lgm.combinations import check_parts
+from lgm.config import Config, Sampling
 from lgm.models import Conditioning, Model, Params, build, lora
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.objective import build_loss, named

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import process
-from lgm.config import Config, check_parts
+from lgm.combinations import check_parts
+from lgm.config import Config
 from lgm.interop.diffusers_dir import LAYOUTS, Pipeline, load_pipeline
 from lgm.interop.imports import FolderText
 from lgm.interop.prompts import nothing

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lgm import config as schema
+from lgm.combinations import mup_base
 from lgm.config import Config
 from lgm.models import build
 from lgm.parsing import ConfigError
@@ -64,7 +64,7 @@ def build_optimizer(config: Config, rate: optax.Schedule | None = None) -> optax
     adamw = optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decaying)
     if o.mup_base is None:
         return optax.chain(clip, adamw)
-    factors = width_factors(build(config.model).abstract(), build(schema.mup_base(config)).abstract())
+    factors = width_factors(build(config.model).abstract(), build(mup_base(config)).abstract())
     slow = lambda params: params | {"denoiser": jax.tree.map(jnp.multiply, params["denoiser"], factors)}
     return optax.chain(clip, adamw, optax.stateless(lambda updates, _: slow(updates)))
 

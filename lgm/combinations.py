@@ -1,0 +1,149 @@
+"""What of a config does not go together, each in one line that names the key, the value and what would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lgm.models import FAMILIES, family_of
+from lgm.parsing import ConfigError, as_dict, parse
+
+if TYPE_CHECKING:
+    from lgm.config import Config
+
+DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
+ENCODERS = ("clip_text", "bert")  # of features and one vector
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError, one line, for the first impossible combination in a config."""
+    need = lambda ok, line: None if ok else _fail(line)
+    need(config.batch_size % config.accumulate == 0,
+         f"config.accumulate={config.accumulate} does not divide config.batch_size={config.batch_size}; give a divisor")
+    need(
+        config.total_images >= config.batch_size,
+        f"config.total_images={config.total_images} is less than one batch of config.batch_size={config.batch_size}",
+    )
+    need(config.optimizer.warmup_images <= config.total_images,
+         f"config.optimizer.warmup_images={config.optimizer.warmup_images} must lie between 0 and "
+         f"config.total_images={config.total_images}")
+    need(config.optimizer.name != "muon" or config.optimizer.mup_base is None,
+         "config.optimizer.mup_base is for name='adamw'; Muon's updates do not depend on the width, leave it out")
+    need(config.evaluation.distance == 0 or config.evaluation.distance >= 3,
+         f"config.evaluation.distance={config.evaluation.distance} must be 0, for none, or at least 3 images")
+    crop, resolution = config.data.crop, config.data.resolution
+    need(crop is None or crop <= resolution,
+         f"config.data.crop={crop} must lie between 1 and config.data.resolution={resolution}")
+    low, high = config.evaluation.log_snr
+    need(low < high, f"config.evaluation.log_snr={config.evaluation.log_snr} must rise, as (-5.0, 6.0)")
+    first, last = config.sampling.interval
+    need(first < last, f"config.sampling.interval={config.sampling.interval} must rise, as (0.0, 1.0)")
+    if config.family == "autoencoder":
+        side = crop or resolution
+        need(side % config.model.factor == 0 and resolution % config.model.factor == 0,
+             f"config.data.resolution={resolution} and config.data.crop={crop} must be multiples of "
+             f"{config.model.factor}, the pixels a latent of config.model")
+        need(config.lora is None, "config.lora is for denoisers; an autoencoder is trained whole")
+        need(config.init_from is None, f"config.init_from={config.init_from!r} is for denoisers")
+        need(config.optimizer.mup_base is None, "config.optimizer.mup_base is for denoisers")
+        need(config.accumulate == 1, f"config.accumulate={config.accumulate} is for denoisers: an autoencoder's loss "
+                                     "looks at the whole batch; set it to 1")
+        return
+    if config.optimizer.mup_base is not None:
+        need(config.lora is None, "config.optimizer.mup_base is for whole models; a LoRA has no width to transfer over")
+        mup_base(config)
+    need(config.lora is None or config.init_from is not None,
+         "config.lora needs config.init_from, the diffusers folder or the run whose weights it changes")
+    need(config.family in DENOISERS,
+         f"config.model.family={config.family!r} cannot be trained alone; choose {', '.join(DENOISERS)} or autoencoder")
+    if config.text is not None:
+        need(config.text.encoder is None or config.text.folder is None,
+             f"config.text has an encoder to train and folder={config.text.folder!r} of frozen ones; give one of them")
+    need(not getattr(config.model, "guidance", False) or (config.text is not None and config.text.folder is not None),
+         "config.model.guidance=True is for a Flux distilled from guidance, which needs its config.text.folder; set it "
+         "to False")
+    _check_classes(config, need)
+    _check_loss(config, need)
+    if config.text is not None and config.text.encoder is not None:
+        _check_encoder(config, need)
+
+
+def _check_encoder(config: Config, need) -> None:
+    """A denoiser takes the widths that its text encoder gives."""
+    widths = {name: getattr(config.model, name, 0) for name in ("text_dim", "pooled_dim", "micro_ids")}
+    encoder = config.text.encoder
+    need(family_of(encoder) in ENCODERS, f"config.text.encoder.family={family_of(encoder)!r} cannot be trained with a "
+                                         f"denoiser; choose {' or '.join(ENCODERS)}")
+    pooled = getattr(encoder, "projection_dim", None) or encoder.width
+    need(widths["text_dim"] in (0, encoder.width) and (config.family == "unet" or widths["text_dim"]),
+         f"config.model.text_dim={widths['text_dim']} must equal config.text.encoder.width={encoder.width}")
+    need(widths["pooled_dim"] in (0, pooled) and (config.family == "unet" or widths["pooled_dim"]),
+         f"config.model.pooled_dim={widths['pooled_dim']} must equal the {pooled} of config.text.encoder's vector "
+         "(projection_dim, else width)")
+    need(not widths["micro_ids"], f"config.model.micro_ids={widths['micro_ids']} is for the text of a "
+                                  "config.text.folder; set it to 0")
+
+
+def check_parts(config: Config, factor: int) -> None:
+    """What can be seen once a denoiser's parts are there, whose autoencoder has `factor` pixels a latent.
+
+    Refuses a model that is told text where there is none, and a resolution that latents or patches do not divide.
+    """
+    widths = {name: getattr(config.model, name, 0) for name in ("text_dim", "pooled_dim", "micro_ids")}
+    told = ", ".join(f"{name}={width}" for name, width in widths.items() if width)
+    if config.text is None and told:
+        raise ConfigError(f"config.model of family {config.family!r} is told text ({told}): give config.text, "
+                          "dict(encoder=...) or dict(folder=...), or choose a dit or a unet of text_dim=0")
+    side, patch = config.data.resolution, getattr(config.model, "patch_size", 1)
+    if side % (factor * patch):
+        near = max(round(side / (factor * patch)), 1) * factor * patch
+        patches = f" x config.model.patch_size={patch}" if patch > 1 else ""
+        raise ConfigError(f"config.data.resolution={side} is no multiple of {factor * patch}, the pixels a latent of "
+                          f"config.autoencoder={config.autoencoder!r}{patches}; {near} would do")
+    table = getattr(config.model, "position_size", None)
+    if table is not None and side // (factor * patch) > table:
+        raise ConfigError(f"config.data.resolution={side} makes {side // (factor * patch)} patches a side, more than "
+                          f"config.model.position_size={table}; raise that")
+
+
+def mup_base(config: Config):
+    """The model configuration whose learning rate `config.optimizer.lr` is. Raises ConfigError for unknown fields."""
+    changes = dict(config.optimizer.mup_base)
+    if "family" in changes:
+        raise ConfigError("config.optimizer.mup_base.family: the family is config.model's; leave it out")
+    return parse(type(config.model), as_dict(config.model) | changes, "config.optimizer.mup_base")
+
+
+def _check_classes(config: Config, need) -> None:
+    """A DiT is told classes, all others text."""
+    classes, dit = config.text.classes if config.text else (), config.family == "dit"
+    need(not classes or dit, f"config.text.classes are for a dit; a {config.family} is told text")
+    need(not dit or config.text is None or config.text.encoder is None,
+         "config.text.encoder is for text, which a dit is not told; give the names of its classes, config.text.classes")
+    if dit:
+        need(len(classes) <= config.model.classes,
+             f"config.text.classes are {len(classes)}, more than config.model.classes={config.model.classes}")
+    need(len({name.strip().lower() for name in classes}) == len(classes), "config.text.classes has a name twice")
+    variance = config.loss.variance
+    need(not variance or getattr(config.model, "learned_sigma", False),
+         f"config.loss.variance={variance} needs a dit with config.model.learned_sigma=True")
+
+
+def _check_loss(config: Config, need) -> None:
+    loss, jumps = config.loss, getattr(config.model, "jump", False)
+    mean = loss.name in ("mean_flow", "shortcut")
+    need(not mean or jumps, f"config.loss.name={loss.name!r} needs config.model.jump=True, of an mmdit or a unet")
+    need(mean or not jumps, f"config.model.jump=True is for the losses mean_flow and shortcut, not {loss.name}")
+    need(loss.name not in ("mean_flow", "consistency") or config.attention == "xla",
+         f"config.loss.name={loss.name!r} takes a forward derivative of the network; set config.attention='xla'")
+    need(loss.variance == 0 or loss.name == "denoising", f"config.loss.variance={loss.variance} needs name='denoising'")
+    need(loss.teacher is not None or loss.name not in ("reflow", "one_step", "progressive"),
+         f"config.loss.name={loss.name!r} needs config.loss.teacher, dict(workdir=...) of a finished run")
+    need(loss.teacher is None or loss.name in ("reflow", "one_step", "consistency", "progressive"),
+         f"config.loss.teacher is for reflow, one_step, consistency and progressive, not {loss.name}")
+    if loss.teacher is not None:
+        need(loss.teacher.pairs >= config.batch_size,
+             f"config.loss.teacher.pairs={loss.teacher.pairs} is less than config.batch_size={config.batch_size}")
+
+
+def _fail(line: str):
+    raise ConfigError(line)
