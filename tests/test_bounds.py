@@ -182,7 +182,7 @@ def _check_decay(abstract, name, decays):
     options = {"optimizer.weight_decay": 0.1, "optimizer.lr": 0.5, "optimizer.schedule": "constant",
                "optimizer.name": name}
     optimizer = build_optimizer(schema.from_dict(values_of(**options)))
-    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), abstract)
+    params = jax.tree.map(lambda leaf: np.ones((2,) * leaf.ndim, np.float32), abstract)
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
