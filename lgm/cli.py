@@ -108,7 +108,10 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verb("train", _train, "Train from a config file; run the same command again to resume.")
     train.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
-    train.add_argument("--workdir", required=True, help="the run's folder")
+    train.add_argument("--workdir", required=True, help="the run's folder, which may lie in gs:// or s3://")
+    train.add_argument("--extend", action="store_true",
+                       help="go on with the folder's run as this config has it: to more images, at another rate or "
+                            "schedule, with other log, evaluation or sampling")
     _add_processes(train)
 
     sample = verb("sample", _sample, "Draw images from a trained run or with a diffusers folder.")
@@ -271,7 +274,7 @@ def _bounds(arguments) -> processes.Bounds:
 def _train(arguments, overrides) -> int:
     from lgm.train import main
 
-    return main.train(arguments.config, arguments.workdir, overrides)
+    return main.train(arguments.config, arguments.workdir, overrides, arguments.extend)
 
 
 def _sample(arguments, overrides) -> int:

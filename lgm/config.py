@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lgm.combinations import check
+from lgm.files import place, read_json
 from lgm.models import FAMILIES, classes, family_of
 from lgm.models.attention import Implementation
 from lgm.models.lora import LoRAConfig
@@ -263,15 +264,23 @@ class Config:
 
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """The config of a file `path.py` or `path.py:arg`, with `("optimizer.lr", "3e-4")` overrides applied."""
-    return from_dict(read_config_file(spec, overrides))
+    return from_dict(_as_it_is(read_config_file(spec, overrides)))
 
 
 def read(workdir: str | Path) -> Config:
     """The resolved config that a run left in its folder."""
-    path = Path(workdir) / "config.json"
+    path = place(workdir, "--workdir") / "config.json"
     if not path.is_file():
         raise ConfigError(f"{path} is not there: {workdir} is no run's folder; give the --workdir of an `lgm train`")
-    return from_dict(json.loads(path.read_text()))
+    values = read_json(path, "it should be the config of a run")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is no config of a run; it should hold an object")
+    return from_dict(_as_it_is(values))
+
+
+def _as_it_is(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without its record of what it was before it was extended."""
+    return {key: value for key, value in values.items() if key != "extended"}
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

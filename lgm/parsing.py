@@ -145,6 +145,8 @@ def first_difference(ours: Any, theirs: Any, name: str = ""):
 def read_config_file(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Run `get_config(arg)` of `path.py[:arg]` or read a run's config.json, and apply overrides; plain nested dicts."""
     file, _, arg = spec.partition(":")
+    if "\0" in spec or any("\ud800" <= letter <= "\udfff" for letter in spec):
+        raise ConfigError(f"--config={ascii(spec)} is no text that can name a file; give another name")
     path = Path(file)
     if path.suffix == ".json" and path.is_file():
         return _with_overrides(_read_json(path), overrides)
@@ -169,7 +171,7 @@ def read_config_file(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> di
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"--config={path} is not JSON; give a run's config.json or a .py file") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--config={path} is no run's config.json; it must hold an object")

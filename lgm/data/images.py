@@ -15,6 +15,7 @@ import numpy as np
 
 from lgm.data.decoding import decode, stored_size
 from lgm.data.storage import METADATA, Folder, Storage, TensorFlowDataset, Zip
+from lgm.files import place
 from lgm.parsing import near_miss
 
 SHIPPED = {"emoji64": "emoji64/emoji64.zip"}
@@ -98,7 +99,10 @@ def open_images(source: str, where: Mapping[str, Any] | None = None, resolution:
 
 
 def _open(source: str) -> Storage:
-    path = Path(str(resources.files("lgm.data") / SHIPPED[source])) if source in SHIPPED else Path(source)
+    if source in SHIPPED:
+        path = Path(str(resources.files("lgm.data") / SHIPPED[source]))
+    else:
+        path = place(source, "config.data.source")
     if path.is_dir():
         return Folder(path)
     if path.is_file():

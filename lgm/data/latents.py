@@ -9,16 +9,15 @@ Several processes may each write shards of their own, and one of them the index 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from lgm import files
 from lgm.files import write_atomically
 
 INDEX, FORMAT = "index.json", 1
@@ -29,25 +28,17 @@ def write_shard(folder: str | Path, number: int, arrays: Mapping[str, np.ndarray
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"a shard needs arrays of one length; there are {lengths or 'none'}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.place(folder)
     (folder / INDEX).unlink(missing_ok=True)  # until the new index is there, this is no complete cache
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".shard-")
-    os.close(handle)
-    try:
-        rows = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(rows, temporary, metadata={"made_of": json.dumps(dict(made_of), sort_keys=True)})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / _shard(number))
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    rows = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    content = save(rows, metadata={"made_of": json.dumps(dict(made_of), sort_keys=True)})
+    files.write_atomically(folder / _shard(number), content)
 
 
 def has_shard(folder: str | Path, number: int, rows: int, made_of: Mapping[str, str]) -> bool:
     """Whether that shard is there, whole, of so many rows and made of the same: an interrupted encoding goes on."""
     try:
-        found = _open_shard(Path(folder) / _shard(number), made_of)
+        found = _open_shard(files.place(folder) / _shard(number), made_of)
     except ValueError:
         return False
     return all(found.get_slice(name).get_shape()[0] == rows for name in found.keys())
@@ -57,10 +48,10 @@ def write_index(folder: str | Path, shards: int, made_of: Mapping[str, str]) -> 
     """Complete a cache of shards 0 to `shards` - 1, which all must be there."""
     sizes = []
     for number in range(shards):
-        file = _open_shard(Path(folder) / _shard(number), made_of)
+        file = _open_shard(files.place(folder) / _shard(number), made_of)
         sizes.append(file.get_slice(next(iter(file.keys()))).get_shape()[0])
     index = {"format": FORMAT, "made_of": dict(made_of), "rows": sizes}
-    write_atomically(Path(folder) / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+    write_atomically(files.place(folder) / INDEX, (json.dumps(index, indent=2) + "\n").encode())
 
 
 def read_cache(folder: str | Path, made_of: Mapping[str, str]) -> dict[str, CachedArray]:
@@ -69,9 +60,10 @@ def read_cache(folder: str | Path, made_of: Mapping[str, str]) -> dict[str, Cach
     Raises ValueError, one line, where the cache is absent, unfinished or damaged, or was made of something else than
     `made_of` says.
     """
-    folder = Path(folder)
+    folder = files.place(folder)
     if not (folder / INDEX).is_file():
-        state = "is unfinished: its index is not there" if any(folder.glob("shard-*")) else "is not there"
+        begun = any(path.name.startswith("shard-") for path in files.folders(folder))
+        state = "is unfinished: its index is not there" if begun else "is not there"
         raise ValueError(f"the cache {folder} {state}; encode the images again")
     try:
         index = json.loads((folder / INDEX).read_text())
@@ -79,11 +71,11 @@ def read_cache(folder: str | Path, made_of: Mapping[str, str]) -> dict[str, Cach
         _check(folder, index["made_of"], made_of)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
         raise ValueError(f"{folder / INDEX} is no cache's index; encode the images again") from None
-    files = [_open_shard(folder / _shard(number), made_of) for number in range(len(rows))]
-    for number, file in enumerate(files):
+    shards = [_open_shard(folder / _shard(number), made_of) for number in range(len(rows))]
+    for number, file in enumerate(shards):
         if {file.get_slice(name).get_shape()[0] for name in file.keys()} != {rows[number]}:
             raise ValueError(f"{folder / _shard(number)} is not the shard that {INDEX} counts; encode the images again")
-    return {name: CachedArray(files, name, rows) for name in files[0].keys()}
+    return {name: CachedArray(shards, name, rows) for name in shards[0].keys()}
 
 
 class CachedArray:
@@ -122,7 +114,7 @@ def _shard(number: int) -> str:
 
 def _open_shard(path: Path, made_of: Mapping[str, str]):
     try:
-        file = safe_open(path, "numpy")
+        file = safe_open(files.local(path), "numpy")
         theirs = json.loads((file.metadata() or {})["made_of"])
     except FileNotFoundError:
         raise ValueError(f"{path} is not there; encode the images again") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 import zipfile
 import zlib
@@ -12,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
+
+from lgm import files
 
 METADATA = "metadata.jsonl"
 
@@ -49,7 +50,7 @@ class Folder:
         for name in names:
             path = self.path / name
             if path.parent not in listed:
-                listed[path.parent] = {e.name for e in os.scandir(path.parent)} if path.parent.is_dir() else set()
+                listed[path.parent] = {child.name for child in files.folders(path.parent)}
             if path.name not in listed[path.parent]:
                 absent.add(name)
         return absent
@@ -61,7 +62,7 @@ class Zip:
     def __init__(self, path: Path):
         self.path, self.lock = path, threading.Lock()
         try:
-            self.archive = zipfile.ZipFile(path)
+            self.archive = zipfile.ZipFile(files.local(path))
         except (zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"{path} is not a readable zip ({error}); give a whole zip or a folder") from None
         self.names = set(self.archive.namelist())

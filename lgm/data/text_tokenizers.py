@@ -24,7 +24,7 @@ from lgm.data.tokenizer_files import (
     open_tokenizer,
     read_sentencepiece,
 )
-from lgm.files import write_atomically
+from lgm.files import local, write_atomically
 from lgm.untrusted import read_object, read_text, shown
 
 # words as CLIP splits them: contractions, runs of letters, single digits, runs of anything else
@@ -85,7 +85,7 @@ def read_text_tokenizer(folder: str | Path) -> TextTokenizer:
 
     Raises ValueError, one line, where there is none or it cannot be read.
     """
-    folder = Path(folder)
+    folder = local(folder)
     try:
         config = _read_json(folder / "tokenizer_config.json") | _read_json(folder / "special_tokens_map.json")
         tokenizer = _build(folder, config)

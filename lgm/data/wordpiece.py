@@ -6,13 +6,13 @@ import collections
 import string
 from collections.abc import Iterable, Sequence
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
 
 from lgm.data.tokenizer_files import open_tokenizer
+from lgm.files import local
 
 SHIPPED = {"emoji64": "tokenizer/emoji64.json"}
 PAD, UNKNOWN, BEGIN, END = SPECIAL = ("[pad]", "[unk]", "[begin]", "[end]")
@@ -23,7 +23,7 @@ class Tokenizer:
 
     def __init__(self, source: str = "emoji64", max_length: int = 16, truncate: bool = False):
         asked = f"config.text.tokenizer={source!r}"
-        path = resources.files("lgm.data") / SHIPPED[source] if source in SHIPPED else Path(source)
+        path = resources.files("lgm.data") / SHIPPED[source] if source in SHIPPED else local(source)
         if not path.is_file():
             raise ValueError(f"{asked} is not there; give {', '.join(SHIPPED)} or a tokenizer.json")
         try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lgm import files
 from lgm.data.text_tokenizers import TextTokenizer, read_text_tokenizer, save_text_tokenizer
 from lgm.interop import single_file as single_files
 from lgm.interop.components import (
@@ -123,7 +122,7 @@ def load_pipeline(
     of several, are read from it instead of the folder; `loras` are merged into the weights. Raises ValueError, one
     line, naming what is missing, damaged or has no equal here.
     """
-    folder = Path(folder)
+    folder = files.local(folder)
     index, parts = _read_index(folder)
     name = index["_class_name"]
     layout = LAYOUTS[name]
@@ -238,12 +237,11 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
     The folder appears whole or not at all. Raises ValueError, one line, when it exists or when a part has no equal in
     diffusers.
     """
-    folder = Path(folder)
+    folder = files.place(folder, "--out")
     if folder.exists():
         raise ValueError(f"{folder} is there already; give the name of a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+
+    def write(temporary: Path) -> None:
         index: dict[str, Any] = {"_class_name": pipeline.name}
         for place, model in pipeline.models.items():
             name = pipeline.classes[place]
@@ -265,11 +263,8 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
         write_json(vae, read_json(vae) | {"sample_size": side})
         absent = {place: [None, None] for place in OPTIONAL.get(pipeline.name, ()) if place not in index}
         write_json(temporary / "model_index.json", index | absent | dict(pipeline.options))
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+    files.write_folder(folder, write)
 
 
 # parts that a pipeline can do without; model_index.json says so

@@ -7,9 +7,7 @@ is named by its path, "denoiser/blocks/..." or "text/..."), autoencoder/ and tok
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import config as schema
+from lgm import files
 from lgm.files import write_atomically
 from lgm.interop.components import COMPONENTS, read_json, save_component, write_json
 from lgm.interop.diffusers_dir import Pipeline, load_pipeline, save_pipeline
@@ -65,7 +64,7 @@ def export_run(system: System, trained: Params, frozen: Params, out: str, dtype:
 
 def check_new(out: str) -> None:
     """Raise ConfigError, one line, where something is at `out` already."""
-    if Path(out).exists():
+    if files.place(out, "--out").exists():
         raise ConfigError(f"--out={out} is there already; give the name of a new folder")
 
 
@@ -87,7 +86,8 @@ def _export_lora(system: System, adapter: Params, out: str) -> None:
     if isinstance(config, DiTConfig):
         config = dataclasses.replace(config, embedders="per_block")  # whose matrices are the same
     rules = COMPONENTS[CLASS_OF[system.config.family]].rules(config)
-    _whole_or_not(out, lambda folder: save_lora(folder, {place: (rules, jax.device_get(adapter))}, system.config.lora))
+    parts = {place: (rules, jax.device_get(adapter))}
+    files.write_folder(out, lambda folder: save_lora(folder, parts, system.config.lora))
 
 
 def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipeline, dict[str, Params]]:
@@ -156,18 +156,19 @@ def _export_own(system: System, trained: Params, frozen: Params, out: str) -> No
             write_atomically(folder / TOKENIZER, system.tokenizer.tokenizer.to_str().encode())
         write_json(folder / "config.json", values)
 
-    _whole_or_not(out, write)
+    files.write_folder(out, write)
 
 
 def is_exported(folder: str | Path) -> bool:
     """Whether `folder` is of our own kind."""
-    return (Path(folder) / AUTOENCODER / "config.json").is_file() and (Path(folder) / "config.json").is_file()
+    path = files.place(folder, "--from")
+    return (path / AUTOENCODER / "config.json").is_file() and (path / "config.json").is_file()
 
 
 def open_exported(folder: str, layout: Layout | None = None) -> tuple[System, Params, Params]:
     """(system, its whole parameters, frozen parameters) of a folder of our own kind, in the places of `layout` or as
     numpy arrays. Raises ValueError, one line."""
-    path = Path(folder)
+    path = files.local(folder)
     values = read_json(path / "config.json") | {"autoencoder": str(path / AUTOENCODER)}
     if values.get("text") and values["text"].get("encoder"):
         values["text"] = values["text"] | {"tokenizer": str(path / TOKENIZER)}
@@ -191,20 +192,5 @@ def open_exported(folder: str, layout: Layout | None = None) -> tuple[System, Pa
 def export_autoencoder(folder: str, config: AutoencoderConfig, params: Params, latents: np.ndarray) -> str:
     """Write an AutoencoderKL whose scale is that of `latents`; returns one line on what was written."""
     config = dataclasses.replace(config, scale=float(1.0 / np.std(latents)), shift=0.0)
-    _whole_or_not(folder, lambda path: save_component(path, "AutoencoderKL", config, params))
+    files.write_folder(folder, lambda path: save_component(path, "AutoencoderKL", config, params))
     return f"wrote {folder}, an AutoencoderKL that diffusers and config.autoencoder read"
-
-
-def _whole_or_not(out: str, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `out`, then give it that name."""
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        write(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-

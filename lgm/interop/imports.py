@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import config as schema
+from lgm import files
 from lgm.data import open_images
 from lgm.files import write_atomically
 from lgm.interop.components import component, read_config, write_json
@@ -101,7 +102,7 @@ def open_denoiser(folder: str, model: Model, key: str = "config.init_from") -> C
         if name not in FREE and mine != value:
             raise ConfigError(f"config.model.{name}={mine!r}, but that of {key}={folder!r} is {value!r}")
     place = pipeline.layout.denoiser
-    rules, weights = _open_checked(Path(folder) / place, pipeline.classes[place], model)
+    rules, weights = _open_checked(files.local(folder) / place, pipeline.classes[place], model)
     return functools.partial(load, rules, model.abstract(), weights)
 
 
@@ -122,14 +123,15 @@ def import_folder(folder: str, workdir: str) -> Path:
     The denoiser is what is trained; the folder's text encoders and autoencoder stay frozen, and are read from it.
     Returns the path of config.py. Raises ValueError, one line, for a folder that cannot be read or a run that is there.
     """
-    run, source = Path(workdir), str(Path(folder).resolve())
+    run, source = files.place(workdir, "--workdir"), files.place(folder, "--from")
+    source = str(source if files.is_remote(source) else source.resolve())
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConfigError(f"--workdir={workdir} is there already; give the name of a new folder")
     values = config_of(source, run.name)
     config = schema.from_dict(values)
     pipeline, _ = load_pipeline(source, only=())
     for place, model in pipeline.models.items():  # what is damaged shows now, not when it trains
-        _open_checked(Path(source) / place, pipeline.classes[place], model)
+        _open_checked(files.local(source) / place, pipeline.classes[place], model)
     write_json(run / "config.json", schema.to_dict(config))
     path = run / "config.py"
     write_atomically(path, _page(values, folder, workdir).encode())
@@ -140,7 +142,7 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
     """A run's config, as plain values, that goes on from a diffusers folder at the size that it was trained at."""
     pipeline, _ = load_pipeline(folder, only=())
     autoencoder = pipeline.models["vae"].config
-    model = read_config(Path(folder) / pipeline.layout.denoiser, pipeline.classes[pipeline.layout.denoiser])
+    model = read_config(files.local(folder) / pipeline.layout.denoiser, pipeline.classes[pipeline.layout.denoiser])
     flow = pipeline.schedule.process["name"] == "rectified_flow"
     density = {"name": "logit_normal", "shift": pipeline.schedule.shift} if flow else {
         "name": "discrete", "steps": pipeline.schedule.process["steps"]}  # fmt: skip

@@ -20,7 +20,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from lgm.files import write_atomically
+from lgm.files import local, write_atomically
 from lgm.interop.keymap import Rules, to_ours
 from lgm.untrusted import parse_object, read_object, regular, shown
 
@@ -114,7 +114,7 @@ def open_weights(path: str | Path) -> Weights:
     In a folder, files of a variant ("model.fp16.safetensors") count only where there are no others. Raises ValueError,
     one line, for a pickle, a file that is not whole, and a folder without weights or with several sets of them.
     """
-    path = Path(path)
+    path = local(path)
     if path.is_dir():
         path = _find(path)
     if path.suffix in _PICKLES:

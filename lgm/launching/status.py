@@ -15,8 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lgm import files
 from lgm.parsing import ConfigError
 from lgm.train import goodput
+from lgm.train.steps import COMMITTED, newest_checkpoint
 
 COLUMNS = {"run": "run", "state": "state", "images": "images", "loss": "loss", "mfu": "MFU", "goodput": "goodput",
            "checkpoint": "checkpoint", "left": "time left"}
@@ -24,7 +26,7 @@ COLUMNS = {"run": "run", "state": "state", "images": "images", "loss": "loss", "
 
 def status(workdirs: Sequence[str], as_json: bool = False) -> int:
     """Print one row a run; of a sweep's folder one row for each of its runs."""
-    rows = [row for workdir in workdirs for row in of_folder(Path(workdir))]
+    rows = [row for workdir in workdirs for row in of_folder(files.place(workdir, "WORKDIR"))]
     if as_json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -40,13 +42,13 @@ def status(workdirs: Sequence[str], as_json: bool = False) -> int:
 def of_folder(workdir: Path) -> list[dict[str, Any]]:
     """The rows of one folder. Raises ConfigError, one line, for one that no run has."""
     record = _json(workdir / "launch" / "job.json")
-    if not workdir.is_dir() or (record is None and not any(workdir.rglob("metrics.jsonl"))):
+    runs = _runs(workdir)
+    if not workdir.is_dir() or (record is None and not runs):
         raise ConfigError(f"{workdir} is the folder of no run: it has neither launch/job.json nor metrics.jsonl")
     queue = _queue(record)
-    if record and record.get("remote") and not any(workdir.rglob("metrics.jsonl")):
+    if record and record.get("remote") and not runs:
         return _remote(workdir, record, queue)
-    folders = [workdir] if (workdir / "metrics.jsonl").exists() else sorted(
-        path.parent for path in workdir.rglob("metrics.jsonl"))
+    folders = [workdir] if workdir in runs else runs
     if not folders:
         return [{"run": str(workdir), "state": queue or "not started"}]
     return [of_run(folder, record, queue, alone=folder == workdir) for folder in folders]
@@ -88,7 +90,7 @@ def of_run(folder: Path, record: dict | None, queue: str, alone: bool = True) ->
         "seconds": account.get("seconds"), "checkpoint": None if saved is None else saved[0] * batch,
         "checkpoint_seconds_ago": None if saved is None else time.time() - saved[1],
         "seconds_left": 0.0 if done else (total - images) / rate if total and rate else None,
-        "written_seconds_ago": time.time() - (folder / "metrics.jsonl").stat().st_mtime,
+        "written_seconds_ago": time.time() - files.modified(folder / "metrics.jsonl"),
     }
     ours = queue if alone or not done else ""
     return row | {"state": ours or ("finished" if done else "stopped" if record else "not launched")}
@@ -132,25 +134,34 @@ def _queue(record: dict | None) -> str:
 
 def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:
     """(step, when it was written) of the newest."""
-    place = folder / "checkpoints"
-    steps = [path for path in place.iterdir() if path.name.isdigit()] if place.is_dir() else []
-    newest = max(steps, key=lambda path: int(path.name), default=None)
-    return None if newest is None else (int(newest.name), newest.stat().st_mtime)
+    step = newest_checkpoint(folder)
+    if step is None:
+        return None
+    path = folder / "checkpoints" / str(step)
+    return step, files.modified(path / COMMITTED if files.is_remote(path) else path)
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+def _runs(workdir: Path) -> list[Path]:
+    """The folders below one that have metrics."""
+    return [path.parent for path in files.below(workdir) if path.name == "metrics.jsonl"]
 
 
-def _row(line: str) -> dict | None:
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines() if path.is_file() else []
+
+
+def _row(line: bytes) -> dict | None:
+    """A row of metrics; None of one that is being written or is none of ours."""
     try:
-        return json.loads(line)
-    except ValueError:
-        return None  # being written
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("images"), int) else None
 
 
 def _json(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None

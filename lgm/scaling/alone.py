@@ -6,15 +6,16 @@ it is the checkpoint of an ordinary run that had come so far, and the loop goes 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
+from lgm import files
 from lgm.config import Config
 from lgm.parallel import agreed
 from lgm.processes import member
@@ -22,13 +23,21 @@ from lgm.scaling import results
 from lgm.scaling.sweep import Run
 from lgm.train import loop
 from lgm.train.failure import NonFinite
+from lgm.train.lock import hold
 from lgm.train.main import task_of
 from lgm.train.optimizer import decay_start
 from lgm.train.placing import layout_of
+from lgm.train.steps import newest_checkpoint
 
 
 def train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool = False) -> None:
     """Train what is missing of a run; resumes where an earlier call was killed. Raises loop.Preempted on SIGTERM."""
+    with hold(workdir / "runs" / run.name) if jax.process_index() == 0 else contextlib.nullcontext():
+        member.barrier("the run is held")
+        _train(run, workdir, say, quiet)
+
+
+def _train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool) -> None:
     # the first process looks, for all to do the same: of a shared folder the others may see an older state
     missing = [config for config in run.configs if agreed(results.read(workdir, run, config) is None)]
     for config in missing:
@@ -61,7 +70,7 @@ def _trunk(run: Run, workdir: Path, config: Config, quiet: bool) -> Path | None:
     ahead = _trunk_folder(run, workdir, decay_start(config))
     _once(lambda: _seed(source, ahead))
     _loop(_constant(config), ahead, quiet)
-    _once(lambda: (ahead / "done").touch())
+    _once(lambda: files.write_atomically(ahead / "done", b""))
     _once(lambda: _remove(list(done.values())))
     return ahead
 
@@ -78,24 +87,22 @@ def _trunk_folder(run: Run, workdir: Path, start: int) -> Path:
 
 
 def _trunks(run: Run, workdir: Path) -> list[Path]:
-    return sorted((workdir / "runs" / run.name).glob("trunk-*"))
+    return [path for path in files.folders(workdir / "runs" / run.name) if path.name.startswith("trunk-")]
 
 
 def _remove(paths: list[Path]) -> None:
     for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
+        files.remove(path)
 
 
 def _seed(source: Path | None, place: Path) -> None:
     """Copy the newest checkpoint of `source` to a run's folder that has none, whole or not at all."""
-    if source is None or (place / "checkpoints").exists():
+    if source is None or newest_checkpoint(place) is not None:
         return
-    steps = [path for path in (source / "checkpoints").iterdir() if path.name.isdigit()]
-    newest = max(steps, key=lambda path: int(path.name))
-    partial = place / "checkpoints.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(newest, partial / newest.name)
-    partial.rename(place / "checkpoints")
+    step = newest_checkpoint(source)
+    target = place / "checkpoints" / str(step)
+    files.remove(target)
+    files.write_folder(target, lambda folder: files.copy(source / "checkpoints" / str(step), folder))
 
 
 def _constant(config: Config) -> Config:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lgm import __version__
-from lgm.files import write_atomically
+from lgm.files import place, write_atomically
 from lgm.parallel.chips import CHIPS
 from lgm.scaling import families, laws, table
 from lgm.scaling.families import Estimate, Family, Settings
@@ -50,7 +50,7 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
         for value in values:
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"--{name}={value} must be a positive number")
-    out = Path(out)
+    out = place(out, "--out")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; give a folder")
     read = table.read(data, tokens_per_image, limits, loss)

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import jax
 
+from lgm import files
 from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED
 from lgm.scaling import results
 from lgm.scaling.board import Board
 from lgm.scaling.sweep import Run, Sweep, expand, load
 from lgm.train import loop
+from lgm.train.lock import NAME as LOCK
+from lgm.train.lock import hold, wait_for
 from lgm.train.main import keep_freed_memory, use_compilation_cache
 
 
@@ -32,7 +35,7 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
     if list_:
         print("\n".join([*listing(runs), *totals(plan, runs)]))
         return 0
-    place = Path(workdir)
+    place = files.place(workdir, "--workdir")
     if place.exists() and not place.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file; give a folder")
     if only is not None and not 0 <= only < len(runs):
@@ -46,7 +49,12 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
         for one in runs if only is None else [runs[only]]:
             results.check(place, one)
         try:
-            _train(plan, runs, place) if only is None else _train_one(runs[only], place)
+            if only is None:
+                with hold(place) if jax.process_index() == 0 else contextlib.nullcontext():
+                    _train(plan, runs, place)
+            else:
+                wait_for(place / LOCK)  # a sweep of all runs may be on this one
+                _train_one(runs[only], place)
         except loop.Preempted as error:
             print(f"lgm sweep: {error}", flush=True)
             return PREEMPTED

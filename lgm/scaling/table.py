@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lgm.files import local
+
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0  # forward and backward, two FLOPs a multiply-add: C = 6 N D
 POSITIVE = ("params", "images", "tokens", "flops", "loss", "learning_rate")
 NAMES = ("family", "seed", "run")
@@ -86,7 +88,7 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
 
     Raises ValueError in one line naming file, row and column for anything that is not a table of runs.
     """
-    path = Path(path)
+    path = local(path, "--data")
     header, records, digest = _records(path)
     if loss != "loss":
         if loss not in header:

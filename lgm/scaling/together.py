@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lgm import files
 from lgm.config import Config
 from lgm.data import ImageSet, open_images
 from lgm.data.order import shuffled
@@ -119,13 +119,13 @@ def train(group: Group, note: Note, say: Callable[[str], None], stop: Callable[[
         checkpoints = Checkpoints(place, keep=1)
         if (checkpoints.latest() or 0) > decay_start(runs[0].configs[missing[0]]):
             checkpoints.close()  # the plan has a shorter run now, and the trunk is past its cooldown's start
-            shutil.rmtree(place)
+            files.remove(place)
             checkpoints = Checkpoints(place, keep=1)
         try:
             _train(group, missing, checkpoints, note, say, stop)
         finally:
             checkpoints.close()
-    shutil.rmtree(place, ignore_errors=True)
+    files.remove(place)
 
 
 def _missing(runs: list[Run], workdir: Path) -> list[int]:
@@ -206,7 +206,7 @@ class Drive:
         seeds = [self.group.seeds(part) for part in self.group.parts]
         if checkpoints.latest() is None:
             return [self.group.init(seed) for seed in seeds], 0
-        states, _ = checkpoints.restore([jax.eval_shape(self.group.init, seed) for seed in seeds])
+        states, _ = checkpoints.restore([jax.eval_shape(self.group.init, seed) for seed in seeds], repair=True)
         return states, checkpoints.latest()
 
     def go(self, states: list[TrainState], step: int, until: int, amount: int, cooling: bool = False,

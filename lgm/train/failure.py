@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 from pathlib import Path
 
@@ -40,11 +41,12 @@ def report_non_finite(workdir: Path, task, config, layout: Layout, state, step: 
 
     leaves = jax.tree_util.tree_leaves_with_path(finite(state.params, task.frozen, batch))
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in leaves if not fetch(ok)]
-    folder = Path(workdir) / "failure"
+    folder = workdir / "failure"
     arrays = {k: fetch(v) for k, v in batch.items()}
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "batch.npz", **arrays)
+        batch_file = io.BytesIO()
+        np.savez(batch_file, **arrays)
+        write_atomically(folder / "batch.npz", batch_file.getvalue())
         report = {"step": step, "metrics": {k: repr(v) for k, v in values.items()}, "non_finite_gradients": names}
         write_atomically(folder / "report.json", json.dumps(report, indent=2).encode())
     where = f", first in the gradient of {names[0]} ({len(names)} of {len(leaves)} parameters)" if names else ""

@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from lgm.files import write_atomically
+from lgm import files
+from lgm.parsing import ConfigError
+
+SEND = 20.0  # seconds after which rows and events lie in the run's folder
 
 
 class MetricLog:
     """Rows of `metrics.jsonl` and scalars in TensorBoard; rows after `step` are dropped, for a resumed run.
 
-    Where it does not write, as in all processes but the first, everything it is told is forgotten.
+    Where it does not write, as in all processes but the first, everything it is told is forgotten. A store's objects
+    cannot grow: there both files are written to a temporary folder and sent whole, every `SEND` seconds and at `flush`.
     """
 
     def __init__(self, workdir: Path, step: int, writes: bool = True):
-        self.file, self.events = None, None
+        self.file, self.events, self.writes = None, None, writes
         if not writes:
             return
-        self.path = workdir / "metrics.jsonl"
-        rows = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [row for row in rows if _step_of(row) <= step]
-        write_atomically(self.path, "".join(row + "\n" for row in kept).encode())
-        self.file = self.path.open("a")
-        self.events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+        self.path, self.workdir = workdir / "metrics.jsonl", workdir
+        self.remote, self.sent = files.is_remote(workdir), 0.0
+        self.temporary = tempfile.TemporaryDirectory(prefix="lgm-logs-") if self.remote else None
+        if self.path.exists() and not self.path.is_file():
+            raise ConfigError(f"{self.path} is a folder; a run writes its metrics there: move it away")
+        rows = self.path.read_bytes().splitlines() if self.path.exists() else []
+        kept = b"".join(row + b"\n" for row in rows if _step_of(row) <= step)
+        files.write_atomically(self.path, kept)
+        here = Path(self.temporary.name) if self.remote else Path(os.path.abspath(workdir))
+        if self.remote:
+            (here / self.path.name).write_bytes(kept)
+        self.file = (here / self.path.name).open("a")
+        # written by this thread: a full disk is then an error here, not a writer's thread that has died in silence
+        self.events = EventsWriter(str(here / "events"))
+        if step:
+            self.events.write_event(Event(wall_time=time.time(), step=step + 1,
+                                          session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, images: int, values: dict[str, float]) -> None:
         """Append one row and its scalars."""
@@ -40,25 +60,53 @@ class MetricLog:
         self.file.write(json.dumps({"step": step, "images": images, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():
-            self.events.add_scalar(name, value, step)
+            self._event(step, summary.scalar(name, value))
+        if time.monotonic() - self.sent > SEND:
+            self.flush()
 
     def image(self, step: int, name: str, picture_HWC: np.ndarray) -> None:
         """A picture in TensorBoard."""
         if self.events:
-            self.events.add_image(name, picture_HWC, step, dataformats="HWC")
+            self._event(step, summary.image(name, picture_HWC, dataformats="HWC"))
+
+    def _event(self, step: int, value) -> None:
+        self.events.write_event(Event(wall_time=time.time(), step=step, summary=value))
+
+    def flush(self) -> None:
+        """Have all that was written lie in the run's folder."""
+        if self.file is None:
+            return
+        self.events.flush()
+        if self.remote:
+            for file in files.folders(Path(self.temporary.name)):
+                files.write_atomically(self.workdir / file.name, file.read_bytes())
+        self.sent = time.monotonic()
 
     def close(self) -> None:
-        """Flush and close both files."""
-        for part in (self.file, self.events):
-            if part:
-                part.close()
+        """Flush and close both files; what failed before is not said a second time."""
+        if self.file is None:
+            return
+        failed = sys.exc_info()[1] is not None
+        try:
+            self.flush()
+        except OSError:
+            if not failed:
+                raise
+        finally:
+            for part in (self.file, self.events):
+                with contextlib.suppress(OSError):
+                    part.close()
+            if self.temporary:
+                self.temporary.cleanup()
 
 
-def _step_of(row: str) -> float:
+def _step_of(row: bytes) -> float:
+    """A row's step; infinity, so that the row is dropped, of one that was cut short by a kill or is none of ours."""
     try:
-        return json.loads(row)["step"]
-    except (ValueError, KeyError):  # a row cut short by a kill
+        step = json.loads(row)["step"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return float("inf")
+    return step if isinstance(step, int) and not isinstance(step, bool) else float("inf")
 
 
 class ProgressLine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from lgm import config as schema
+from lgm import files
 from lgm.config import Config
 from lgm.files import write_atomically
 from lgm.parallel import Layout, put_batch
@@ -21,8 +23,11 @@ from lgm.parallel.chips import peak_flops
 from lgm.parsing import ConfigError
 from lgm.processes import member
 from lgm.train.checkpoint import Checkpoints
+from lgm.train.extending import EXTENDED, check_extension, may_extend, recorded
 from lgm.train.failure import report_non_finite
 from lgm.train.goodput import Ledger
+from lgm.train.lock import NAME as LOCK
+from lgm.train.lock import hold, wait_for
 from lgm.train.logs import MetricLog, ProgressLine
 from lgm.train.optimizer import build_optimizer, learning_rate
 from lgm.train.placing import placed_step, state_shardings
@@ -54,13 +59,16 @@ class Preempted(Exception):
 
 
 def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layout, Path], Task], layout: Layout,
-          quiet: bool = False) -> TrainState:
+          quiet: bool = False, extend: bool = False) -> TrainState:
     """Train until `config.total_images`, starting from the folder's newest checkpoint if there is one.
 
-    Of several processes all run this; only the first writes what there is one of.
+    With `extend` the folder's run may be one of other `lgm.train.extending.EXTENDABLE` values, and goes on with these.
+    Of several processes all run this; only the first holds the folder and writes what there is one of.
     """
-    workdir = Path(workdir)
-    check_workdir(config, workdir)
+    workdir = files.place(workdir, "--workdir")
+    if jax.process_index() == 0:
+        wait_for(workdir / LOCK)  # a second start ends here, before any work
+    check_workdir(config, workdir, extend)
     member.barrier("the same config", schema.digest(config))
     task = make_task(config, layout, workdir)  # before anything is written: a bad source must leave no folder behind
     member.barrier("data is ready")
@@ -68,58 +76,69 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
     create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
     abstract = jax.eval_shape(create)
     places = state_shardings(layout, abstract, task.logical_axes, config)
-    claim_workdir(config, workdir)
-    checkpoints = Checkpoints(workdir, config.log.keep)
-    if checkpoints.latest() is None and task.start is not None:
-        start = run_once(lambda params: init_state(params, optimizer), out_shardings=places)
-        state = start(task.start(places.params))
-    elif checkpoints.latest() is None:
-        state = run_once(create, out_shardings=places)()
-    else:
-        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
-        state, data_state = checkpoints.restore(abstract)
-        task.batches.set_state(data_state)
-    step = placed_step(config, task.loss, task.draw, optimizer, layout, places)
-    run = _Run(config, workdir, task, layout, checkpoints, step, quiet)
-    try:
-        return run.until_done(state)
-    finally:
-        run.close()
+    with hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext() as lock:
+        claim_workdir(config, workdir)
+        member.barrier("the folder is held")
+        checkpoints = Checkpoints(workdir, config.log.keep)
+        step = placed_step(config, task.loss, task.draw, optimizer, layout, places)
+        run = _Run(config, workdir, task, layout, checkpoints, step, quiet, lock)
+        try:
+            if checkpoints.latest() is None and task.start is not None:
+                start = run_once(lambda params: init_state(params, optimizer), out_shardings=places)
+                state = start(task.start(places.params))
+            elif checkpoints.latest() is None:
+                state = run_once(create, out_shardings=places)()
+            else:
+                abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract,
+                                        places)
+                state, data_state = checkpoints.restore(abstract, repair=True)
+                task.batches.set_state(data_state)
+            return run.until_done(state)
+        finally:
+            run.close()
 
 
-def check_workdir(config: Config, workdir: Path) -> None:
+def check_workdir(config: Config, workdir: Path, extend: bool = False) -> None:
     """Refuse a folder that holds another config's run, naming the first key that differs.
 
     Where nothing has been trained yet, as in one that was just imported, the config may still change; later only what
-    says where a step is computed (`lgm.config.PLACING`).
+    says where a step is computed (`lgm.config.PLACING`), and with `extend` what a run can go on with otherwise.
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file; give a folder")
     path = workdir / "config.json"
-    if not path.exists() or not any((workdir / name).exists() for name in ("checkpoints", "metrics.jsonl")):
+    begun = path.exists() and any((workdir / name).exists() for name in ("checkpoints", "metrics.jsonl"))
+    if not begun:
+        if extend:
+            raise ConfigError(f"--extend: --workdir={workdir} holds no run to go on with; train it without --extend")
         return
-    try:
-        theirs = json.loads(path.read_text())
-    except ValueError:
-        raise ConfigError(f"{path} is not JSON; give another --workdir") from None
+    theirs = files.read_json(path, "give another --workdir")
+    if not isinstance(theirs, dict):
+        raise ConfigError(f"{path} is no run's config.json; give another --workdir")
+    theirs.pop(EXTENDED, None)
+    if extend:
+        return check_extension(config, theirs, workdir)
     if (key := schema.other_run(config, theirs)) is not None:
         name, mine, other = key
+        more = "" if not may_extend(name) else "; --extend goes on with the new value"
         raise ConfigError(f"--workdir={workdir} holds a run with config.{name}={other!r}, not {mine!r}; give another "
-                          "--workdir, or the same config to go on with it")
+                          f"--workdir, or the same config to go on with it{more}")
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:
-    """Create the folder and write the resolved config."""
+    """Create the folder and write the resolved config, with what it was before each extension."""
     if jax.process_index() == 0:
-        write_atomically(workdir / "config.json", (json.dumps(schema.to_dict(config), indent=2) + "\n").encode())
+        path = workdir / "config.json"
+        values = recorded(schema.to_dict(config), files.read_json(path) if path.is_file() else {}, workdir)
+        write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 class _Run:
     """One pass of the loop: the things it holds open."""
 
-    def __init__(self, config, workdir, task, layout, checkpoints, step_function, quiet):
+    def __init__(self, config, workdir, task, layout, checkpoints, step_function, quiet, lock):
         self.config, self.workdir, self.task, self.layout = config, workdir, task, layout
-        self.checkpoints, self.step_function, self.quiet = checkpoints, step_function, quiet
+        self.checkpoints, self.step_function, self.quiet, self.lock = checkpoints, step_function, quiet, lock
         self.rate = learning_rate(config)
         self.stop = False  # SIGTERM arrived
         self.first = jax.process_index() == 0
@@ -208,6 +227,9 @@ class _Run:
 
     def _save(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
         self._check(state, step, metrics, batch)
+        if self.lock:
+            self.lock.check()
+        self.log.flush()  # a run that is resumed at a checkpoint has the rows up to it
         with self.ledger.spent("checkpoint"):
             self.checkpoints.save(step, state, self.task.batches.get_state())
         self.ledger.saved(step)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
-import os
 import time
-from pathlib import Path
 
 import jax
 
 from lgm import config as schema
-from lgm.files import write_atomically
+from lgm.files import cache, place, write_atomically
 from lgm.parallel import Layout, make_layout, on_first, shardings
 from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED, member
@@ -20,18 +18,19 @@ from lgm.processes import PREEMPTED, member
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # names of glibc's mallopt
 
 
-def train(spec: str, workdir: str, overrides: list[tuple[str, str]]) -> int:
+def train(spec: str, workdir: str, overrides: list[tuple[str, str]], extend: bool = False) -> int:
     """Train `spec` in `workdir`; returns the exit code: 0 when done, 75 when preempted and saved."""
     from lgm.train import loop
     from lgm.train.placing import layout_of
 
+    workdir = place(workdir, "--workdir")
     config = schema.load(spec, overrides)
     use_compilation_cache()
     keep_freed_memory()
     layout = layout_of(config)
     start = time.monotonic()
     try:
-        loop.train(config, workdir, task_of(config), layout)
+        loop.train(config, workdir, task_of(config), layout, extend=extend)
     except loop.Preempted as error:
         print(f"lgm train: {error}", flush=True)
         return PREEMPTED
@@ -54,8 +53,7 @@ def task_of(config: schema.Config):
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the user has already said where (JAX_COMPILATION_CACHE_DIR)."""
     if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lgm" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache("xla")))
 
 
 def keep_freed_memory() -> None:
@@ -94,7 +92,7 @@ def _open_run(workdir: str, weights: str, layout: Layout | None = None):
     system, frozen, start = open_system(config, layout)
     abstract = jax.eval_shape(system.init, jax.random.key(0))
     places = shardings(layout, abstract, system.logical_axes())
-    if start is not None and not (Path(workdir) / "checkpoints").is_dir():
+    if start is not None and not (place(workdir) / "checkpoints").exists():
         return config, system, frozen, start(places), 0
     return config, system, frozen, *restore_weights(workdir, abstract, weights, places)
 
@@ -236,7 +234,7 @@ def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
     from lgm.weights import save_autoencoder, standardized
 
     config = schema.read(workdir)
-    if Path(out).exists() and not Path(out).is_dir():
+    if place(out, "--out").exists() and not place(out).is_dir():
         raise ConfigError(f"--out={out} is a file; give a folder")
     model, layout = build(config.model), over_all_devices()
     params, _ = restore_weights(workdir, {"autoencoder": model.abstract()}, weights, layout.whole)

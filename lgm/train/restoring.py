@@ -18,8 +18,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from lgm.files import is_remote, local, place, plain
 from lgm.parsing import ConfigError
-from lgm.train.checkpoint import newest_first, quiet
+from lgm.train.checkpoint import quiet
+from lgm.train.seal import check_seal
+from lgm.train.steps import complete_steps
 
 PART = 0.1  # of all bytes that are under way at a time, or one parameter
 
@@ -33,13 +36,13 @@ def restore_weights(workdir: str | Path, abstract: Any, weights: str = "ema", pl
     ConfigError, one line, where there is none, or one of other weights.
     """
     quiet()
-    folder = Path(workdir) / "checkpoints"
-    steps = newest_first(folder)
+    folder = place(workdir) / "checkpoints"
+    steps = complete_steps(folder)
     if not steps:
         raise ConfigError(f"{folder} holds no checkpoint; train first, or give another --workdir")
     if places is None or isinstance(places, jax.sharding.Sharding):
-        place = places or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        places = jax.tree.map(lambda _: place, abstract)
+        one = places or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: one, abstract)
     name = {"ema": "ema", "raw": "params"}[weights]
     wanted = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
     for number, step in enumerate(steps, 1):
@@ -60,11 +63,13 @@ def _restored(path: Path, name: str, wanted: Any) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(wanted)
     found: list[jax.Array] = []
     try:
+        if not is_remote(path) and jax.process_index() == 0:
+            check_seal(path)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             for group in _groups(leaves):
                 item = {name: _nested(group)}
                 options = {"restore_args": ocp.checkpoint_utils.construct_restore_args(item), "partial_restore": True}
-                tree = reader.restore((path / "state").resolve(), args=ocp.args.PyTreeRestore(item=item, **options))
+                tree = reader.restore(_readable(path) / "state", args=ocp.args.PyTreeRestore(item=item, **options))
                 found += [_at(tree[name], where) for where, _ in group]
                 jax.block_until_ready(found)
     except Exception as error:
@@ -75,6 +80,11 @@ def _restored(path: Path, name: str, wanted: Any) -> Any:
             raise ConfigError(f"{path} has no {jax.tree_util.keystr(where, simple=True, separator='/')}; its run is of "
                               "another model than its config.json says")
     return jax.tree.unflatten(structure, found)
+
+
+def _readable(path: Path) -> Path:
+    """Where Orbax can read a checkpoint, which has no driver for s3://."""
+    return local(path) if str(path).startswith("s3://") else plain(path)
 
 
 def _groups(leaves: list) -> Iterator[list]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from lgm import config as schema
 from lgm.config import Config
+from lgm.files import place
 from lgm.models import Params, build
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError, as_dict
@@ -29,8 +29,9 @@ def open_system(config: Config, layout: Layout | None = None) -> tuple[System, P
     system, frozen = build_system(config, layout)
     if config.init_from is None:
         return system, frozen, None
-    folder = (Path(config.init_from) / "model_index.json").is_file()
-    if not folder and not (Path(config.init_from) / "config.json").is_file():
+    source = place(config.init_from, "config.init_from")
+    folder = (source / "model_index.json").is_file()
+    if not folder and not (source / "config.json").is_file():
         raise ConfigError(f"config.init_from={config.init_from!r} is neither a diffusers folder with a "
                           "model_index.json nor the folder of a run")
     if config.lora is None:

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lgm.files import write_atomically
+from lgm.files import local, place, write_atomically
 from lgm.models import Model, Params, build
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parsing import ConfigError, as_dict, parse
@@ -49,7 +49,7 @@ def load_autoencoder(source: str) -> tuple[Model, Params]:
 
 def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Params, dtype=np.float16) -> None:
     """Write both files; the weights as `dtype`, the configuration last, so that a folder with one is whole."""
-    folder = Path(folder)
+    folder = place(folder)
     flat = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in _named(params)}
     write_atomically(folder / WEIGHTS, safetensors.numpy.save(flat))
     write_atomically(folder / CONFIG, (json.dumps(as_dict(config), indent=2) + "\n").encode())
@@ -87,7 +87,7 @@ def _named(tree: Params) -> list[tuple[str, object]]:
 
 def locate(source: str) -> Path:
     """The folder of an autoencoder, shipped or not. Raises ConfigError where there is none."""
-    folder = Path(str(resources.files("lgm.weights") / source)) if source in SHIPPED else Path(source)
+    folder = Path(str(resources.files("lgm.weights") / source)) if source in SHIPPED else local(source)
     if (folder / "model_index.json").is_file():
         folder = folder / "vae"
     if not (folder / CONFIG).is_file():

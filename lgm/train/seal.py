@@ -1,0 +1,52 @@
+"""What the files of a checkpoint hold, written beside it, so that a bit that has changed since is seen.
+
+The arrays that Orbax writes carry no check sums (a changed bit of a parameter is a changed parameter), and a file
+system that lost power or a copy that went wrong says nothing either. A store checks its objects itself.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lgm import files
+
+SEAL = ".sums"  # a checkpoint's folder 7 has its sums in 7.sums
+PIECE = 1 << 24  # bytes read at once
+
+
+def seal(folder: Path) -> None:
+    """Write the CRC-32 of every file of a folder beside it."""
+    files.write_atomically(folder.with_suffix(SEAL), (json.dumps(_sums(folder)) + "\n").encode())
+
+
+def check_seal(folder: Path) -> None:
+    """Raise ValueError, one line, where a folder's files are not those of its seal; one without a seal passes."""
+    try:
+        sealed = json.loads(folder.with_suffix(SEAL).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # killed before it was written: what Orbax finds wrong is all that is known
+    if not isinstance(sealed, dict):
+        return
+    found = _sums(folder)
+    for name in sorted({**sealed, **found}):
+        if name not in found:
+            raise ValueError(f"{name} is not there")
+        if found[name] != sealed.get(name):
+            raise ValueError(f"{name} is not what was written")
+
+
+def _sums(folder: Path) -> dict[str, int]:
+    paths = list(files.below(folder))
+    with ThreadPoolExecutor(4) as pool:
+        return {str(path.relative_to(folder)): value for path, value in zip(paths, pool.map(_sum, paths), strict=True)}
+
+
+def _sum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            value = zlib.crc32(piece, value)
+    return value

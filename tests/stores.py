@@ -1,0 +1,55 @@
+"""Real servers of the two stores' protocols on loopback, as fixtures: `gs://lgm-bucket` and `s3://lgm-bucket`."""
+
+import os
+import socket
+
+import pytest
+
+BUCKET = "lgm-bucket"
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _gs(monkeypatch):
+    server = pytest.importorskip("gcp_storage_emulator.server")
+    port = _port()
+    running = server.create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
+    running.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")  # gcsfs
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")  # Orbax's driver
+    return running.stop
+
+
+def _s3(monkeypatch):
+    moto = pytest.importorskip("moto.server")
+    boto3 = pytest.importorskip("boto3")
+    running = moto.ThreadedMotoServer("127.0.0.1", _port(), verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    for name, value in (("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "none"),
+                        ("AWS_SECRET_ACCESS_KEY", "none"), ("AWS_DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    return running.stop
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def store(request, tmp_path_factory):
+    """The address of an empty bucket."""
+    pytest.importorskip({"gs": "gcsfs", "s3": "s3fs"}[request.param])
+    import fsspec
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        stop = {"gs": _gs, "s3": _s3}[request.param](monkeypatch)
+        fsspec.get_filesystem_class(request.param).clear_instance_cache()
+        try:
+            yield f"{request.param}://{BUCKET}"
+        finally:
+            fsspec.get_filesystem_class(request.param).clear_instance_cache()
+            stop()
+    assert "STORAGE_EMULATOR_HOST" not in os.environ
