@@ -76,7 +76,7 @@ def test_an_extended_run_is_the_longer_run_and_says_what_it_was(config, run, tmp
 
 
 def test_extend_without_a_run_is_refused_and_makes_nothing(config, tmp_path, capsys):
-    assert main(["train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--extend"]) == 2
+    assert main(["train", f"--config={config}", f"--workdir={tmp_path / 'run'}", *WORDS, "--extend"]) == 2
     assert "holds no run to go on with" in capsys.readouterr().err and os.listdir(tmp_path) == []
 
 
