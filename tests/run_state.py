@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from lgm.files import plain
+
 SMALL = """
 from ml_collections import ConfigDict
 
@@ -28,10 +30,10 @@ def small_config(images: int) -> str:
 
 def final(workdir):
     """(step, every array of the state) of a folder's newest checkpoint."""
-    place = workdir / "checkpoints"
+    place = plain(workdir) / "checkpoints"  # as Orbax can read it, whatever the name
     step = max(int(path.name) for path in place.iterdir() if path.name.isdigit())
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(place / str(step) / "state").item_metadata.tree
-        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        state = reader.restore(place / str(step) / "state", restore_args=plain)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        state = reader.restore(place / str(step) / "state", restore_args=as_numpy)
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(state)]

@@ -85,7 +85,8 @@ def test_checkpoints(store, capfd):  # noqa: F811
     found, data = checkpoints.restore(abstract, repair=True)
     err = capfd.readouterr().err
     assert data == {"position": 2} and checkpoints.latest() == 2
-    assert err.startswith(f"{place}/checkpoints/3 cannot be read (") and len(err.splitlines()) == 1
+    said = [line for line in err.splitlines() if line.startswith(str(place))]  # the emulator prints here too
+    assert len(said) == 1 and said[0].startswith(f"{place}/checkpoints/3 cannot be read (")
     checkpoints.save(3, state(3), {"position": 3})
     checkpoints.close()
     assert newest_checkpoint(place) == 3
