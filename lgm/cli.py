@@ -7,7 +7,7 @@ import glob
 import os
 import sys
 
-from lgm import __version__, processes
+from lgm import __version__, files, processes
 from lgm.parsing import ConfigError
 from lgm.processes import member
 
@@ -53,15 +53,18 @@ def main(argv: list[str] | None = None) -> int:
             command = [sys.executable, "-m", "lgm.cli", *argv]
             return processes.supervise(place, _bounds(arguments), command)
         return arguments.run(arguments, overrides) or 0
-    except (ConfigError, ValueError, OSError, RuntimeError) as error:
-        if not isinstance(error, ConfigError):
-            member.settle()
-        line = " ".join(str(error).split())
-        print(f"lgm {arguments.verb}: {line}", file=sys.stderr)
-        return member.leave(getattr(error, "exit_code", 2))
     except KeyboardInterrupt:
         print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
         return member.leave(130)
+    except Exception as error:
+        store = files.failed_in_a_store(error)
+        if not (store or isinstance(error, (ValueError, OSError, RuntimeError))):
+            raise
+        if not isinstance(error, ConfigError):
+            member.settle()
+        line = " ".join(str(error).split())
+        print(f"lgm {arguments.verb}: {'a store cannot be used: ' if store else ''}{line}", file=sys.stderr)
+        return member.leave(getattr(error, "exit_code", 2))
 
 
 def settle_platform() -> None:

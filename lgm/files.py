@@ -118,9 +118,11 @@ def below(path: Path) -> Iterator[Path]:
     """Every file under a folder."""
     if is_remote(path):
         scheme, _, root = str(path).partition("://")
-        for name in sorted(filesystem(path).find(root)):
-            if not name.endswith("/"):
-                yield type(path)(f"{scheme}://{name}")
+        try:
+            names = sorted(filesystem(path).find(root))
+        except FileNotFoundError:  # no such bucket
+            return
+        yield from (type(path)(f"{scheme}://{name}") for name in names if not name.endswith("/"))
         return
     for folder, _, names in sorted(os.walk(path)):
         yield from (Path(folder) / name for name in sorted(names))
@@ -225,6 +227,11 @@ def plain(path: Path) -> Path:
         except FileExistsError:
             pass  # another process made it
     return link
+
+
+def failed_in_a_store(error: Exception) -> bool:
+    """Whether what a store's own libraries raise was raised: no credentials, no such bucket, no answer."""
+    return type(error).__module__.partition(".")[0] in ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google")
 
 
 def modified(path: Path) -> float:

@@ -143,11 +143,18 @@ def first_difference(ours: Any, theirs: Any, name: str = ""):
 
 
 def read_config_file(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """Run `get_config(arg)` of `path.py[:arg]` or read a run's config.json, and apply overrides; plain nested dicts."""
-    file, _, arg = spec.partition(":")
+    """Run `get_config(arg)` of `path.py[:arg]` or read a run's config.json, and apply overrides; plain nested dicts.
+
+    The file may lie in a store (gs://, s3://).
+    """
+    from lgm import files  # which says what is wrong with a name as this module does
+
     if "\0" in spec or any("\ud800" <= letter <= "\udfff" for letter in spec):
         raise ConfigError(f"--config={ascii(spec)} is no text that can name a file; give another name")
-    path = Path(file)
+    scheme = spec[: spec.find("://") + 3] if files.is_remote(spec) else ""
+    name, _, arg = spec[len(scheme) :].partition(":")
+    file = scheme + name
+    path = files.local(file, "--config") if scheme else Path(file)
     if path.suffix == ".json" and path.is_file():
         return _with_overrides(_read_json(path), overrides)
     if path.suffix != ".py" or not path.is_file():

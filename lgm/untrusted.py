@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lgm.files import local
+
 LARGEST_TEXT = 1 << 28  # bytes of a text file; the largest vocabularies are a tenth of it
 
 
 def regular(path: str | Path) -> Path:
-    """`path` where it is a file with bytes of its own.
+    """`path` where it is a file with bytes of its own; of a store's file a copy here.
 
     Raises FileNotFoundError where nothing is, and ValueError, one line, for a folder, a named pipe, a device or a
     socket, which would be read without end.
     """
-    path = Path(path)
+    path = local(path)
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} is no path")
     mode = path.stat().st_mode

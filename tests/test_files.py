@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from lgm import files
 from lgm.cli import main
 from lgm.parsing import ConfigError
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 REFUSED = ["", " ", "hdfs:x", "hdfs://name/x", "http://host/x", "https:x", "file:///tmp/x", "ftp:x", "gs:", "gs:x",
            "gs:/x", "gs://", "gs:///x", "s3:", "s3:/x", "s3://", "S3://bucket/x", "abfs://bucket/x", "C:x", "a\0b",
            "a\udcffb", "\ud800"]  # fmt: skip
@@ -23,18 +25,29 @@ def test_a_name_that_is_no_place_is_refused_in_one_line(name, tmp_path, monkeypa
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("verb", ["train", "status", "evaluate", "export", "sample", "fit", "import"])
+@pytest.mark.parametrize("verb", ["train", "status", "evaluate", "export", "sample", "fit", "import", "launch",
+                                  "sweep", "plan"])
 @pytest.mark.parametrize("name", ["", "hdfs://x/y", "gs:/x", "s3:", "a\udcffb"], ids=ascii)
 def test_every_verb_refuses_such_a_name_and_makes_nothing(verb, name, tiny_config, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     words = {"status": [name], "sample": [f"--workdir={name}", "--prompt=x", "--out=x.png"],
              "train": [f"--workdir={name}", f"--config={tiny_config}"], "fit": [f"--data={name}", "--out=x"],
              "evaluate": [f"--workdir={name}", "--out=x.json"], "export": [f"--workdir={name}", "--out=x"],
-             "import": [f"--from={name}", "--workdir=x"]}[verb]
+             "import": [f"--from={name}", "--workdir=x"],
+             "launch": ["--on=local", f"--config={tiny_config}", f"--workdir={name}"],
+             "sweep": ["--config=" + str(CONFIGS / "scaling" / "smoke.py"), f"--workdir={name}"],
+             "plan": [f"--config={tiny_config}", "--topology=v5e:2x2", f"--json={name}"]}[verb]
     assert main([verb, *words]) == 2
     out, err = capfd.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and err.startswith(f"lgm {verb}: ")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_launched_run_needs_a_folder_that_the_cluster_mounts(tiny_config, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["launch", "--on=local", f"--config={tiny_config}", "--workdir=gs://bucket/run"]) == 2
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1 and "--workdir=gs://bucket/run" in err and os.listdir(tmp_path) == []
 
 
 def test_a_store_without_its_package_is_refused_with_the_extra_to_install(monkeypatch):

@@ -1,9 +1,12 @@
 """Files, locks, checkpoints, metrics, caches and image folders in gs:// and s3://, on servers of the protocols."""
 
+import dataclasses
 import io
 import json
 import zipfile
+from pathlib import Path
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +14,15 @@ import pytest
 from PIL import Image
 from stores import store  # noqa: F401
 
-from lgm import files
+from lgm import config, files
+from lgm.cli import main
 from lgm.data import open_images, read_cache, write_index, write_shard
+from lgm.interop.drawing import lora_of, read_noise
 from lgm.launching.status import of_run
-from lgm.parsing import ConfigError
+from lgm.parsing import ConfigError, read_config_file
+from lgm.pictures import read_image
+from lgm.planning.command import _finish as write_plan
+from lgm.scaling.fit import planned_pod
 from lgm.train import lock
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.lock import NAME, Lock, hold
@@ -132,3 +140,55 @@ def test_images_and_caches(store):  # noqa: F811
         read_cache(f"{store}/cache", {"images": "x"})
     write_index(f"{store}/cache", 1, {"images": "x"})
     assert np.array_equal(np.asarray(read_cache(f"{store}/cache", {"images": "x"})["latent"]), latents)
+
+
+def test_configs_plans_arrays_and_pictures(store, tiny_config, tmp_path):  # noqa: F811
+    place = files.place(f"{store}/inputs")
+    files.write_atomically(place / "tiny.py", Path(tiny_config).read_bytes())
+    tiny = config.load(tiny_config)
+    assert config.load(f"{store}/inputs/tiny.py", [("seed", "3")]) == dataclasses.replace(tiny, seed=3)
+    values = json.dumps(config.to_dict(tiny)).encode()
+    files.write_atomically(place / "config.json", values)
+    assert config.load(f"{store}/inputs/config.json") == config.read(place) == tiny
+    files.write_atomically(place / "sized.py", b"def get_config(arg):\n    return {'name': arg}\n")
+    assert read_config_file(f"{store}/inputs/sized.py:xl") == {"name": "xl"}
+    with pytest.raises(ConfigError, match="absent.py is not a config file"):
+        read_config_file(f"{store}/inputs/absent.py:xl")
+    plan = {"chip": "v5e", "chips": 16, "mfu": 0.4, "fits": True}
+    write_plan("", {"best": plan}, "", f"{store}/inputs/plan.json")
+    assert planned_pod(f"{store}/inputs/plan.json").chips == 16
+    noise, picture = io.BytesIO(), io.BytesIO()
+    np.save(noise, np.ones((1, 2, 2, 4), np.float32))
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(picture, "PNG")
+    files.write_atomically(place / "noise.npy", noise.getvalue())
+    files.write_atomically(place / "start.png", picture.getvalue())
+    assert read_noise(f"{store}/inputs/noise.npy").shape == (1, 2, 2, 4)
+    assert read_image(f"{store}/inputs/start.png")[0, 0].tolist() == [1, 0, 0]
+    for text in (f"{store}/inputs/start.png", f"{store}/inputs/start.png:0.5"):
+        with pytest.raises(ValueError, match="start.png"):  # found, and no LoRA
+            lora_of(text)
+
+
+def test_a_bucket_that_is_not_there_is_one_line(store, capfd):  # noqa: F811
+    address = f"{store}-that-is-not-there/run"
+    assert main(["status", address]) == 2
+    err = [line for line in capfd.readouterr().err.splitlines() if line.startswith("lgm ")]  # the emulator prints, too
+    assert len(err) == 1 and address in err[0]
+    with pytest.raises(ConfigError, match=f"{address} cannot be written"), hold(files.place(address)):
+        pass
+
+
+def test_a_store_that_does_not_answer_is_one_line(monkeypatch, capfd):
+    settings = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    kind = fsspec.get_filesystem_class("s3")
+    kind.clear_instance_cache()
+    monkeypatch.setattr(kind, "retries", 1)
+    try:
+        assert main(["status", "s3://bucket/run"]) == 2
+    finally:
+        kind.clear_instance_cache()
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1 and "127.0.0.1:9" in err
+    assert err.startswith("lgm status: a store cannot be used: ")

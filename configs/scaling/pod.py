@@ -1,9 +1,10 @@
 """IsoFLOP plans from 77 million to 8 billion parameters at 256 pixels, one run a job of a pod or cluster.
 
-    lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs/pod --list        the runs and what they cost
-    lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs/pod --only=I      one of them, as a job does
-    lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs/pod --gather      runs.csv of those finished
-    lgm fit --data=gs/pod/runs.csv --out=gs/pod/fit --pod-hours=1000 --chips=256 --chip-peak=459e12 --mfu=0.4
+    lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs://bucket/pod --list    runs and costs
+    lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs://bucket/pod --only=I  one of them, as a job
+    lgm sweep --config=configs/scaling/pod.py:mmdit-flow --workdir=gs://bucket/pod --gather  runs.csv of the finished
+    lgm fit --data=gs://bucket/pod/runs.csv --out=gs://bucket/pod/fit --pod-hours=1000 \\
+        --chips=256 --chip-peak=459e12 --mfu=0.4
 
 The argument is ARCHITECTURE-OBJECTIVE, of mmdit or unet and flow or eps; both sides are trained on the same images,
 captions, frozen text encoders and amounts of compute. Every size spends every budget that gives it 5 million to 1.5

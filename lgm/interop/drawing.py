@@ -116,8 +116,8 @@ def read_noise(path: str | Path) -> np.ndarray:
 def lora_of(text: str) -> LoRA:
     """The LoRA of "path" or "path:strength"."""
     path, _, strength = text.rpartition(":")
-    if not path or Path(text).exists():
-        return read_lora(text)
+    if not path or "/" in strength or Path(text).exists():
+        return read_lora(Path(text) if Path(text).exists() else text)
     try:
         times = finite(strength)
     except ValueError:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lgm import config as schema
-from lgm.files import write_atomically
+from lgm.files import is_remote, place, write_atomically
 from lgm.launching import machines as kinds
 from lgm.launching import site as sites
 from lgm.launching.job import Job, Request, slug
@@ -52,6 +52,10 @@ def launch(words: Words, overrides: Sequence[tuple[str, str]]) -> int:
 
     Raises ConfigError, one line, before anything is written or submitted, for a config that cannot work there.
     """
+    if is_remote(place(words.workdir, "--workdir")):
+        raise ConfigError(f"--workdir={words.workdir}: a launched run keeps its script and logs in its folder; give a "
+                          "path that the cluster sees (on gke and tpu-vm one in the bucket of site.gke.work or "
+                          "site.tpu_vm.work)")
     site = sites.read(words.site)
     machines = asked_for(words, site)
     values = json.loads(json.dumps(read_config_file(words.config, overrides)))

@@ -162,6 +162,10 @@ def _row(line: bytes) -> dict | None:
 def _json(path: Path) -> dict | None:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    except OSError:
+        if files.is_remote(path):  # which does not answer, or not us
+            raise
         return None
     return found if isinstance(found, dict) else None

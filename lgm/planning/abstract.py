@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process
+from lgm import files, process
 from lgm.combinations import check_parts
 from lgm.config import Config
 from lgm.interop.diffusers_dir import LAYOUTS, Pipeline, load_pipeline
@@ -114,7 +113,7 @@ def published_pipeline(config: Config) -> str:
 
 def _autoencoder(config: Config, notes: list[str]) -> Model:
     source = config.autoencoder
-    if source in SHIPPED or Path(source).exists():
+    if source in SHIPPED or files.place(source, "config.autoencoder").exists():
         folder = locate(source)
         values = json.loads((folder / CONFIG).read_text())
         if "_class_name" in values:
@@ -130,7 +129,7 @@ def _autoencoder(config: Config, notes: list[str]) -> Model:
 def _pipeline(config: Config, notes: list[str]) -> Pipeline:
     """The folder's pipeline or the published one, whose text encoders compute in the model's dtype."""
     source = config.text.folder
-    if (Path(source) / "model_index.json").is_file():
+    if (files.place(source, "config.text.folder") / "model_index.json").is_file():
         pipeline, _ = load_pipeline(source, dtype=config.model.dtype, only=())
         return pipeline
     name = published_pipeline(config)

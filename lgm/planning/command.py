@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lgm import config as schema
-from lgm.files import write_atomically
+from lgm import files
 from lgm.parsing import ConfigError
 from lgm.planning import report
 
@@ -29,7 +29,7 @@ def run(spec: str, topology: str, overrides: Sequence[tuple[str, str]] = (), *, 
     if limit < 1 or (jobs is not None and jobs < 1):
         raise ConfigError(f"--limit={limit} and --jobs={jobs} must be at least 1")
     if json_path not in (None, "-"):
-        _check_file(Path(json_path).absolute())
+        _check_file(files.place(json_path, "--json"))
     config, machine = schema.load(spec, overrides), read_topology(topology, slices)
     if not search:
         best = plan(config, machine)
@@ -48,6 +48,9 @@ def run(spec: str, topology: str, overrides: Sequence[tuple[str, str]] = (), *, 
 
 def _check_file(path: Path) -> None:
     """Refuse, before minutes of compiling, what cannot be written."""
+    if files.is_remote(path):
+        return  # a store makes folders of names, and says who may write when it is written to
+    path = path.absolute()
     above = next(p for p in path.parents if p.exists())
     if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise ConfigError(f"--json={path} cannot be written; give a file, or - to print it")
@@ -61,7 +64,7 @@ def _finish(reason: str, values: dict, text: str, json_path: str | None) -> int:
     else:
         print(text)
     if json_path not in (None, "-"):
-        write_atomically(Path(json_path), (body + "\n").encode())
+        files.write_atomically(json_path, (body + "\n").encode())
     if reason:
         print(f"lgm plan: {reason}", file=sys.stderr)
     return 3 if reason else 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lgm import __version__
-from lgm.files import place, write_atomically
+from lgm.files import place, read_json, write_atomically
 from lgm.parallel.chips import CHIPS
 from lgm.scaling import families, laws, table
 from lgm.scaling.families import Estimate, Family, Settings
@@ -23,11 +23,11 @@ LIMITS, SETTINGS = Limits(), Settings()
 
 def planned_pod(path: str | Path) -> Machine:
     """The pod of a plan that `lgm plan --json=PATH` wrote, or of the best of several. Raises ValueError, one line."""
+    plan = read_json(place(path, "--plan"), "--plan takes what `lgm plan --json=PATH` writes")
     try:
-        plan = json.loads(Path(path).read_text())
         plan = plan.get("best", plan)
         chip, chips, mfu, fits = CHIPS[plan["chip"]], plan["chips"], plan["mfu"], plan["fits"]
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (KeyError, AttributeError, TypeError):
         raise ValueError(f"--plan={path} is not what `lgm plan --json=PATH` writes") from None
     if not fits:
         raise ValueError(f"--plan={path} is of a run that does not fit its chips; give one that does")

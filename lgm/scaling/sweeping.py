@@ -30,12 +30,12 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
     list_: print the runs instead, one a line, with their number first. only: train the run of that number, by itself
     and without the table, as a cluster's job does. gather: write the table from what is finished, and train nothing.
     """
+    place = files.place(workdir, "--workdir")
     plan = load(spec, overrides)
     runs = expand(plan)
     if list_:
         print("\n".join([*listing(runs), *totals(plan, runs)]))
         return 0
-    place = files.place(workdir, "--workdir")
     if place.exists() and not place.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file; give a folder")
     if only is not None and not 0 <= only < len(runs):

@@ -164,6 +164,8 @@ def _create(path: Path, content: bytes) -> bool:
             files.filesystem(path).pipe_file(str(path), content, mode="create")
         except FileExistsError:
             return False
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path.parent} cannot be written ({error}); give a bucket that is there") from None
         return True
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
