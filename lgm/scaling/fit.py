@@ -23,7 +23,7 @@ LIMITS, SETTINGS = Limits(), Settings()
 
 def planned_pod(path: str | Path) -> Machine:
     """The pod of a plan that `lgm plan --json=PATH` wrote, or of the best of several. Raises ValueError, one line."""
-    plan = read_json(place(path, "--plan"), "--plan takes what `lgm plan --json=PATH` writes")
+    plan = read_json(place(path, "--plan"), f"--plan={path} is not what `lgm plan --json=PATH` writes")
     try:
         plan = plan.get("best", plan)
         chip, chips, mfu, fits = CHIPS[plan["chip"]], plan["chips"], plan["mfu"], plan["fits"]
