@@ -167,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, help="the folder to write")
     export.add_argument("--weights", choices=("ema", "raw"), help="which weights of a run (default: ema)")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of a diffusers folder's weights")
+    export.add_argument("--lora-form", choices=("diffusers", "kohya"), help="a LoRA's names (default: diffusers)")
     changed = export.add_argument_group("with --from")
     changed.add_argument("--single-file", action="append", help="a checkpoint in an original layout, to take networks "
                          "from; may be repeated")
@@ -321,7 +322,10 @@ def _export(arguments, overrides) -> int:
         for name in ("single_file", "lora"):
             if getattr(arguments, name):
                 raise ConfigError(f"--{name.replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
-        return main.export(arguments.workdir, arguments.out, weights=arguments.weights or "ema", dtype=arguments.dtype)
+        return main.export(arguments.workdir, arguments.out, weights=arguments.weights or "ema", dtype=arguments.dtype,
+                           form=arguments.lora_form)
+    if arguments.lora_form:
+        raise ConfigError("--lora-form goes with the --workdir=DIR of a LoRA's run")
     if arguments.weights:
         raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
     return main.export_released(arguments.folder, arguments.out, arguments.lora or [],

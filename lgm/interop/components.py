@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from lgm.casting import cast
 from lgm.files import write_atomically
 from lgm.interop import diffusers_configs as configs
 from lgm.interop import keys_text, tables, text_configs
 from lgm.interop.fields import Table, WrongKind, carried
-from lgm.interop.keymap import Extra, is_finite, iterate_theirs, names_of
+from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
 from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, write_dit, write_sit
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
@@ -184,25 +184,10 @@ def save_component(
     """
     kind = component(name)
     written = {**kind.write(config), **options}
-    tensors = ((key, _cast(key, np.asarray(tensor), kind.dtype_of(key, dtype)))
+    tensors = ((key, cast(key, np.asarray(tensor), kind.dtype_of(key, dtype)))
                for key, tensor in iterate_theirs(kind.rules(config), params))
     save(tensors, folder, kind.stem)
     write_json(Path(folder) / "config.json", written)
-
-
-def _cast(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:
-    """A tensor of floats as `dtype`, None for as it is. Raises ValueError where it then is not finite."""
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        return tensor
-    with np.errstate(over="ignore"):
-        cast = tensor if dtype is None else tensor.astype(dtype)
-    if is_finite(cast):
-        return cast
-    if not is_finite(tensor):
-        raise ValueError(f"tensor {name!r} holds values that are not finite; it is not written")
-    most = float(np.abs(tensor.astype(np.float64)).max())
-    raise ValueError(f"tensor {name!r} holds {most:.6g}, which {jnp.dtype(dtype).name} cannot; "
-                     f"{'float32' if dtype == jnp.bfloat16 else 'bfloat16 or float32'} would do")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,19 +16,22 @@ import numpy as np
 
 from lgm import config as schema
 from lgm import files
+from lgm.casting import cast
 from lgm.files import write_atomically
 from lgm.interop.components import COMPONENTS, read_json, save_component, write_json
 from lgm.interop.diffusers_dir import Pipeline, load_pipeline, save_pipeline
 from lgm.interop.keymap import flatten, unflatten
 from lgm.interop.keys_dit import per_block
 from lgm.interop.lora import LoRA
-from lgm.interop.lora_export import STEM, save_lora
+from lgm.interop.lora_export import STEM, Form, save_lora
 from lgm.interop.schedulers import TARGET_OF, read_schedule
 from lgm.interop.schedules import Schedule
+from lgm.interop.single_file import original_of
 from lgm.interop.weights import open_weights, save
 from lgm.models import Model, Params, build
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.models.dit import DiTConfig
+from lgm.models.unet import UNetConfig
 from lgm.parallel import Layout, put
 from lgm.parsing import ConfigError
 from lgm.system import System, build_system, sharder
@@ -40,19 +43,24 @@ CLASS_OF = {"unet": "UNet2DConditionModel", "mmdit": "SD3Transformer2DModel", "d
             "flux": "FluxTransformer2DModel"}  # fmt: skip
 
 
-def export_run(system: System, trained: Params, frozen: Params, out: str, dtype: str | None = None) -> str:
+def export_run(system: System, trained: Params, frozen: Params, out: str, dtype: str | None = None,
+               form: Form | None = None) -> str:
     """Write a denoiser's run to the new folder `out`, whole or not at all; returns one line on what was written.
 
-    The weights of a diffusers folder are cast to `dtype` where given.
+    The weights of a diffusers folder are cast to `dtype` where given; a LoRA has the names of `form`, diffusers' by
+    default.
 
     Raises ValueError, one line, where a folder's text encoders tie the run to diffusers and a part has no equal there.
     """
     check_new(out)
     if dtype is not None and (system.config.lora or system.folder is None):
         raise ConfigError(f"--dtype={dtype} goes with a run that is exported as a folder of diffusers")
+    if form is not None and not system.config.lora:
+        raise ConfigError(f"--lora-form={form} goes with a run of config.lora")
     if system.config.lora:
-        _export_lora(system, trained["lora"], out)
-        return f"wrote {out}/{STEM}.safetensors, which diffusers' load_lora_weights and `lgm sample --lora` read"
+        _export_lora(system, trained["lora"], out, form or "diffusers")
+        readers = "diffusers' load_lora_weights" if form != "kohya" else "kohya's scripts, ComfyUI"
+        return f"wrote {out}/{STEM}.safetensors, which {readers} and `lgm sample --lora` read"
     if system.folder is None:
         _export_own(system, trained, frozen, out)
         reason = "captions are masked and their encoder is trained along" if system.text else "it has no text"
@@ -80,14 +88,19 @@ def export_folder(
     return f"wrote {out}, a {pipeline.name} that diffusers, `lgm sample --from` and `lgm import` read"
 
 
-def _export_lora(system: System, adapter: Params, out: str) -> None:
+def _export_lora(system: System, adapter: Params, out: str, form: Form) -> None:
     place = "unet" if system.config.family == "unet" else "transformer"
     config = system.config.model
     if isinstance(config, DiTConfig):
         config = dataclasses.replace(config, embedders="per_block")  # whose matrices are the same
-    rules = COMPONENTS[CLASS_OF[system.config.family]].rules(config)
-    parts = {place: (rules, jax.device_get(adapter))}
-    files.write_folder(out, lambda folder: save_lora(folder, parts, system.config.lora))
+    name = CLASS_OF[system.config.family]
+    rules, original = COMPONENTS[name].rules(config), original_of(place, name, config)
+    if form == "kohya" and isinstance(config, DiTConfig):
+        raise ConfigError("kohya's scripts have no names for a DiT; export its LoRA without --lora-form=kohya")
+    if isinstance(config, UNetConfig) and not config.added_dim:
+        original = None  # Stable Diffusion 1 and 2 have diffusers' names there, XL the original's
+    adapters = {place: (rules, jax.device_get(adapter))}
+    files.write_folder(out, lambda folder: save_lora(folder, adapters, system.config.lora, form, original))
 
 
 def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipeline, dict[str, Params]]:
@@ -149,8 +162,8 @@ def _export_own(system: System, trained: Params, frozen: Params, out: str) -> No
     values = schema.to_dict(system.config) | {"init_from": None}
 
     def write(folder: Path) -> None:
-        tensors = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(trained).items()}
-        save(tensors.items(), folder, WEIGHTS)
+        tensors = ((name, cast(name, np.asarray(leaf), np.float32)) for name, leaf in flatten(trained).items())
+        save(tensors, folder, WEIGHTS)
         save_autoencoder(folder / AUTOENCODER, system.autoencoder.config, frozen["autoencoder"], np.float32)
         if system.text:
             write_atomically(folder / TOKENIZER, system.tokenizer.tokenizer.to_str().encode())

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lgm.casting import is_finite
+
 Get = Callable[[str], np.ndarray]
 _TILE = 128  # rows and columns of a matrix that are transposed at a time
 _STAGED = 1 << 28  # bytes of one parameter that wait in host memory for their device, at most (but for one layer)
@@ -354,17 +356,6 @@ def _read(rule: Rule, shape: tuple[int, ...], dtype: Any, get: Get, index: tuple
             if not is_finite(place):
                 raise ValueError(f"tensor {_named(name, layer)!r} holds values that are not finite (NaN or infinite)")
     return out
-
-
-def is_finite(x: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite; a sum tells, which reads the array once and makes no other."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return True
-    if x.dtype.itemsize == 2:  # numpy adds up 16-bit floats slowly: all bits of the exponent are set in what is not
-        exponent = 0x7F80 if x.dtype == jnp.bfloat16 else 0x7C00
-        return not ((x.view(np.uint16) & exponent) == exponent).any()
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:

@@ -56,8 +56,8 @@ def t5(config: T5Config) -> list[Rule | Extra]:
 def t5_weights(weights: Weights) -> Weights:
     """`weights` without a decoder, and with the embedding under the name that T5EncoderModel gives it."""
     tied = "encoder.embed_tokens.weight"
-    only_tied = tied in weights.names and "shared.weight" not in weights.names
-    rename = lambda name: "shared.weight" if only_tied and name == tied else name
+    table = "shared.weight" if "shared.weight" not in weights.names else None  # the same once more
+    rename = lambda name: table if name == tied else name
     return weights.renamed(lambda name: None if name.startswith(("decoder.", "lm_head.")) else rename(name))
 
 

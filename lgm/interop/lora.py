@@ -23,6 +23,10 @@ ENDINGS = {
     ".lora_A.default.weight": "down",
     ".lora_B.default.weight": "up",
     ".lora_B.bias": "up_bias",
+    ".lora_embedding_A": "table_down",  # [rank, rows] and [columns, rank] of a table, which is no matrix transposed
+    ".lora_embedding_B": "table_up",
+    ".lora_embedding_A.default": "table_down",
+    ".lora_embedding_B.default": "table_up",
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
@@ -80,6 +84,11 @@ def read_lora(path: str | Path, strength: float = 1.0) -> LoRA:
         alpha = parts.pop("alpha", None)
         if not parts:
             raise ValueError(f"{weights.path} has {module + '.alpha'!r} without the matrices that it scales")
+        for one, other in (("table_down", "up"), ("table_up", "down")):
+            if one in parts:
+                parts[other] = parts.pop(one).T
+                if "magnitude" in parts:  # of columns there
+                    parts["dora_scale"] = parts.pop("magnitude").reshape(1, -1)
         for one, other in (("down", "up"), ("up", "down")):
             if one in parts and other not in parts:
                 raise ValueError(f"{weights.path} has {module!r} with lora_{one} without lora_{other}")

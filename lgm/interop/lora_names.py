@@ -75,6 +75,8 @@ def _own_spellings(module: str) -> Iterator[str]:
         yield f"{parent}.processor.{part}_lora"
     if module.endswith(".to_out.0"):
         yield module.removesuffix(".0")
+    if module == "shared":  # T5's table of tokens
+        yield "encoder.embed_tokens"
 
 
 def _other_spellings(module: str, original: Original | None) -> Iterator[tuple[str, Target]]:

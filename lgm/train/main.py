@@ -196,11 +196,12 @@ def evaluate(workdir: str, out: str, weights: str, distance: int | None = None, 
     return finished()
 
 
-def export(workdir: str, out: str, weights: str, dtype: str | None = None) -> int:
+def export(workdir: str, out: str, weights: str, dtype: str | None = None, form: str | None = None) -> int:
     """Write a run as a folder, a denoiser's or an autoencoder's, and say in one line what was written."""
     if schema.read(workdir).family == "autoencoder":
-        if dtype is not None:
-            raise ConfigError(f"--dtype={dtype} goes with a denoiser's run")
+        for flag, word in (("dtype", dtype), ("lora-form", form)):
+            if word is not None:
+                raise ConfigError(f"--{flag}={word} goes with a denoiser's run")
         line = _export_autoencoder(workdir, out, weights)
     else:
         from lgm.interop.exports import check_new, export_run
@@ -208,7 +209,7 @@ def export(workdir: str, out: str, weights: str, dtype: str | None = None) -> in
         check_new(out)
         _, system, frozen, trained, _ = _open_run(workdir, weights)
         trained, frozen = on_first((trained, {"autoencoder": frozen["autoencoder"]}))
-        line = export_run(system, trained, frozen, out, dtype) if first() else ""
+        line = export_run(system, trained, frozen, out, dtype, form) if first() else ""
     if line:
         print(line)
     return finished()
@@ -246,7 +247,7 @@ def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
     try:
         write_autoencoder(config.model)
     except ValueError as error:
-        save_autoencoder(out, standardized(config.model, latents), params["autoencoder"])
+        save_autoencoder(out, standardized(config.model, latents), params["autoencoder"], "float32")
         return f"wrote {out}, for config.autoencoder; no folder of diffusers: {error}"
     return export_autoencoder(out, config.model, params["autoencoder"], latents)
 

@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from lgm.casting import cast
 from lgm.files import local, place, write_atomically
 from lgm.models import Model, Params, build
 from lgm.models.autoencoder import AutoencoderConfig
@@ -48,9 +49,11 @@ def load_autoencoder(source: str) -> tuple[Model, Params]:
 
 
 def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Params, dtype=np.float16) -> None:
-    """Write both files; the weights as `dtype`, the configuration last, so that a folder with one is whole."""
+    """Write both files; the weights as `dtype`, the configuration last, so that a folder with one is whole.
+
+    Raises ValueError, one line, for a tensor that is not finite in it."""
     folder = place(folder)
-    flat = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in _named(params)}
+    flat = {name: np.ascontiguousarray(cast(name, np.asarray(leaf), dtype)) for name, leaf in _named(params)}
     write_atomically(folder / WEIGHTS, safetensors.numpy.save(flat))
     write_atomically(folder / CONFIG, (json.dumps(as_dict(config), indent=2) + "\n").encode())
 
