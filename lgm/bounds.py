@@ -28,7 +28,7 @@ class Bound:
 
     def __str__(self) -> str:
         if self.high < math.inf and self.low > -math.inf:
-            return f"lie in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+            return f"lie in {'(' if self.above else '['}{self.low:.10g}, {self.high:.10g}{')' if self.below else ']'}"
         if self.low > -math.inf:
             return f"be {'above' if self.above else 'at least'} {self.low:g}"
         return "be finite"
@@ -72,6 +72,16 @@ def check_bounds(record: str, values: Mapping[str, Any], path: str = "") -> None
         bound = bound_of(record, name) or FINITE
         for item in value if isinstance(value, (list, tuple)) else (value,):
             number = isinstance(item, (int, float)) and not isinstance(item, bool)
-            if number and not (math.isfinite(item) and bound.holds(item)):
+            if number and not (is_finite(item) and bound.holds(item)):
                 every = " everywhere" if isinstance(value, (list, tuple)) else ""
-                raise ValueError(f"{path}{name}={value} must {bound}{every}")
+                text = str(value) if len(str(value)) < 80 else f"{str(value)[:40]}..."
+                finite = "" if is_finite(item) or bound.high < math.inf or bound == FINITE else " and finite"
+                raise ValueError(f"{path}{name}={text} must {bound}{finite}{every}")
+
+
+def is_finite(value: float) -> bool:
+    """Whether a float holds a number's value."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of a whole number
+        return False

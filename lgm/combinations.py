@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
 ENCODERS = ("clip_text", "bert")  # of features and one vector
+ASKING = ("consistency", "discrete_consistency", "progressive")  # losses that ask a teacher in every step
 
 
 def check(config: Config) -> None:
@@ -138,8 +139,9 @@ def _check_loss(config: Config, need) -> None:
     need(loss.variance == 0 or loss.name == "denoising", f"config.loss.variance={loss.variance} needs name='denoising'")
     need(loss.teacher is not None or loss.name not in ("reflow", "one_step", "progressive"),
          f"config.loss.name={loss.name!r} needs config.loss.teacher, dict(workdir=...) of a finished run")
-    need(loss.teacher is None or loss.name in ("reflow", "one_step", "consistency", "progressive"),
-         f"config.loss.teacher is for reflow, one_step, consistency and progressive, not {loss.name}")
+    need(loss.teacher is None or loss.name in ("reflow", "one_step", *ASKING),
+         f"config.loss.teacher is for reflow, one_step, consistency and progressive, and for discrete_consistency, not "
+         f"{loss.name}")
     if loss.teacher is not None:
         need(loss.teacher.pairs >= config.batch_size,
              f"config.loss.teacher.pairs={loss.teacher.pairs} is less than config.batch_size={config.batch_size}")

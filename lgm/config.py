@@ -56,7 +56,7 @@ class Text:
 
 
 LossName = Literal["denoising", "contrastive", "reflow", "one_step", "mean_flow", "shortcut", "consistency",
-                   "progressive"]
+                   "discrete_consistency", "progressive"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +79,10 @@ class DenoisingLoss:
     name: "denoising"; "contrastive" (weight); "reflow" and, in one step from the noise, "one_step" (distance), on a
     `teacher`'s pairs; of mean velocities, which need config.model.jump, "mean_flow" (same, power, offset, scale, kappa,
     interval) and "shortcut" (share, levels, scale), drawn from by the solver "jump"; "consistency" (offset), with a
-    `teacher` its distillation, drawn from by the solver "consistency"; "progressive" (steps), which does in one step
-    what its `teacher` does in two. What stands in brackets stands beside the name
-    as options; `lgm.losses` says what each does.
+    `teacher` its distillation, drawn from by the solver "consistency", as is "discrete_consistency" (distance, start,
+    end, growth, mean, std, even, rho, weighted, solver), between noise levels; "progressive" (steps), which does in one
+    step what its `teacher` does in two. What stands in brackets stands beside the name as options; `lgm.losses` says
+    what each does.
 
     density: a name and options of `losses.density`, or dict(name="weighting"): t is drawn in proportion to the
     weighting instead, which leaves the expectation alone. weighting: a name and options of `losses.weighting`, or

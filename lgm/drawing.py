@@ -81,8 +81,8 @@ def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask,
         if start.mask is not None:
             drawn_anew = latent_mask(start.mask, z.shape[1:3])
             method = sampling.inpainting(method, z, drawn_anew, noise)
-    x = sampling.loop(method, system.process, system.config.loss.target, _predictor(system, wrap), x_T, walk,
-                      (params, context), sampling.keys(seed, rows), left)
+    x = sampling.loop(method, system.process, system.config.loss.target, _predictor(system, wrap, method.variance),
+                      x_T, walk, (params, context), sampling.keys(seed, rows), left)
     if start is not None and start.mask is not None:
         x = jnp.where(drawn_anew > 0, x, z)  # the last step of a table may end above t = 0, with some noise
     return x
@@ -100,14 +100,15 @@ def _contexts(system: System, params, words, none):
 
 
 @functools.cache
-def _predictor(system: System, wrap: sampling.Wrap):
-    """One predict function a system and guidance, so that its compiled step is found again."""
+def _predictor(system: System, wrap: sampling.Wrap, variance: bool):
+    """One predict function a system and guidance, so that its compiled step is found again; with its `variance`."""
+    named = {"method": "with_variance"} if variance else {}
 
     def predict(x, t, arguments, s=None):
         params, (cond, uncond) = arguments
         if s is not None:  # where a mean velocity ends
             cond, uncond = (dataclasses.replace(c, jump=t - s) for c in (cond, uncond))
-        return wrap(functools.partial(system.denoise, params), cond, uncond)(x, t)
+        return wrap(functools.partial(system.denoise, params, **named), cond, uncond)(x, t)
 
     return predict
 

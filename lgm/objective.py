@@ -16,6 +16,7 @@ STATED_FOR = {
     "mean_flow": ("rectified_flow", "flow"),
     "shortcut": ("rectified_flow", "flow"),
     "consistency": ("trigonometric", "v"),
+    "discrete_consistency": ("edm", "edm"),
 }
 
 
@@ -36,7 +37,8 @@ def named(make, section: str | Mapping[str, Any], key: str):
 
 def build_loss(system: System):
     """The loss of a system's config, `loss(predict, x, cond, key) -> (scalar, metrics)`, in two parts: `draw(key,
-    shape)`, what is random for a whole batch, and `given(predict, x, cond, *drawn)`. Raises ConfigError, one line."""
+    shape)`, what is random for a whole batch, and `given(predict, x, cond, *drawn)`. A loss that changes as training
+    goes on has `draw(key, shape, progress)`, the share of it that is done. Raises ConfigError, one line."""
     config, process = system.config.loss, system.process
     _check(config, process)
     target, (density, weighting) = config.target, _density_and_weighting(system)
@@ -57,6 +59,10 @@ def build_loss(system: System):
         "shortcut": lambda share=0.25, levels=7, scale=1.0: losses.shortcut(process, density, share, levels, scale),
         "progressive": lambda steps=8: losses.progressive(process, target, weighting, steps),
         "consistency": lambda offset=0.1: losses.consistency(density, offset),
+        "discrete_consistency": lambda distance="pseudo_huber", start=10, end=1280, growth="doubling", mean=-1.1,
+            std=2.0, even=False, rho=7.0, weighted=True, solver="heun": losses.discrete_consistency(
+                process, target, named(losses.distance, distance, "config.loss.distance"), start, end, growth, mean,
+                std, even, rho, weighted, solver),
     }  # fmt: skip
     make = lambda name, **options: registry.make("loss", table, name, options)
     return named(make, {"name": config.name, **config.options}, "config.loss")

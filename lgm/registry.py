@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,9 +23,12 @@ def make(kind: str, table: Mapping[str, Callable], name: str, options: Mapping[s
         if key not in parameters:
             there_are = near_miss(key, parameters) if parameters else "; it takes none"
             raise ValueError(f"{kind} {name!r} has no option {key!r}{there_are}")
-        default = type(parameters[key].default)
-        if default in KINDS and not _is(options[key], default):
-            raise ValueError(f"{kind} {name!r}: {key}={options[key]!r} must be {KINDS[default]}")
+        default = parameters[key].default
+        if type(default) in KINDS and not _is(options[key], type(default)):
+            raise ValueError(f"{kind} {name!r}: {key}={options[key]!r} must be {KINDS[type(default)]}")
+        endless = lambda value: isinstance(value, float) and math.isinf(value)
+        if endless(options[key]) and not endless(default):
+            raise ValueError(f"{kind} {name!r}: {key}={options[key]!r} must be finite")
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in options:
             raise ValueError(f"{kind} {name!r} needs option {key!r}")

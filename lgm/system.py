@@ -124,6 +124,9 @@ class System:
     def course(self, options: Sampling) -> Course:
         """How `options` draw. Raises ConfigError, one line, for what cannot be drawn."""
         walk, solver, scale = self._walk(options)
+        if solver.variance and not self.config.loss.variance:
+            raise ConfigError("config.sampling: the solver 'ddpm:variance=learned' takes the variances that a model of "
+                              "config.loss.variance above 0 learns; take 'ddpm', whose variance is the posterior's")
         try:
             if options.clip is not None:
                 solver = sampling.bounded(solver, float(options.clip))

@@ -80,7 +80,7 @@ def test_every_number_has_a_bound_and_every_default_lies_within(name):
 BEYOND = [
     ("optimizer.b1", 1.0, "lie in [0, 1)"), ("optimizer.b1", -0.1, "lie in [0, 1)"),
     ("optimizer.b2", 2, "lie in [0, 1)"), ("optimizer.b2", math.nan, "lie in [0, 1)"),
-    ("optimizer.eps", 0, "be above 0"), ("optimizer.eps", math.inf, "be above 0"),
+    ("optimizer.eps", 0, "be above 0"), ("optimizer.eps", math.inf, "be above 0 and finite"),
     ("optimizer.clip_norm", -1, "be at least 0"), ("optimizer.weight_decay", -0.1, "be at least 0"),
     ("optimizer.lr", 0, "be above 0"), ("optimizer.lr", math.inf, "be above 0"),
     ("optimizer.final", 1.5, "lie in [0, 1]"),

@@ -118,6 +118,9 @@ def text_to_image(
         uncond = unconditional(pipeline, params, len(prompts), size, negative, t5_tokens, guidance=guidance)
 
     walk, method, start = _course(pipeline, steps, shape, schedule, solver)
+    if method.variance and not getattr(pipeline.denoiser.config, "learned_sigma", False):
+        raise ValueError("the variances of the solver 'ddpm:variance=learned' are not among what this network gives; "
+                         "take 'ddpm', whose variance is the posterior's")
     method, wrap = sampling.guided(method, how, tuple(interval))
     process, target, left = pipeline.process, pipeline.schedule.target, None
     if image is None:
@@ -132,8 +135,8 @@ def text_to_image(
             drawn_anew = jnp.asarray(latent_mask(mask, z.shape[1:3]))
             method = sampling.inpainting(method, z, drawn_anew, noise)
     arguments = (params[pipeline.layout.denoiser], cond, uncond)
-    x = sampling.loop(method, process, target, _predictor(pipeline, wrap), x, walk, arguments,
-                      sampling.keys(seed, range(len(x))), left)  # fmt: skip
+    predict = _predictor(pipeline, wrap, method.variance)
+    x = sampling.loop(method, process, target, predict, x, walk, arguments, sampling.keys(seed, range(len(x))), left)
     if image is not None and mask is not None:
         x = jnp.where(drawn_anew > 0, x, z)  # the last step of a table ends above t = 0, with some noise
     decode = lambda z: fetch(_decode(pipeline, params["vae"], z))
@@ -185,12 +188,14 @@ def _course(pipeline: Pipeline, steps: int, shape: tuple[int, ...], schedule: Ma
 
 
 @functools.lru_cache(maxsize=8)
-def _predictor(pipeline: Pipeline, wrap: sampling.Wrap):
-    """`predict(x_t, t_B, arguments)`, the same object for the same pipeline and guidance."""
+def _predictor(pipeline: Pipeline, wrap: sampling.Wrap, variance: bool):
+    """`predict(x_t, t_B, arguments)`, the same object for the same pipeline and guidance; with its `variance`."""
+    named = {"method": "with_variance"} if variance else {}
 
     def predict(x, t_B, arguments: tuple[Params, Conditioning, Conditioning | None]):
         params, cond, uncond = arguments
-        return wrap(lambda x, t, c: pipeline.denoiser.apply(params, x, t, c), cond, uncond)(x, t_B)
+        network = lambda x, t, c: pipeline.denoiser.apply(params, x, t, c, **named)
+        return wrap(network, cond, uncond)(x, t_B)
 
     return predict
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lgm.bounds import is_finite
+
 _TABLE = dict(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", trained_betas=None,
               prediction_type="epsilon")  # fmt: skip
 _NARROW = dict(beta_start=0.00085, beta_end=0.012)
@@ -41,6 +43,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "EulerAncestralDiscreteScheduler": _TABLE | _RESCALED | _spaced("linspace"),
     "HeunDiscreteScheduler": _KARRAS | _NARROW | _CLIPPING | dict(clip_sample=False),
     "LMSDiscreteScheduler": _KARRAS,
+    "DEISMultistepScheduler": _MULTISTEP | dict(algorithm_type="deis", solver_type="logrho"),
+    "DPMSolverSinglestepScheduler": _TABLE | _RAMPS | _THRESHOLDING | _FLOW_SIGMAS | _DYNAMIC | dict(
+        solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint", lower_order_final=False,
+        final_sigmas_type="zero", lambda_min_clipped=-math.inf, variance_type=None),
     "DPMSolverMultistepScheduler": _MULTISTEP | _RESCALED | dict(
         algorithm_type="dpmsolver++", solver_type="midpoint", euler_at_final=False, use_lu_lambdas=False,
         final_sigmas_type="zero", lambda_min_clipped=-math.inf, variance_type=None),
@@ -57,5 +63,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def obeyed(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a class of that name reads from a file: its own keys, at their defaults where the file has none."""
-    return {key: config.get(key, default) for key, default in DEFAULTS[name].items()}
+    """What a class of that name reads from a file: its own keys, at their defaults where the file has none.
+
+    Raises ValueError, one line, for a number that is none or not finite.
+    """
+    said = {key: config.get(key, default) for key, default in DEFAULTS[name].items()}
+    for key, default in DEFAULTS[name].items():
+        number = isinstance(default, (int, float)) and not isinstance(default, bool)
+        if number and said[key] != default and not _finite(said[key]):
+            raise ValueError(f"scheduler_config.json: {key}={said[key]!r} must be a finite number")
+    return said
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)

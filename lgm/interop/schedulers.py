@@ -25,6 +25,8 @@ SOLVER_OF = {
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "HeunDiscreteScheduler": "heun",
     "FlowMatchHeunDiscreteScheduler": "heun",
+    "DEISMultistepScheduler": "deis",
+    "DPMSolverSinglestepScheduler": "dpmpp_2s",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "UniPCMultistepScheduler": "unipc",
     "LCMScheduler": "lcm",
@@ -39,15 +41,27 @@ _BY_SIGMA = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunD
 _KEEPING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
             "UniPCMultistepScheduler")  # fmt: skip
 _KEPT = 2.0**-12
+_OPEN = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
+         "DEISMultistepScheduler")  # fmt: skip
+_UNLIKE = {name: "is for networks that are told log(sigma) / 4, which no system here is"
+           for name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")}
+_UNLIKE |= {f"{name}Scheduler": f"is not read; an EulerDiscreteScheduler with --solver={solver} draws like it"
+            for name, solver in (("KDPM2Discrete", "dpm_2"), ("KDPM2AncestralDiscrete", "dpm_2_ancestral"),
+                                 ("DPMSolverSDE", "dpmpp_sde"))}
 _LEVELS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas",
            "lu": "use_lu_lambdas"}  # fmt: skip
+VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
 # what a class can do besides that has no equal here
 _REFUSED = ("trained_betas", "thresholding", "sigma_min", "sigma_max", "solver_p", "disable_corrector",
             "invert_sigmas")  # fmt: skip
 _FIXED = {
-    "DDPMScheduler": {"variance_type": ("fixed_small",)},
+    "DDPMScheduler": {"variance_type": tuple(VARIANCES)},
     "PNDMScheduler": {"skip_prk_steps": (True,)},
     "EulerDiscreteScheduler": {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
+    "DEISMultistepScheduler": {"solver_order": (2, 1, 3), "use_flow_sigmas": (False,)},
+    "DPMSolverSinglestepScheduler": {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (2, 1),
+                                     "solver_type": ("midpoint",), "final_sigmas_type": ("zero",),
+                                     "use_flow_sigmas": (False,), "variance_type": (None,)},
     "DPMSolverMultistepScheduler": {"algorithm_type": ("dpmsolver++", "deis", "sde-dpmsolver++"),
                                     "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
                                     "solver_order": (2, 1, 3), "use_dynamic_shifting": (False,),
@@ -64,6 +78,8 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
     Raises ValueError, one line, for a scheduler or an option that has no equal here.
     """
     name = config.get("_class_name", "")
+    if name in _UNLIKE:
+        raise ValueError(f"scheduler_config.json: _class_name={name!r} {_UNLIKE[name]}")
     if name not in SOLVER_OF:
         hint = near_miss(name, SOLVER_OF) or f"; there are {', '.join(SOLVER_OF)}"
         raise ValueError(f"scheduler_config.json: _class_name={name!r} is not known{hint}")
@@ -129,6 +145,10 @@ def _levels_of(said: Mapping[str, Any]) -> str:
 def _multistep(said: Mapping[str, Any], solver: str) -> dict[str, Any]:
     """The solver of a multistep scheduler, as fields of Schedule."""
     order = said["solver_order"]
+    if solver == "dpmpp_2s":
+        stochastic = said["algorithm_type"] == "sde-dpmsolver++"
+        names = {1: "ddpm", 2: "dpmpp_2s_sde"} if stochastic else {1: "ddim", 2: "dpmpp_2s"}
+        return dict(solver=names[order])
     if solver == "dpmpp_2m":
         stochastic = said["algorithm_type"] == "sde-dpmsolver++"
         if stochastic and order == 3:
@@ -156,19 +176,26 @@ def _diffusion(said: Mapping[str, Any], name: str, solver: str) -> Schedule:
     }
     if rescaled and name in _KEEPING:
         process["kept"] = _KEPT
-    by_sigma, multistep, dpm = name in _BY_SIGMA, "Multistep" in name, name == "DPMSolverMultistepScheduler"
+    by_sigma, multistep, dpm = name in _BY_SIGMA, name in _OPEN, name.startswith("DPMSolver")
+    said = {"timestep_spacing": "linspace", "steps_offset": 0, **said}  # of the class that has but one
     spacing, levels = _named(said, "timestep_spacing", _SPACING_OF), _levels_of(said)
     if "final_sigmas_type" in said:
         to_first = _expect(said, "final_sigmas_type", "zero", "sigma_min") == "sigma_min"
     else:
-        to_first = name == "TCDScheduler" or name != "LCMScheduler" and said.get("set_alpha_to_one") is False
+        to_first = name in ("TCDScheduler", "DEISMultistepScheduler") or (
+            name != "LCMScheduler" and said.get("set_alpha_to_one") is False)
     if name == "UniPCMultistepScheduler" and to_first and levels != "table":
         raise ValueError(f"scheduler_config.json: {_LEVELS[levels]}=True of UniPC needs final_sigmas_type='zero'")
     if name == "PNDMScheduler" and spacing == "linspace":
         raise ValueError("scheduler_config.json: timestep_spacing='linspace' of PNDM is not supported; 'leading' is")
+    variance = VARIANCES[said["variance_type"]] if name == "DDPMScheduler" else "small"
+    if variance != "small" and (spacing == "trailing" or spacing == "leading" and said["steps_offset"]):
+        raise ValueError(f"scheduler_config.json: variance_type={said['variance_type']!r} with timestep_spacing="
+                         f"{spacing!r} and steps_offset={said['steps_offset']} leaves noise in the result; 'leading' "
+                         "without an offset, or 'linspace', end without")
     clips = name != "TCDScheduler" and said.get("clip_sample")  # which has the key and does not use it
     rounded = levels == "karras" and multistep or levels == "lu"
-    if dpm and process["schedule"] == "squared_cosine":
+    if name == "DPMSolverMultistepScheduler" and process["schedule"] == "squared_cosine":
         rounded = False
     return Schedule(
         process=process,
@@ -185,6 +212,7 @@ def _diffusion(said: Mapping[str, Any], name: str, solver: str) -> Schedule:
         scaled_end=by_sigma and to_first,
         whole=("rounded" if rounded else "cut") if multistep and levels != "table" else None,
         clip=float(said["clip_sample_range"]) if clips else None,
+        variance=variance,
         distilled=said.get("original_inference_steps", 50),
         scaling=float(said.get("timestep_scaling", 10.0)),
         **(_multistep(said, solver) if multistep else dict(solver=solver)),

@@ -33,17 +33,18 @@ FLOW_ENTRIES = 1000
 class Schedule:
     """How a released model is sampled.
 
-    process: options of `lgm.process.build`. target: what the network predicts. solver: its name; `order`, `exact` (the
-    slope's exponential integral in full at order 2), `lower_at_end` and `euler_at_end` qualify a multistep one, `clip`
-    bounds the data that a prediction implies. spacing: where in the table (or in [0, 1] of a flow) the steps lie, moved
-    up by `offset` entries; `levels` respaces them. between: steps may lie between two entries, where sigma is linear.
-    open_end: entries are spaced for one more step, which would be at the first entry. stride: each step ends N // steps
-    entries below its start, wherever the next begins. lowest_lambda: entries of less log(a / b) are left out. last: the
-    sampler ends at the data, or at the table's first entry. scaled_start: x_T is b(T) noise rather than noise;
-    scaled_end: what is left at the first entry is divided by a. distilled: a model of consistency was distilled on so
-    many entries, evenly apart, and is told of its time by `scaling`. A flow's
-    times are moved by `shift` or, with `dynamic`, by the number of image tokens: (tokens, shift) at either end of a
-    straight line. whole: the network is told whole timesteps. config: the scheduler_config.json all this is from.
+    process: options of `lgm.process.build`. target: what the network predicts. solver: its name; `order`, `exact`
+    (the slope's exponential integral in full at order 2), `lower_at_end` and `euler_at_end` qualify a multistep
+    one, `variance` DDPM's (`posterior`), `clip` bounds the data that a prediction implies. spacing: where in the
+    table (or in [0, 1] of a flow) the steps lie, moved up by `offset` entries; `levels` respaces them. between:
+    steps may lie between two entries, where sigma is linear. open_end: entries are spaced for one more step, which
+    would be at the first entry. stride: each step ends N // steps entries below its start, wherever the next
+    begins. lowest_lambda: entries of less log(a / b) are left out. last: the sampler ends at the data, or at the
+    table's first entry. scaled_start: x_T is b(T) noise rather than noise; scaled_end: what is left at the first
+    entry is divided by a. distilled: a model of consistency was distilled on so many entries, evenly apart, and is
+    told of its time by `scaling`. A flow's times are moved by `shift` or, with `dynamic`, by the number of image
+    tokens: (tokens, shift) at either end of a straight line. whole: the network is told whole timesteps. config:
+    the scheduler_config.json all this is from.
     """
 
     process: dict[str, Any]
@@ -52,6 +53,7 @@ class Schedule:
     spacing: Literal["leading", "trailing", "linspace", "distilled", "flow", "flow_levels"]
     order: int = 2
     exact: bool = False
+    variance: Literal["small", "large", "learned"] = "small"
     lower_at_end: bool = False
     euler_at_end: bool = False
     clip: float | None = None
@@ -84,14 +86,14 @@ class Schedule:
             return sampling.solver(**section(other, "solver"))
         few = self.lower_at_end and len(times) - 1 < FEW
         limits = []
-        if self.solver == "dpmpp_3m" and few or self.solver == "unipc" and self.order == 3:
+        if self.solver in ("dpmpp_3m", "deis") and few or self.solver == "unipc" and self.order == 3:
             limits += [(float(times[-3]), 2)] if len(times) > 2 else []
         if self.last == "first" and (few or self.euler_at_end or self.solver == "unipc"):
             limits += [(float(times[-2]), 1)]
         # PLMS begins with two evaluations where there is a second step
         name = "ddim" if self.solver == "plms" and len(times) == 2 else self.solver
-        return _method(name, self.order, self.exact, tuple(limits), self.clip, self.stride, self.target == "v",
-                       self.scaling, self.scaled_end)
+        return _method(name, self.order, self.exact, self.variance, tuple(limits), self.clip, self.stride,
+                       self.target == "v", self.scaling, self.scaled_end)
 
     def walk(self, steps: int, tokens: int | None = None, even: bool = False) -> Walk:
         """`steps` falling times and where they end. A dynamic flow needs the number of image `tokens`.
@@ -156,8 +158,8 @@ class Schedule:
         if steps < 1:
             raise ValueError(f"steps={steps} must be at least 1")
         if self.spacing == "flow_levels" and not even:  # of one step more, without the last
-            first, last = (1.0, 1 / FLOW_ENTRIES) if self.solver == "unipc" else (1.0 - 1 / FLOW_ENTRIES, 0.0)
-            t = np.linspace(first, last, steps + 1)[:-1]
+            t = np.linspace(1.0, 1 / FLOW_ENTRIES, steps + 1)  # in their arithmetic: what is cut below may be 666.9999
+            t = t[:-1] if self.solver == "unipc" else (1.0 - t)[:0:-1]
         else:
             lowest = 1 / FLOW_ENTRIES if self.dynamic else shift_time(1 / FLOW_ENTRIES, self.shift)
             t = np.linspace(1.0, 1 / steps if even else lowest, steps)
@@ -173,8 +175,10 @@ class Schedule:
             t = 1.0 - (1.0 - t) * (1.0 - self.terminal) / (1.0 - t[-1])
         if self.levels != "table":
             t = self._ramp(steps, t[0], t[-1])
+        if self.spacing == "flow_levels" and t[0] > 1.0 - 1e-6:
+            t[0] -= 1e-6  # as UniPC's has it, whose network is told 999
         times = np.append(t, 0.0).astype(np.float32)
-        told = np.floor(t * FLOW_ENTRIES + 1e-4) / FLOW_ENTRIES if self.whole else t
+        told = np.floor(t * FLOW_ENTRIES) / FLOW_ENTRIES if self.whole else t
         return Walk(times, _apart(told, times))
 
 
@@ -185,15 +189,19 @@ def _apart(told: np.ndarray, times: np.ndarray) -> np.ndarray | None:
 
 
 @functools.cache  # one object a solver, so that a compiled step is found again
-def _method(name: str, order: int, exact: bool, limits: tuple, clip: float | None, keep_noise: bool,
+def _method(name: str, order: int, exact: bool, variance: str, limits: tuple, clip: float | None, keep_noise: bool,
             velocity: bool, scaling: float, scaled_end: bool) -> Solver:
     if name in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"):
         # the curvature of diffusers' third order is half of the polynomial's
         found = multistep.dpmpp(order, eta=float(name.endswith("sde")), curvature=0.5, exact=exact, limits=limits)
+    elif name == "deis":
+        found = multistep.deis(order, limits)
     elif name == "unipc":
         found = unipc.unipc(order, limits=limits)
     elif name == "plms":
         found = multistep.plms(velocity)
+    elif name == "ddpm":
+        found = sampling.solver(name, variance=variance)
     elif name == "lcm":
         found = sampling.solver(name, timestep_scaling=scaling)
     else:

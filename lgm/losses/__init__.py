@@ -4,6 +4,7 @@ from lgm.losses.alignment import aligned, contrastive, info_nce, repa
 from lgm.losses.consistency import consistency
 from lgm.losses.denoising import denoising, denoising_at
 from lgm.losses.densities import DENSITIES, Density, density, pdf
+from lgm.losses.discrete_consistency import discrete_consistency
 from lgm.losses.jumps import mean_flow, shortcut
 from lgm.losses.progressive import progressive
 from lgm.losses.reflow import DISTANCES, distance, guidance_distillation, one_step, reflow
@@ -22,6 +23,7 @@ __all__ = [
     "denoising",
     "denoising_at",
     "density",
+    "discrete_consistency",
     "distance",
     "guidance_distillation",
     "hybrid",

@@ -6,7 +6,6 @@ import functools
 
 import jax.numpy as jnp
 
-from lgm.process import Endpoints
 from lgm.sampling.steps import Solver
 
 
@@ -23,9 +22,9 @@ def bounded(method: Solver, bound: float, keep_noise: bool = False) -> Solver:
 
     def step(process, denoise, x, memory, t, s, key):
         def clipped_ends(x_t, t):
-            x_hat, eps_hat = denoise(x_t, t)
-            x_hat = jnp.clip(x_hat, -bound, bound)
-            return Endpoints(x_hat, eps_hat if keep_noise else (x_t - process.a(t) * x_hat) / process.b(t))
+            ends = denoise(x_t, t)
+            x_hat = jnp.clip(ends.x, -bound, bound)
+            return ends._replace(x=x_hat, eps=ends.eps if keep_noise else (x_t - process.a(t) * x_hat) / process.b(t))
 
         return method.step(process, clipped_ends, x, memory, t, s, key)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lgm import registry
 from lgm.process import Process, shift_time
-from lgm.sampling.singlestep import ends_in_noise, silent_at
+from lgm.sampling.singlestep import ends_in_noise, lowest_time, silent_at
 
 Ramp = Callable[[int, float, float], np.ndarray]  # (points, first, last) -> points falling values
 
@@ -85,8 +85,7 @@ def _log_snr(process: Process, steps: int) -> np.ndarray:
 def _by_level(ramp: Ramp) -> Callable[[Process, int], np.ndarray]:
     def spacing(process: Process, steps: int) -> np.ndarray:
         straight = ends_in_noise(process)
-        # the last level above the data: a table's first entry, EDM's sigma_min, a thousandth of a flow
-        lowest = 0.0 if process.steps or process.name == "edm" else 1e-3
+        lowest = lowest_time(process)
         level = lambda t: float(process.b(t) / (process.a(t) + process.b(t) if straight else process.a(t)))
         levels = ramp(steps, *(level(jnp.float32(t)) for t in (_noisiest(process), lowest)))
         signal = np.maximum(1.0 - levels, 1e-9) if straight else 1.0

@@ -14,16 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from lgm import registry
-from lgm.process import Endpoints
 from lgm.sampling.steps import Solver
 
 Predict = Callable[[jax.Array, jax.Array, object], jax.Array]
 Rule = Callable[[jax.Array, jax.Array], jax.Array]  # (conditional c, unconditional u) -> guided
 
 
-def plain(scale: float) -> Rule:
-    """u + scale (c - u)."""
-    return lambda c, u: u + scale * (c - u)
+def plain(scale: float, channels: int = 0) -> Rule:
+    """u + scale (c - u), in the first `channels` alone if any are named: DiT's and SiT's released code guides 3 of the
+    4, the last is the conditional prediction's."""
+    if channels < 0:
+        raise ValueError(f"channels={channels} of the guided prediction must be at least 0")
+    guided = lambda c, u: u + scale * (c - u)
+    if not channels:
+        return guided
+    return lambda c, u: jnp.concatenate([guided(c, u)[..., :channels], c[..., channels:]], -1)
 
 
 def rescaled(scale: float, share: float = 0.7) -> Rule:
@@ -45,6 +50,7 @@ def classifier_free(predict: Predict, cond, uncond, scale: float, rule: Rule | N
     """`predict(x, t)` guided by `rule`, `plain(scale)` by default (Ho & Salimans 2022, 2207.12598); c and u are
     evaluated as one batch.
 
+    What a network gives beyond x's own channels, like learned variances, is the conditional's, as in the released DiT.
     Scale 1 is the conditional prediction alone, at half the cost. Outside `interval` = (t from, t to) it is that too:
     guidance hurts at high noise and is idle at low (Kynkaanniemi et al. 2024, 2404.07724). All of t must be equal then.
     """
@@ -54,7 +60,11 @@ def classifier_free(predict: Predict, cond, uncond, scale: float, rule: Rule | N
     rule, doubled = plain(scale) if rule is None else rule, paired(predict, cond, uncond)
 
     def guided(x, t):
-        return rule(*jnp.split(doubled(jnp.concatenate([x, x]), jnp.concatenate([t, t])), 2))
+        c, u = jnp.split(doubled(jnp.concatenate([x, x]), jnp.concatenate([t, t])), 2)
+        own = x.shape[-1]
+        if c.shape[-1] == own:
+            return rule(c, u)
+        return jnp.concatenate([rule(c[..., :own], u[..., :own]), c[..., own:]], -1)
 
     if tuple(interval) == (0.0, 1.0):
         return guided
@@ -129,13 +139,15 @@ def projected(method: Solver, rule: Projected, interval: tuple[float, float] = (
         moved = []
 
         def guided(x, t):
-            c, u = jnp.split(denoise(jnp.concatenate([x, x]), t).x, 2)
+            ends = denoise(jnp.concatenate([x, x]), t)
+            c, u = jnp.split(ends.x, 2)
             x_hat, updated = rule(c, u, running)
             if tuple(interval) != (0.0, 1.0):
                 inside = _inside(t, interval)
                 x_hat, updated = jnp.where(inside, x_hat, c), jnp.where(inside, updated, running)
             moved.append(updated)
-            return Endpoints(x_hat, (x - process.a(t) * x_hat) / process.b(t))
+            told = jax.tree.map(lambda leaf: leaf[: len(x)], ends)  # a variance is the conditional's
+            return told._replace(x=x_hat, eps=(x - process.a(t) * x_hat) / process.b(t))
 
         x, inner = method.step(process, guided, x, inner, t, s, key)
         return x, (inner, moved[0])

@@ -88,6 +88,27 @@ def adams_bashforth(order: int = 4) -> Solver:
     return Solver(step, lambda x: steps.empty(x, order))
 
 
+def deis(order: int = 3, limits: tuple[tuple[float, int], ...] = ()) -> Solver:
+    """DEIS of order 1, 2 or 3 with polynomials in log(b / a) (Zhang & Chen 2023, 2204.13902, tAB-DEIS): x / a moves by
+    the integral of eps over b / a, eps being continued through its last values. The first steps are of lower order, and
+    so is one to the data; steps that begin at or below the time of one of `limits`, (time, order), of that at most."""
+    if order not in (1, 2, 3):
+        raise ValueError(f"solver option order={order} must be 1, 2 or 3")
+
+    def step(process: Process, denoise: Denoise, x, memory, t, s, key):
+        at, to = level(process, t), arrival(process, s)
+        x_hat, eps_hat = denoise(x, t)
+        memory = steps.push(memory, eps_hat, at.log_ratio)
+        h = to.log_ratio - at.log_ratio
+        most = jnp.where(to.b > 0, jnp.minimum(memory.count, steps.limited(limits, t, order)), 1)
+        places = (memory.places - at.log_ratio) / jnp.maximum(h, 1e-6)  # a walk's last step may be of no width
+        weights = steps.polynomial_weights(places, jnp.arange(order) < most, lambda u: h * jnp.exp(-h * u))
+        change = to.a * at.b / jnp.maximum(at.a, 1e-6) * jnp.tensordot(weights, memory.values - eps_hat, 1)
+        return to.a * x_hat + to.b * eps_hat - jnp.where(most > 1, change, 0.0), memory
+
+    return Solver(step, lambda x: steps.empty(x, order))
+
+
 PLMS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 
 

@@ -55,6 +55,11 @@ def ends_in_noise(process: Process) -> bool:
         return bool(process.a(jnp.asarray(1.0, float)) < 1e-6)
 
 
+def lowest_time(process: Process) -> float:
+    """Of the last noise level above the data: a table's first entry, EDM's sigma_min, a thousandth of a flow."""
+    return 0.0 if process.steps or process.name == "edm" else 1e-3
+
+
 def silent_at(process: Process, target: str, t: float) -> bool:
     """Whether a prediction at time t leaves the data open: eps where x_t is nothing but noise."""
     with jax.ensure_compile_time_eval():

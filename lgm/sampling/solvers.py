@@ -20,7 +20,7 @@ import numpy as np
 from lgm import process as gaussian
 from lgm import registry
 from lgm.process import Process
-from lgm.sampling import halfway, multistep, singlestep, sit, steps, unipc
+from lgm.sampling import dpm_adaptive, halfway, multistep, posterior, singlestep, sit, steps, unipc
 from lgm.sampling.singlestep import silent_at
 from lgm.sampling.steps import Denoise, Solver
 
@@ -39,11 +39,12 @@ def _dpmpp_2m(solver_type: str = "midpoint", eta: float = 0.0, s_noise: float = 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler": _churning(singlestep.euler),
     "ddim": singlestep.ddim,
-    "ddpm": lambda: singlestep.ancestral(),
+    "ddpm": posterior.ddpm,
     "euler_ancestral": halfway.euler_ancestral,
     "heun": _churning(singlestep.heun),
     "dpm_2": _churning(halfway.dpm_2),
     "dpm_2_ancestral": lambda eta=1.0, s_noise=1.0: halfway.dpm_2(eta, s_noise),
+    "dpm_adaptive": dpm_adaptive.dpm_adaptive,
     "consistency": singlestep.consistency,
     "lcm": singlestep.lcm,
     "tcd": singlestep.tcd,
@@ -60,6 +61,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
         multistep.dpmpp(3, eta=eta, s_noise=s_noise, curvature=curvature, exact=True)),
     "unipc": unipc.unipc,
     "sit_sde": sit.sit_sde,
+    "deis": lambda order=3: multistep.deis(order),
     "lms": multistep.adams_bashforth,
     "plms": lambda: multistep.plms(),
 }
@@ -94,7 +96,7 @@ def trace(method: Solver, process: Process, target: str, predict: Callable, x_T:
     def body(carry, inputs):
         number, t, s = inputs
         told = functools.partial(_told, predict, s if method.jumps else None)
-        carry = method.step(process, _denoiser(process, target, told), *carry, t, s, key_of(number))
+        carry = method.step(process, _denoiser(process, target, told, method.variance), *carry, t, s, key_of(number))
         return carry, carry[0]
 
     inputs = (jnp.arange(len(times) - 1), times[:-1], times[1:])
@@ -127,9 +129,10 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
         walk = Walk(walk)
     key_of = _keys(key)
     x_T = jnp.asarray(x_T, float)
-    told = None if walk.told is None else (walk.times[-2::-1], walk.told[::-1])
+    told = None if walk.told is None else (jnp.asarray(walk.times[:-1], float), walk.told)
     pairs = list(zip(walk.times[:-1], walk.times[1:] if walk.ends is None else walk.ends, strict=True))
     pairs = pairs[-last:] if last else pairs
+    _not_silent(process, target, pairs[0][0])
     carry = (x_T, steps.begin(method, x_T, len(pairs)))
     method = method._replace(start=None)  # which may hold arrays of this call; a step depends on none of it
     for number, (t, s) in enumerate(pairs):
@@ -140,10 +143,17 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _step(method, process, target, predict, carry, arguments, told, t, s, key):
-    say = lambda t_B: t_B if told is None else jnp.interp(t_B, *told)
+    say = lambda t_B: t_B if told is None else _said(t_B, *told)
     given = lambda x, t_B, *s_B: predict(x, say(t_B), arguments, *s_B)
-    denoise = _denoiser(process, target, functools.partial(_told, given, s if method.jumps else None))
+    ask = functools.partial(_told, given, s if method.jumps else None)
+    denoise = _denoiser(process, target, ask, method.variance)
     return method.step(process, denoise, *carry, t, s, key)
+
+
+def _said(t_B: jax.Array, times: jax.Array, told: jax.Array) -> jax.Array:
+    """What is told at a walk's times; between them, where a step may ask again, the time itself."""
+    equal_BS = t_B[:, None] == times
+    return jnp.where(equal_BS.any(1), jnp.asarray(told, t_B.dtype)[equal_BS.argmax(1)], t_B)
 
 
 def _told(predict: Callable, s: jax.Array | None, x: jax.Array, t_B: jax.Array) -> jax.Array:
@@ -151,10 +161,18 @@ def _told(predict: Callable, s: jax.Array | None, x: jax.Array, t_B: jax.Array) 
     return predict(x, t_B) if s is None else predict(x, t_B, jnp.full_like(t_B, s))
 
 
-def _denoiser(process: Process, target: str, predict: Callable) -> Denoise:
+def _denoiser(process: Process, target: str, predict: Callable, variance: bool = False) -> Denoise:
     def denoise(x, t):
         t_B = jnp.full(x.shape[:1], t)
-        return gaussian.endpoints(process, target, predict(x, t_B), x, t_B)
+        given = predict(x, t_B)
+        wanted = x.shape[-1] * (2 if variance else 1)
+        if given.shape[-1] != wanted:
+            raise ValueError(f"the network gives {given.shape[-1]} channels for x's {x.shape[-1]}; this solver takes "
+                             f"{wanted}, {'a prediction and its variances' if variance else 'a prediction alone'}")
+        if not variance:
+            return gaussian.endpoints(process, target, given, x, t_B)
+        prediction, v = jnp.split(given, 2, -1)
+        return steps.Spread(*gaussian.endpoints(process, target, prediction, x, t_B), v.astype(float))
 
     return denoise
 
@@ -172,6 +190,11 @@ def _check(process: Process, target: str, times) -> None:
     """Refuse times that no solver can walk, as far as they are known before the program runs."""
     gaussian.coefficients(process, target, jnp.asarray(0.5, float))
     first = steps.check_times(times)
-    if first is not None and silent_at(process, target, first):
+    if first is not None:
+        _not_silent(process, target, first)
+
+
+def _not_silent(process: Process, target: str, first: float) -> None:
+    if silent_at(process, target, first):
         raise ValueError(f"target {target!r} says nothing of the data at t={first:g}, which is pure noise under "
                          f"process {process.name!r}; start below, or train another target")

@@ -38,13 +38,24 @@ class Solver(NamedTuple):
     """step(process, denoise, x, memory, t, s, key) -> (x at s, memory); `memory` is what start(x_T) gives at first.
 
     With `jumps` the network is told, after all else that it takes, where the step ends: predict(..., s_B). With
-    `counts` start takes the number of steps, too (`begin`).
+    `counts` start takes the number of steps, too (`begin`). With `variance` the network gives (prediction, v) side by
+    side, [B, ..., 2 C], and the step sees `Spread` instead of Endpoints.
     """
 
     step: Callable
     start: Callable[[jax.Array], Any] = lambda x: ()
     jumps: bool = False
     counts: bool = False
+    variance: bool = False
+
+
+class Spread(NamedTuple):
+    """The data and the noise that a prediction implies, and v in about [-1, 1]: where between the logs of the
+    posterior's variance and of beta that of the step lies (`losses.hybrid`)."""
+
+    x: jax.Array
+    eps: jax.Array
+    v: jax.Array
 
 
 def begin(method: Solver, x: jax.Array, steps: int) -> Any:
@@ -97,9 +108,9 @@ def draw(key: jax.Array, x: jax.Array) -> jax.Array:
     return jax.random.normal(key, x.shape, float)
 
 
-def another(key: jax.Array) -> jax.Array:
-    """A second key, or second keys [B], for one step."""
-    return jax.vmap(jax.random.fold_in, (0, None))(key, 1) if key.ndim else jax.random.fold_in(key, 1)
+def another(key: jax.Array, number: int | jax.Array = 1) -> jax.Array:
+    """A further key of that number, or keys [B], for one step."""
+    return jax.vmap(jax.random.fold_in, (0, None))(key, number) if key.ndim else jax.random.fold_in(key, number)
 
 
 class History(NamedTuple):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lgm.combinations import ASKING
 from lgm.config import Config
 from lgm.data import ImageSet, batches, open_images, save_grid
 from lgm.drawing import draw, encode_all
@@ -39,7 +41,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         in_memory = True
     else:
         captions, arrays = images.captions, {"latent": encode_all(system, frozen, images)} if in_memory else {}
-    if teacher is not None and config.loss.name in ("consistency", "progressive"):
+    if teacher is not None and config.loss.name in ASKING:
         frozen = frozen | {"teacher": teacher.params}
     tokens, mask = system.tokenize(captions)
     arrays |= {"tokens": tokens, "mask": mask}
@@ -77,11 +79,13 @@ def make_draw(config: Config, system: System):
     objective = build_loss(system)
     dropout = config.text.caption_dropout if config.text else 0.0
 
-    def draw(batch, key):
+    paced = "progress" in inspect.signature(objective.draw).parameters
+
+    def draw(batch, key, progress=1.0):
         drop_key, key = jax.random.split(key)
         size = len(batch["tokens"])
         shape = batch["latent"].shape if "latent" in batch else (size, *system.latent_shape())
-        drawn = objective.draw(key, shape)._asdict()
+        drawn = objective.draw(key, shape, *([progress] if paced else []))._asdict()
         if "noise" in batch:  # of the teacher's pairs
             drawn["eps"] = batch["noise"]
         return drawn | ({"drop": jax.random.bernoulli(drop_key, dropout, (size, 1))} if dropout else {})

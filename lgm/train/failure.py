@@ -13,7 +13,7 @@ import numpy as np
 
 from lgm.files import write_atomically
 from lgm.parallel import Layout, fetch, using
-from lgm.train.state import in_pieces
+from lgm.train.state import drawn, in_pieces
 
 
 class NonFinite(RuntimeError):
@@ -34,9 +34,9 @@ def report_non_finite(workdir: Path, task, config, layout: Layout, state, step: 
     @functools.partial(jax.jit, out_shardings=layout.whole)
     def finite(params, frozen, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
-        drawn = batch | task.draw(batch, key) if task.draw else batch
+        rows = batch | drawn(task.draw, batch, key, (step - 1) / config.steps)
         with using(layout):
-            _, gradients = in_pieces(task.loss, config.accumulate)(params, frozen, drawn, key)
+            _, gradients = in_pieces(task.loss, config.accumulate)(params, frozen, rows, key)
         return jax.tree.map(lambda g: jnp.isfinite(g).all(), gradients)
 
     leaves = jax.tree_util.tree_leaves_with_path(finite(state.params, task.frozen, batch))

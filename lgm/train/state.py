@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ from lgm.config import EMA, Config
 from lgm.parallel import platform
 
 Loss = Callable[[Any, Any, dict, jax.Array], tuple[jax.Array, dict]]  # (params, frozen, batch, key)
-Draw = Callable[[dict, jax.Array], dict]  # (batch, key) -> what is random in the batch's loss, one row an example
+# (batch, key) or (batch, key, progress) -> what is random in the batch's loss, one row an example
+Draw = Callable[..., dict]
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +61,7 @@ def make_step(config: Config, loss: Loss, optimizer: optax.GradientTransformatio
 
     def step(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        batch = batch | draw(batch, key) if draw else batch
+        batch = batch | drawn(draw, batch, key, state.step / config.steps)
         (value, metrics), gradients = in_pieces(loss, config.accumulate)(state.params, frozen, batch, key)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -74,6 +76,14 @@ def make_step(config: Config, loss: Loss, optimizer: optax.GradientTransformatio
         return state, {"loss": value, "grad_norm": norm, **metrics}
 
     return step
+
+
+def drawn(draw: Draw | None, batch: dict, key: jax.Array, progress: jax.Array | float) -> dict:
+    """What `draw` draws for a batch; it is told the share of training that is done where it takes `progress`."""
+    if draw is None:
+        return {}
+    told = {"progress": progress} if "progress" in inspect.signature(draw).parameters else {}
+    return draw(batch, key, **told)
 
 
 def in_pieces(loss: Loss, pieces: int):

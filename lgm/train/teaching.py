@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lgm.combinations import ASKING
 from lgm.config import Config, digest
 from lgm.data import read_cache, write_index, write_shard
 from lgm.data.latents import CachedArray, has_shard
@@ -55,12 +56,12 @@ def open_teacher(config: Config, system: System, layout: Layout) -> Teacher | No
         if mine != other:
             raise ConfigError(f"config.{name}={mine!r}, but that of config.loss.teacher.workdir={workdir!r} is "
                               f"{other!r}; pairs are of one latent space")
-    if config.loss.name in ("consistency", "progressive") and theirs.config.text != config.text:
+    if config.loss.name in ASKING and theirs.config.text != config.text:
         raise ConfigError(f"config.text is not that of config.loss.teacher.workdir={workdir!r}; {config.loss.name} "
                           "asks both networks about the same tokens")
     wanted = "v" if config.loss.name == "consistency" else config.loss.target
     found = theirs.config.loss.target
-    if config.loss.name in ("consistency", "progressive") and (theirs.process, found) != (system.process, wanted):
+    if config.loss.name in ASKING and (theirs.process, found) != (system.process, wanted):
         raise ConfigError(f"config.loss.teacher.workdir={workdir!r} is of process {theirs.process.name!r} and target "
                           f"{found!r}; {config.loss.name} is distilled of {system.process.name!r} and {wanted!r}")
     return Teacher(theirs, params, frozen)

@@ -23,6 +23,7 @@ DDIM, DDPM, PNDM = diffusers.DDIMScheduler, diffusers.DDPMScheduler, diffusers.P
 EULER, ANCESTRAL = diffusers.EulerDiscreteScheduler, diffusers.EulerAncestralDiscreteScheduler
 DPM, UNIPC = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
 LCM, TCD = diffusers.LCMScheduler, diffusers.TCDScheduler
+DEIS, SINGLESTEP = diffusers.DEISMultistepScheduler, diffusers.DPMSolverSinglestepScheduler
 HEUN, LMS = diffusers.HeunDiscreteScheduler, diffusers.LMSDiscreteScheduler
 
 CASES = {
@@ -51,6 +52,10 @@ CASES = {
     "heun": (HEUN, SD),
     "heun karras clipped": (HEUN, dict(SD, use_karras_sigmas=True, clip_sample=True)),
     "lms": (LMS, SD),
+    "deis": (DEIS, dict(SD, solver_order=3)),
+    "deis karras": (DEIS, dict(SD, use_karras_sigmas=True, prediction_type="v_prediction")),
+    "dpm++ 2s": (SINGLESTEP, dict(SD, lower_order_final=True)),
+    "dpm++ 2s sde karras": (SINGLESTEP, dict(SD, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True)),
     "dpm++": (DPM, SD),
     "dpm++ leading": (DPM, dict(SD, steps_offset=1, timestep_spacing="leading")),
     "dpm++ karras": (DPM, dict(SD, use_karras_sigmas=True)),
@@ -184,6 +189,30 @@ def test_a_ddim_file_made_from_one_of_dpm_keeps_its_own_timesteps():
     np.testing.assert_allclose(schedule.walk(8).times[:3] * 1000, [875, 750, 625], atol=1e-3)
 
 
+@pytest.mark.parametrize("cls, shift", [(UNIPC, 1.0), (UNIPC, 3.0), (DPM, 1.0), (DPM, 5.0)])
+def test_a_flow_of_whole_timesteps_is_told_those_of_diffusers(cls, shift):
+    """UniPC's first level is 1 - 1e-6, and what it tells is cut: 999."""
+    options = dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    theirs, schedule = cls(**options), read_schedule(dict(options, _class_name=cls.__name__))
+    for steps in range(1, 60):
+        theirs.set_timesteps(steps)
+        walk = schedule.walk(steps)
+        told = walk.times[:-1] if walk.told is None else walk.told
+        np.testing.assert_array_equal(np.round(told * 1000), theirs.timesteps.numpy())
+        np.testing.assert_allclose(walk.times, theirs.sigmas.numpy(), atol=1e-7)
+
+
+def test_a_prediction_that_says_nothing_of_the_first_state_is_one_line():
+    options = dict(SD, rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False)
+    schedule = read_schedule(dict(options, _class_name="DDIMScheduler"))
+    walk, process = schedule.walk(4), schedule.build()
+    draw = lambda last: sampling.loop(schedule.method(walk.times), process, "eps", predict, np.ones((1, 2, 2, 3)), walk,
+                                      (), last=last)  # fmt: skip
+    with pytest.raises(ValueError, match="target 'eps' says nothing of the data at t=0.999"):
+        draw(None)
+    assert np.isfinite(draw(2)).all()  # as an image may begin
+
+
 def test_karras_levels_under_zero_terminal_snr_begin_at_4096():
     schedule = read_schedule(dict(SD, _class_name="EulerDiscreteScheduler", prediction_type="v_prediction",
                                   rescale_betas_zero_snr=True, use_karras_sigmas=True, timestep_spacing="trailing"))
@@ -203,6 +232,8 @@ def test_every_grid_is_that_of_diffusers(name):
     for _ in range(25):
         options = dict(SD, steps_offset=1, skip_prk_steps=True)
         options["timestep_spacing"] = draw.choice(["leading", "trailing", "linspace"])
+        if name == "DPMSolverSinglestepScheduler":  # which has but one
+            options["timestep_spacing"] = "linspace"
         options["prediction_type"] = draw.choice(["epsilon", "v_prediction"])
         options["rescale_betas_zero_snr"] = draw.random() < 0.4
         ramp = draw.choice([k for k in keys if k.startswith("use_") and "flow" not in k and "dyn" not in k] or [""])
@@ -247,6 +278,10 @@ def test_what_has_no_equal_is_one_line():
         read_schedule({"_class_name": "LMSDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True})
     with pytest.raises(ValueError, match="'IPNDMScheduler' is not known; (did you mean|there are) .*Scheduler"):
         read_schedule({"_class_name": "IPNDMScheduler"})
+    with pytest.raises(ValueError, match="EDMEulerScheduler' is for networks that are told log.sigma. / 4"):
+        read_schedule({"_class_name": "EDMEulerScheduler"})
+    with pytest.raises(ValueError, match="scheduler_config.json: shift=inf must be a finite number"):
+        read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": float("inf")})
     with pytest.raises(ValueError, match="scheduler_config.json: algorithm_type='dpmsolver' has no equal here"):
         read_schedule({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"})
     with pytest.raises(ValueError, match="num_train_timesteps=500 has no equal here; supported: 1000"):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lgm import config as schema
@@ -15,10 +16,12 @@ from lgm.parsing import ConfigError
 from lgm.system import build_system
 from lgm.train import denoise, teaching
 from lgm.train.main import load_run
+from lgm.train.state import init_state, make_step
 
 JUMP = (("model.jump", "True"), ("attention", "xla"))
 TRIGONOMETRIC = (("process", "{'name': 'trigonometric'}"), ("loss.target", "v"), ("attention", "xla"),
                  ("loss.density", "{'name': 'log_tangent'}"))  # fmt: skip
+EDM = (("process", "{'name': 'edm'}"), ("loss.target", "edm"))
 CAPTION = ["face with cowboy hat, noto style"]
 
 
@@ -47,6 +50,7 @@ def step_of(path, overrides, batch=None):
                  marks=pytest.mark.slow),
     pytest.param((*TRIGONOMETRIC, ("loss.name", "consistency")), marks=pytest.mark.slow),
     pytest.param((("loss.name", "contrastive"), ("loss.weight", "0.1")), marks=pytest.mark.slow),
+    pytest.param((*EDM, ("loss.name", "discrete_consistency"), ("loss.growth", "root")), marks=pytest.mark.slow),
 ], ids=lambda overrides: dict(overrides)["loss.name"])  # fmt: skip
 def test_a_loss_by_name_has_finite_gradients_that_reach_the_network(tiny_config, overrides):
     value, gradient = step_of(tiny_config, overrides)
@@ -54,6 +58,16 @@ def test_a_loss_by_name_has_finite_gradients_that_reach_the_network(tiny_config,
     moved = {name: float(max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(part)))
              for name, part in gradient["denoiser"].items()}  # fmt: skip
     assert np.isfinite(list(moved.values())).all() and moved["out"] > 0, moved
+
+
+def test_a_draw_that_changes_as_training_goes_on_is_told_how_far_it_is():
+    config, optimizer = schema.Config(name="x", model=None, total_images=80, batch_size=8), optax.sgd(0.1)
+    draw = lambda batch, key, progress: {"told": jnp.full(8, progress)}
+    loss = lambda params, frozen, batch, key: (params["w"], {"told": batch["told"].mean()})
+    step, state = jax.jit(make_step(config, loss, optimizer, draw)), init_state({"w": jnp.ones(())}, optimizer)
+    for number in range(3):
+        state, metrics = step(state, {}, {"x": jnp.zeros(8)})
+        assert float(metrics["told"]) == pytest.approx(number / 10)
 
 
 def test_pairs_of_a_teacher_are_the_ends_of_its_paths_and_what_a_reflow_learns(tiny_run, tiny_config, tmp_path,
@@ -118,6 +132,7 @@ def _captions(config):
     ((*JUMP, ("loss.name", "mean_flow"), ("loss.scale", "1.5")), "jump"),
     ((*JUMP, ("loss.name", "shortcut"), ("accumulate", "2")), "jump"),
     ((*TRIGONOMETRIC, ("loss.name", "consistency")), "consistency"),
+    ((*EDM, ("loss.name", "discrete_consistency")), "consistency"),
     ((("loss.name", "reflow"),), "euler"),
     ((("loss.name", "progressive"), ("loss.steps", "1")), "euler"),
     ((("loss.name", "one_step"), ("loss.distance", "pseudo_huber")), "euler"),
