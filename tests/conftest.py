@@ -17,6 +17,12 @@ from lgm.cli import settle_platform  # noqa: E402
 
 settle_platform()  # before JAX asks libtpu, which is there to compile with, for TPUs
 
+
+def pytest_configure(config):
+    # a train step that is compiled twice fails any test; said here, for naming the class imports JAX
+    config.addinivalue_line("filterwarnings", "error::lgm.train.steady.Recompiled")
+
+
 TINY = """
 from ml_collections import ConfigDict
 

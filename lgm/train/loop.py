@@ -32,6 +32,7 @@ from lgm.train.logs import MetricLog, ProgressLine
 from lgm.train.optimizer import build_optimizer, learning_rate
 from lgm.train.placing import placed_step, state_shardings
 from lgm.train.state import Draw, Loss, TrainState, init_state, run_once
+from lgm.train.steady import compiled_once, guarded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
         claim_workdir(config, workdir)
         member.barrier("the folder is held")
         checkpoints = Checkpoints(workdir, config.log.keep)
-        step = placed_step(config, task.loss, task.draw, optimizer, layout, places)
+        step = compiled_once(placed_step(config, task.loss, task.draw, optimizer, layout, places))
         run = _Run(config, workdir, task, layout, checkpoints, step, quiet, lock)
         try:
             if checkpoints.latest() is None and task.start is not None:
@@ -139,7 +140,7 @@ class _Run:
     def __init__(self, config, workdir, task, layout, checkpoints, step_function, quiet, lock):
         self.config, self.workdir, self.task, self.layout = config, workdir, task, layout
         self.checkpoints, self.step_function, self.quiet, self.lock = checkpoints, step_function, quiet, lock
-        self.rate = learning_rate(config)
+        self.rate = jax.jit(learning_rate(config))
         self.stop = False  # SIGTERM arrived
         self.first = jax.process_index() == 0
         self.log = self.progress = self.ledger = None
@@ -158,19 +159,20 @@ class _Run:
         self._start_clock(step)
         self.ledger.turn("step")
         while step < config.steps:
-            with self.ledger.spent("data"):
-                batch = put_batch(self.layout, next(task.batches))
-            with self.ledger.stepping():
-                state, metrics = self.step_function(state, task.frozen, batch)
-            step += 1
-            member.at_step(step)
-            if pending:
-                self._check(state, *pending)
-            pending = (step, metrics, batch)
-            self.progress.advance(step * config.batch_size)
-            if self._due(step, config.log.every_images):
-                self._check(state, *pending)
-                self._log(step, metrics)
+            with guarded(pending is not None):  # all but the first step, measurements and checkpoints
+                with self.ledger.spent("data"):
+                    batch = put_batch(self.layout, next(task.batches))
+                with self.ledger.stepping():
+                    state, metrics = self.step_function(state, task.frozen, batch)
+                step += 1
+                member.at_step(step)
+                if pending:
+                    self._check(state, *pending)
+                pending = (step, metrics, batch)
+                self.progress.advance(step * config.batch_size)
+                if self._due(step, config.log.every_images):
+                    self._check(state, *pending)
+                    self._log(step, metrics)
             paused = time.monotonic()
             self.measure(state, step)  # before the checkpoint, so that a run resumed there has its rows
             stop = member.stop_agreed() if member.joined() else self.stop
@@ -222,8 +224,9 @@ class _Run:
                                        or step == self.config.steps)
 
     def _check(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
-        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
-            report_non_finite(self.workdir, self.task, self.config, self.layout, state, step, metrics, batch)
+        if not np.isfinite(jax.device_get([metrics["loss"], metrics["grad_norm"]])).all():
+            with guarded(False):
+                report_non_finite(self.workdir, self.task, self.config, self.layout, state, step, metrics, batch)
 
     def _save(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
         self._check(state, step, metrics, batch)
@@ -238,7 +241,8 @@ class _Run:
         self.clock, self.clock_step = time.monotonic(), step
 
     def _log(self, step: int, metrics: dict) -> None:
-        metrics = {k: float(v) for k, v in metrics.items()}
+        lr = self.rate(jax.device_put(np.int32(step - 1)))
+        metrics = {k: float(v) for k, v in jax.device_get(metrics | {"lr": lr}).items()}
         images = step * self.config.batch_size
         rate = (step - self.clock_step) * self.config.batch_size / (time.monotonic() - self.clock)
         self._start_clock(step)
@@ -246,7 +250,7 @@ class _Run:
                  "executed_tflops_per_second": 3 * self.task.executed_flops * rate / 1e12}
         if (peak := peak_flops(jax.devices()[0])) is not None:
             speed["mfu"] = speed["tflops_per_second"] * 1e12 / (peak * jax.device_count())
-        self.log.write(step, images, {**metrics, "lr": self.rate(step - 1), **speed, **self.ledger.row()})
+        self.log.write(step, images, {**metrics, **speed, **self.ledger.row()})
         self.ledger.write()
         self.progress.note(images, {"loss": metrics["loss"], "images/s": rate,
                                     "TFLOP/s": speed["tflops_per_second"]})

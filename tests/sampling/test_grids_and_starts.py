@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
-from compilations import compilations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lgm import process as gaussian
 from lgm import sampling
 from lgm.evaluate.mixture import ring
+from lgm.train.steady import compilations
 
 FLOW, SD = gaussian.rectified_flow(), gaussian.ddpm()
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
