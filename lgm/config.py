@@ -22,7 +22,8 @@ from lgm.models.lora import LoRAConfig
 from lgm.parsing import ConfigError, as_dict, first_difference, parse, read_config_file
 
 # where and in which pieces a step is computed, not what: a run may go on with others
-PLACING = ("mesh", "attention", "accumulate", "optimizer.offload", "model.remat", "model.group", "model.unroll")
+PLACING = ("mesh", "attention", "accumulate", "optimizer.offload", "data.threads", "model.remat", "model.group",
+           "model.unroll")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Data:
     is what each image is called.
 
     `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
+    `threads` decode images in each process, by default one for every core it may run on.
     """
 
     source: str = "emoji64"
@@ -40,6 +42,7 @@ class Data:
     resolution: int = 64
     crop: int | None = None
     latents: Literal["memory", "step"] = "memory"
+    threads: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lgm.data.decoding import decode, stored_size
+from lgm.data.pipeline import cores
 from lgm.data.storage import METADATA, Folder, Storage, TensorFlowDataset, Zip
 from lgm.files import place
 from lgm.parsing import near_miss
@@ -24,12 +25,14 @@ SHOWN = 30  # values that an error lists before it only counts them
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Random access to images and what is known of them. `rows` are the metadata, each with "file_name" and "text"."""
+    """Random access to images and what is known of them. `rows` are the metadata, each with "file_name" and "text";
+    `threads` read many images."""
 
     source: str
     storage: Storage
     rows: tuple[dict[str, Any], ...]
     resolution: int
+    threads: int
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,18 +57,18 @@ class ImageSet:
         name = self.rows[index]["file_name"]
         return decode(self.storage.read(name), size or (self.resolution, self.resolution), f"{self.source}/{name}")
 
-    def images(self, threads: int = 4) -> np.ndarray:
-        """All images, decoded by a few threads: uint8 [N, resolution, resolution, 3]."""
-        with ThreadPoolExecutor(threads) as pool:
+    def images(self) -> np.ndarray:
+        """All images: uint8 [N, resolution, resolution, 3]."""
+        with ThreadPoolExecutor(self.threads) as pool:
             return np.stack(list(pool.map(self.image, range(len(self)))))
 
-    def sizes(self, threads: int = 4) -> np.ndarray:
+    def sizes(self) -> np.ndarray:
         """Stored (height, width) of every image: int32 [N, 2], from "height" and "width" in the metadata where all
         have them, else from the files' headers."""
         if all("height" in row and "width" in row for row in self.rows):
             return np.array([(row["height"], row["width"]) for row in self.rows], np.int32)
         size = lambda row: stored_size(self.storage.read(row["file_name"]), f"{self.source}/{row['file_name']}")
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(self.threads) as pool:
             return np.array(list(pool.map(size, self.rows)), np.int32)
 
     def take(self, indices: Iterable[int]) -> ImageSet:
@@ -74,8 +77,8 @@ class ImageSet:
 
 
 def open_images(source: str, where: Mapping[str, Any] | None = None, resolution: int = 64,
-                caption: str = "text") -> ImageSet:
-    """The images of `source` whose metadata match `where`.
+                caption: str = "text", threads: int | None = None) -> ImageSet:
+    """The images of `source` whose metadata match `where`, read by so many `threads`, by default one a core.
 
     `source` is "emoji64", a folder or a zip with a metadata.jsonl (one JSON object a line with "file_name", "text" and
     any other fields), or "tfds:NAME[:SPLIT]" for a prepared TensorFlow Datasets name. `where` maps a field to a value,
@@ -95,7 +98,7 @@ def open_images(source: str, where: Mapping[str, Any] | None = None, resolution:
     rows = _select(rows, where or {}, source)
     if caption != "text":
         rows = [{**row, "text": _caption(row, caption, source)} for row in rows]
-    return ImageSet(source, storage, tuple(rows), resolution)
+    return ImageSet(source, storage, tuple(rows), resolution, threads or cores())
 
 
 def _open(source: str) -> Storage:

@@ -7,6 +7,7 @@ unchanged when it is resumed on another number of processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,12 @@ from lgm.data.order import grouped, shuffled
 AHEAD = 2  # batches that a background thread holds ready; the state counts only those handed out
 
 
+def cores() -> int:
+    """Processor cores that this process may run on: Pillow decodes on as many at once, and cluster managers give the
+    processes of one machine cores of their own."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def batches(
     arrays: Mapping[str, Any],
     *,
@@ -28,15 +35,16 @@ def batches(
     groups: np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    threads: int = 4,
+    threads: int | None = None,
 ) -> grain.DatasetIterator:
     """A grain iterator over dicts of arrays [batch_size / process_count, ...], with "index" int64 [B]; it never ends.
 
     arrays: equally long arrays, one record a row, taken by `array[indices]`. image: an optional function of an index
-    that gives uint8 [H, W, 3]; `threads` threads read the images of a batch, which is served as "image". groups: an
-    optional label of every record; a batch then holds records of one label (images of one shape, say), the same for all
-    processes; every record is served as often as any other, those of a label with fewer than a batch's more than once
-    in a batch. Without groups every record is served exactly once an epoch, and a batch may span the end of one.
+    that gives uint8 [H, W, 3]; `threads` threads, by default one a core, read the images of a batch, which is served as
+    "image". groups: an optional label of every record; a batch then holds records of one label (images of one shape,
+    say), the same for all processes; every record is served as often as any other, those of a label with fewer than a
+    batch's more than once in a batch. Without groups every record is served exactly once an epoch, and a batch may span
+    the end of one.
     `get_state()` and `set_state()` make it resumable.
     Raises ValueError when lengths differ, the batch is larger than the set, or it does not divide over the processes.
     """
@@ -60,7 +68,7 @@ def batches(
     else:
         whole = grouped(np.asarray(groups), batch_size, seed)
         mine = lambda n: whole(n)[first : first + share]
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="read") if image else None
+    pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="read") if image else None
 
     def gather(n: int) -> dict[str, np.ndarray]:
         indices = mine(n)

@@ -54,7 +54,7 @@ KINDS = ("parameters", "optimizer", "ema", "frozen", "batch", "activations", "te
 class Plan:
     """One train step of a config on a machine, as compiled. All counts are a chip's.
 
-    flops, bytes: done and moved to and from main memory. model_flops: three forward passes by the model's own count,
+    flops, bytes: done and moved to and from main memory. model_flops: by the models' own counts (`lgm.train.work`),
     what MFU is about. bounds: seconds that work at peak, memory, ICI and DCN would each take alone; `roofline` is the
     largest. step: seconds of the compiled schedule by the compiler's cost model, which MFU and rate are of. reason: why
     it does not fit; if it could not be compiled for that, all but memory is zero.

@@ -30,10 +30,11 @@ from lgm.planning import hlo
 from lgm.planning.abstract import abstract_batch, abstract_system, frozen_axes
 from lgm.planning.network import Network
 from lgm.planning.topology import Topology
-from lgm.train.denoise import forward_flops, make_draw, make_loss
+from lgm.train.denoise import make_draw, make_loss
 from lgm.train.optimizer import build_optimizer
 from lgm.train.placing import check_latents, placed_step, state_shardings
 from lgm.train.state import init_state
+from lgm.train.work import training_flops
 
 UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 TASK, TRACED, FAILED = "task.pickle", "traced.pickle", "failed.pickle"  # what the two processes tell each other
@@ -54,7 +55,7 @@ class Program:
     """What is known of a step before it is compiled.
 
     sizes: bytes of each kind of state on one device. mesh: the sizes of all axes. model_flops: of one step on all
-    devices, by the model's own count: three forward passes. kernels: those that the compiler does not see into. notes:
+    devices, by the models' own counts (`lgm.train.work`). kernels: those that the compiler does not see into. notes:
     what stands in for folders that are not here.
     """
 
@@ -94,7 +95,7 @@ def trace(config: Config, layout: Layout, network: Network) -> tuple[Program, An
     parts = dict(parameters=state.params, optimizer=state.opt_state, ema=state.ema, frozen=frozen, batch=batch)
     program = Program(
         {kind: bytes_a_device(tree) for kind, tree in parts.items()}, {a: layout.size(a) for a in AXES},
-        3.0 * forward_flops(system, frozen) * config.batch_size, kernels_in(traced.jaxpr.jaxpr), network, notes,
+        training_flops(system, frozen) * config.batch_size, kernels_in(traced.jaxpr.jaxpr), network, notes,
     )
     return program, traced
 

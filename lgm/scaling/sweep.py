@@ -21,9 +21,11 @@ from lgm.config import Config
 from lgm.models import build
 from lgm.models.flops import count_flops
 from lgm.parsing import ConfigError, as_dict, parse, read_config_file
+from lgm.planning.abstract import abstract_system
 from lgm.scaling import ladders
 from lgm.scaling.machine import Machine
 from lgm.train.optimizer import decay_start
+from lgm.train.work import frozen_flops
 from lgm.weights import load_autoencoder
 
 OURS = {"model": "architectures", "process": "objectives", "loss": "objectives", "total_images": "images or budgets",
@@ -87,12 +89,17 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What one size of an architecture has and costs: exact parameters, and training FLOPs an image, text included."""
+    """What one size of an architecture has and costs: exact parameters, and FLOPs an image.
+
+    flops: of training, text included; what budgets and fits are of. frozen: of what each step computes beside that
+    without training it, which hours are of too.
+    """
 
     params: int
     non_embedding: int
     trainable: int
     flops: float
+    frozen: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +134,10 @@ class Run:
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of the trunk and all cooldowns."""
+        """FLOPs of the trunk and all cooldowns, frozen encoders included."""
         starts = [decay_start(config) * config.batch_size for config in self.configs]
         cooled = sum(images - start for images, start in zip(self.images, starts, strict=True))
-        return self.shape.flops * (starts[-1] + cooled)
+        return (self.shape.flops + self.shape.frozen) * (starts[-1] + cooled)
 
 
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
@@ -177,7 +184,7 @@ def _runs(sweep: Sweep, name: str, objective: str, size: int) -> list[Run]:
     batch = base.get("batch_size", Config.batch_size)
     warmup = base.get("optimizer", {}).get("warmup_images", 0)
     first = schema.from_dict(values | {"total_images": batch + warmup})
-    shape = measure(sweep, first)
+    shape = measure(sweep, first, architecture.together > 1)
     amounts = _amounts(sweep, shape, batch)
     if not amounts:
         return []
@@ -225,14 +232,27 @@ def _amounts(sweep: Sweep, shape: Shape, batch: int) -> list[int]:
     return sorted({max(round(images / batch), 1) * batch for images in kept})
 
 
-def measure(sweep: Sweep, config: Config) -> Shape:
-    """Exact parameters, and FLOPs counted in the gradients of denoiser and trained text encoder; nothing is run."""
+def measure(sweep: Sweep, config: Config, together: bool = False) -> Shape:
+    """Exact parameters, and FLOPs counted in the gradients of denoiser and trained text encoder; nothing is run.
+
+    Runs that are trained `together` read latents that were encoded before.
+    """
     latent = sweep.latent or config.data.resolution // load_autoencoder(config.autoencoder)[0].config.factor
     encoder = config.text.encoder if config.text else None
     tokens = encoder.max_length if encoder else sweep.text_tokens
     rung = _rung(config.model, latent, tokens)
     text_params, text_flops = _text(encoder, tokens) if encoder else (0, 0.0)
-    return Shape(rung.params, rung.non_embedding, rung.params + text_params, rung.training + text_flops)
+    return Shape(rung.params, rung.non_embedding, rung.params + text_params, rung.training + text_flops,
+                 _frozen(config, together))
+
+
+def _frozen(config: Config, together: bool) -> float:
+    """FLOPs an image of encoders that a train step runs and does not train."""
+    if together:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, latents="memory"))
+    if config.data.latents == "memory" and not (config.text and config.text.folder):
+        return 0.0
+    return frozen_flops(*abstract_system(config)[:2])
 
 
 _rung = functools.lru_cache(maxsize=256)(ladders.measure)

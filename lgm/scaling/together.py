@@ -140,8 +140,10 @@ def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
     system, frozen, _ = open_system(config)
     check_range(system)
     data, options = config.data, config.evaluation
-    images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption)
-    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
+    images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption,
+                         threads=data.threads)
+    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption,
+                          threads=data.threads)
     heldout = heldout.take(range(min(len(heldout), options.max_images)))
     check_enough(system, heldout)
     tokens, mask = system.tokenize(images.captions)

@@ -23,8 +23,8 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     del workdir
     autoencoder = build(config.model)
     data = config.data
-    images = open_images(data.source, where=data.where, resolution=data.resolution)
-    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution)
+    images = open_images(data.source, where=data.where, resolution=data.resolution, threads=data.threads)
+    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, threads=data.threads)
     part, parts = batch_part(layout)
     iterator = batches({"image": images.images()}, batch_size=config.batch_size, seed=config.seed,
                        process_index=part, process_count=parts)
@@ -37,8 +37,8 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         loss=make_loss(config, autoencoder, layout),
         frozen={},
         batches=iterator,
-        forward_flops=autoencoder.flops(one, method="reconstruct"),
-        executed_flops=autoencoder.flops(one, method="reconstruct", executed=True),
+        flops=3.0 * autoencoder.flops(one, method="reconstruct"),
+        executed_flops=3.0 * autoencoder.flops(one, method="reconstruct", executed=True),
         heldout=lambda params: heldout_psnr(config, autoencoder, params, heldout),
         pictures=lambda params, path: picture(config, autoencoder, params, heldout, path),
     )

@@ -23,6 +23,7 @@ from lgm.train.loop import Task
 from lgm.train.placing import check_latents
 from lgm.train.start import open_system
 from lgm.train.teaching import Teacher, open_teacher, pairs
+from lgm.train.work import training_flops
 
 
 def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
@@ -32,8 +33,10 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     if config.evaluation.levels:
         check_range(system)
     data = config.data
-    images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption)
-    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
+    images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption,
+                         threads=data.threads)
+    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption,
+                          threads=data.threads)
     teacher = open_teacher(config, system, layout)
     in_memory = data.latents == "memory"
     if config.loss.name in ("reflow", "one_step"):
@@ -47,7 +50,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     arrays |= {"tokens": tokens, "mask": mask}
     part, parts = batch_part(layout)
     iterator = batches(arrays, image=None if in_memory else images.image, batch_size=config.batch_size,
-                       seed=config.seed, process_index=part, process_count=parts)
+                       seed=config.seed, process_index=part, process_count=parts, threads=images.threads)
     test = heldout.take(range(min(len(heldout), config.evaluation.max_images)))
     check_enough(system, test)
     arrays_of_test = encode_all(system, frozen, test), *system.tokenize(test.captions)
@@ -59,8 +62,8 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         loss=make_loss(config, system, teacher),
         frozen=frozen,
         batches=iterator,
-        forward_flops=forward_flops(system, frozen),
-        executed_flops=forward_flops(system, frozen, executed=True),
+        flops=training_flops(system, frozen),
+        executed_flops=training_flops(system, frozen, executed=True),
         heldout=lambda params: heldout_figures(system, whole(params), frozen, test, arrays_of_test),
         pictures=lambda params, path: picture(system, whole(params), frozen, rows, path),
         start=start,
@@ -121,18 +124,6 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
         return objective.given(predict, x, cond, *(batch[name] for name in names), **extra)
 
     return loss
-
-
-def forward_flops(system: System, frozen, executed: bool = False) -> float:
-    """FLOPs of one image's forward pass through the denoiser and, where it is trained too, the text encoder: the
-    models' standard counts or, with `executed`, what is computed."""
-    abstract = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-    text = {"text": system.text.abstract()} if system.text else {"text": abstract(frozen.get("text"))}
-    tokens, mask = abstract(system.unconditional(1))
-    cond = jax.eval_shape(system.condition, text, tokens, mask)
-    x = jax.ShapeDtypeStruct((1, *system.latent_shape()), jnp.float32)
-    flops = system.denoiser.flops(x, jax.ShapeDtypeStruct((1,), jnp.float32), cond, executed=executed)
-    return flops + (system.text.flops(tokens, mask) if system.text and not system.config.lora else 0.0)
 
 
 def pictured(config: Config, heldout, images) -> tuple[list[str], np.ndarray | None]:

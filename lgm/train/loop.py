@@ -47,8 +47,8 @@ class Task:
     loss: Loss
     frozen: Any
     batches: Any  # an iterator with get_state() and set_state()
-    forward_flops: float  # of one image, by the model's standard count
-    executed_flops: float  # of one image, as computed
+    flops: float  # of a step on one image, by the models' standard counts
+    executed_flops: float  # of the same, as computed
     heldout: Callable[[Any], dict[str, float]]
     pictures: Callable[[Any, Path | None], np.ndarray]  # (weights, path of the PNG to write) -> the picture [H, W, 3]
     start: Callable[[Any], Any] | None = None  # shardings -> the weights to start from, where `init` does not draw them
@@ -246,8 +246,8 @@ class _Run:
         images = step * self.config.batch_size
         rate = (step - self.clock_step) * self.config.batch_size / (time.monotonic() - self.clock)
         self._start_clock(step)
-        speed = {"images_per_second": rate, "tflops_per_second": 3 * self.task.forward_flops * rate / 1e12,
-                 "executed_tflops_per_second": 3 * self.task.executed_flops * rate / 1e12}
+        speed = {"images_per_second": rate, "tflops_per_second": self.task.flops * rate / 1e12,
+                 "executed_tflops_per_second": self.task.executed_flops * rate / 1e12}
         if (peak := peak_flops(jax.devices()[0])) is not None:
             speed["mfu"] = speed["tflops_per_second"] * 1e12 / (peak * jax.device_count())
         self.log.write(step, images, {**metrics, **speed, **self.ledger.row()})

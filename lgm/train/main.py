@@ -179,7 +179,8 @@ def evaluate(workdir: str, out: str, weights: str, distance: int | None = None, 
     if distance is not None:
         options = dataclasses.replace(options, distance=distance)
         system = dataclasses.replace(system, config=dataclasses.replace(system.config, evaluation=options))
-    images = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption)
+    images = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption,
+                         threads=data.threads)
     images = images.take(range(min(len(images), options.max_images)))
     check_enough(system, images)
     arrays = encode_all(system, frozen, images), *system.tokenize(images.captions)
@@ -239,7 +240,8 @@ def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
         raise ConfigError(f"--out={out} is a file; give a folder")
     model, layout = build(config.model), over_all_devices()
     params, _ = restore_weights(workdir, {"autoencoder": model.abstract()}, weights, layout.whole)
-    images = open_images(config.data.source, where=config.data.where, resolution=config.data.resolution)
+    images = open_images(config.data.source, where=config.data.where, resolution=config.data.resolution,
+                         threads=config.data.threads)
     _, latents = reconstruct_all(config, model, params, images)
     params = on_first(params)
     if not first():

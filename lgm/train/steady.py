@@ -1,4 +1,4 @@
-"""What a training loop must not do once it runs: compile its step again, or move arrays between host and device unasked.
+"""What a training loop must not do once it runs: compile its step again, or move arrays to or from the host unasked.
 
 On a pod either is a stall of all its chips that nobody sees: the run goes on, and is slow.
 """

@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from lgm.data import batches
 from lgm.data.order import grouped, permuted, shuffled
+from lgm.data.pipeline import cores
 
 
 def make(count=23, batch_size=5, seed=3, **options):
@@ -112,6 +114,24 @@ def test_images_are_read_by_threads_of_their_own():
         assert batch["image"].shape == (5, 2, 2, 3) and batch["image"].dtype == np.uint8
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
     assert threading.current_thread().name not in seen
+
+
+def test_as_many_images_are_read_at_once_as_there_are_cores_or_as_is_asked_for(monkeypatch):
+    def read(count, **options):
+        """Images are read by `count` threads, which wait for each other, and no more."""
+        readers, meeting = set(), threading.Barrier(count, timeout=60)
+
+        def image(index):
+            readers.add(threading.current_thread().name)
+            meeting.wait()
+            return np.zeros((2, 2, 3), np.uint8)
+
+        next(make(batch_size=6, image=image, **options))
+        return len(readers) == count
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 4, 5}, raising=False)
+    assert cores() == 3 and read(3)
+    assert read(2, threads=2) and read(1, threads=1)
 
 
 def test_an_image_that_cannot_be_read_ends_in_its_own_line():

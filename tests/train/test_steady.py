@@ -62,7 +62,7 @@ def run(config, folder):
 
     task = loop.Task(
         init=lambda key: {"kernel": jax.random.normal(key, (4,))}, logical_axes={"kernel": (None,)}, loss=loss,
-        frozen=jax.device_put(np.float32(0.5)), batches=Ones(), forward_flops=1.0, executed_flops=1.0,
+        frozen=jax.device_put(np.float32(0.5)), batches=Ones(), flops=1.0, executed_flops=1.0,
         heldout=lambda params: {"heldout": float(params["kernel"].sum())}, pictures=None,
     )  # fmt: skip
     counts = []
