@@ -192,4 +192,5 @@ def batch_part(layout: Layout, process: int | None = None) -> tuple[int, int]:
 
 def put_batch(layout: Layout, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's share of a batch as global arrays."""
-    return {k: jax.make_array_from_process_local_data(layout.batch, v) for k, v in batch.items()}
+    with jax.transfer_guard("allow"):  # of arrays over several processes JAX does not see that they were asked for
+        return {k: jax.make_array_from_process_local_data(layout.batch, v) for k, v in batch.items()}
