@@ -56,15 +56,13 @@ def test_costs_are_counted(runs):
     assert 0.5 < run.shape.flops / (6 * 64 * run.shape.params) < 1.5
 
 
-def test_encoders_that_are_frozen_in_the_step_cost_hours_and_no_budget(runs, tmp_path):
-    path = write(tmp_path, ("data=dict(", 'data=dict(latents="step", '), ("together=4, ", ""))
-    found = sweep.expand(sweep.load(str(path)))
-    assert [(run.name, run.images, run.shape.flops) for run in found] == [
-        (run.name, run.images, run.shape.flops) for run in runs]  # fmt: skip
-    for run, plain in zip(found, runs, strict=True):
-        apart = run.architecture == "mmdit"  # the others, which are trained together, read latents encoded before
-        assert (run.shape.frozen > 0) == apart and plain.shape.frozen == 0
-        assert run.flops - plain.flops == pytest.approx(run.shape.frozen * (6 + 2 + 4) * 8)
+def test_encoders_that_are_frozen_in_the_step_cost_hours_and_no_budget(plan, tiny_config):
+    config, kept = schema.load(tiny_config, [("data.latents", "step")]), schema.load(tiny_config)
+    apart, plain = sweep.measure(plan, config), sweep.measure(plan, kept)
+    assert apart == dataclasses.replace(plain, frozen=apart.frozen) and apart.frozen > 0 == plain.frozen
+    assert sweep.measure(plan, config, together=True) == plain  # which reads latents that were encoded before
+    run = lambda shape: sweep.Run("a", "a", "mmdit", "flow", 1, shape, (config,))
+    assert run(apart).flops - run(plain).flops == pytest.approx(apart.frozen * config.total_images)
 
 
 def test_widths_and_depths_alone_tell_the_base_of_mup(runs):
