@@ -1,6 +1,8 @@
 """Shared by all tests: a compilation cache for the session, and one tiny run that trains in seconds."""
 
+import fcntl
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "lgm-test-xla"))
@@ -54,9 +56,15 @@ def tiny_config(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_config, tmp_path_factory):
-    """The folder of a finished tiny run."""
+    """The folder of a finished tiny run: trained by the first of pytest's workers that asks, copied by the others."""
     from lgm.cli import main
 
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", f"--config={tiny_config}", f"--workdir={workdir}"]) == 0
-    return workdir
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "tiny-run"
+    with open(shared.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            workdir = tmp_path_factory.mktemp("training") / "tiny"
+            assert main(["train", f"--config={tiny_config}", f"--workdir={workdir}"]) == 0
+            workdir.rename(shared)
+    return shutil.copytree(shared, tmp_path_factory.mktemp("runs") / "tiny")

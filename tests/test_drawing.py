@@ -63,10 +63,9 @@ def test_a_stochastic_solver_draws_each_image_alike_in_any_batch(run):
     assert apart(draw(*run, CAPTIONS, **words | {"solver": "euler"})[0], both[0]) > 0
 
 
-@pytest.mark.parametrize("solver", ["euler_ancestral", "dpmpp_2m_sde", *(pytest.param(name, marks=pytest.mark.slow)
-                                    for name in ("ddpm", "ddim:eta=0.5", "dpmpp_sde", "dpmpp_3m_sde", "dpmpp_2s_sde",
-                                                 "dpm_2_ancestral", "dpmpp_2s_ancestral", "heun:s_churn=2",
-                                                 "consistency", "lcm", "tcd"))])  # fmt: skip
+@pytest.mark.parametrize("solver", ["dpmpp_2m_sde", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "euler_ancestral", "ddpm", "ddim:eta=0.5", "dpmpp_sde", "dpmpp_3m_sde", "dpmpp_2s_sde", "dpm_2_ancestral",
+    "dpmpp_2s_ancestral", "heun:s_churn=2", "consistency", "lcm", "tcd"))])
 def test_what_a_stochastic_solver_draws_on_its_way_follows_the_seed(run, monkeypatch, solver):
     """Under the same x_T: one seed is one picture, another seed another."""
     system = run[0]
@@ -154,6 +153,7 @@ def test_settings_that_cannot_be_are_one_line(tiny_config, overrides, part):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_an_edm_run_has_a_loss_of_one_at_first_and_draws_from_noise_of_80(tiny_config):
     overrides = (("process", "{'name': 'edm', 'sigma_data': 1.0}"), ("loss.target", "edm"),
                  ("loss.density", "{'name': 'edm_log_normal'}"))  # fmt: skip

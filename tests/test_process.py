@@ -62,7 +62,7 @@ def test_noise_only_grows(name, thousandths, beside):
 
 
 @settings(max_examples=40, deadline=None)
-@given(names, kinds, st.lists(st.integers(1, 3), min_size=1, max_size=4), st.sampled_from(["float32", "bfloat16"]))
+@given(names, kinds, st.sampled_from([(3,), (2, 1), (1, 3, 2), (3, 2, 2, 1)]), st.sampled_from(["float32", "bfloat16"]))
 def test_shapes_stay_and_all_is_float32_to_both_ends(name, kind, shape, dtype):
     process, t_B = PROCESSES[name], jnp.asarray(np.resize([0.0, 1e-3, 1.0, 0.5], shape[0]), dtype)
     x, eps = jax.random.normal(jax.random.key(0), (2, *shape), dtype)

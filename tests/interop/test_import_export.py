@@ -85,6 +85,7 @@ def test_the_weights_of_an_imported_run_are_the_folders_bit_for_bit(released, im
         assert {k: v.tobytes() for k, v in before.items()} == {k: v.tobytes() for k, v in after.items()}
 
 
+@pytest.mark.slow
 def test_once_trained_the_config_may_not_change(tuned, capsys):
     assert train(tuned, "optimizer.lr=1e-3") != 0
     assert "holds a run with config.optimizer.lr=0.01" in capsys.readouterr().err

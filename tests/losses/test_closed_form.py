@@ -24,7 +24,7 @@ PROCESSES = {
     "flow": gaussian.rectified_flow(),
     "trigonometric": gaussian.trigonometric(),
 }
-SLOW = ("zero terminal", "vp", "trigonometric")
+SLOW = ("ddpm", "zero terminal", "vp", "trigonometric")
 FEW = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PROCESSES]
 # the density of t that each weighting is shown under, and the targets of the network, so that each target has two
 CASES = {

@@ -116,7 +116,7 @@ def test_a_density_and_its_importance_weight_leave_the_expectation_alone(drawn):
     assert abs(got - exactly) < 2e-3  # 20,000 stratified draws
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_weights_and_gradients_are_finite_at_both_ends(process, dtype):
     ends = jnp.asarray([0.0, 1e-4, 0.999, 1.0])

@@ -61,8 +61,10 @@ def loaded(config):
     return theirs, model, rules, to_ours(rules, model.abstract(), state.__getitem__, state)
 
 
-@pytest.mark.parametrize(("name", "scale"), [("learned sigma", 1), ("no sigma, patch 1, grouped", 1),
-                                             ("learned sigma", 2)])  # fmt: skip
+@pytest.mark.parametrize(("name", "scale"), [
+    ("learned sigma", 2),
+    *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("learned sigma", "no sigma, patch 1, grouped")),
+])
 def test_forward_and_gradients_equal_the_released_network(name, scale):
     config = CASES[name]
     theirs, model, rules, params = loaded(config)

@@ -122,6 +122,7 @@ def small(csv_file, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_same_table_gives_the_same_bytes(small, tmp_path):
     for name in ("one", "two"):
         fit.run(small, tmp_path / name, tokens_per_image=64, settings=families.Settings(draws=100))
@@ -181,6 +182,7 @@ def test_a_table_that_gives_no_law_is_told_by_the_exit_code_and_the_reason_writt
     assert reason in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_another_column_can_be_the_loss(small, tmp_path):
     path = tmp_path / "renamed.csv"
     path.write_text(small.read_text().replace("images,loss", "images,vlb_bits"))

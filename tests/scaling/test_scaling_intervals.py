@@ -99,6 +99,7 @@ def test_one_size_still_has_its_beta():
     assert families.predict(family, Settings(), 1e22)["reason"] == estimate.refused["alpha"]
 
 
+@pytest.mark.slow
 def test_an_exponent_drowned_in_noise_is_refused():
     """Sizes that hardly matter, under scatter: the interval of alpha runs to 0, to infinity, or over any range."""
     law = laws.theta(A=0.5, B=410.7, E=1.69, alpha=0.34, beta=0.28)

@@ -43,7 +43,8 @@ def step_of(path, overrides, batch=None):
 
 
 @pytest.mark.parametrize("overrides", [
-    (*JUMP, ("loss.name", "mean_flow"), ("loss.power", "0.0"), ("loss.same", "0.0")),
+    pytest.param((*JUMP, ("loss.name", "mean_flow"), ("loss.power", "0.0"), ("loss.same", "0.0")),
+                 marks=pytest.mark.slow),
     pytest.param((*JUMP, ("loss.name", "mean_flow"), ("loss.scale", "1.5"), ("loss.kappa", "0.3"),
                   ("loss.interval", "(0.0, 0.8)")), marks=pytest.mark.slow),
     pytest.param((*JUMP, ("loss.name", "shortcut"), ("loss.levels", "3"), ("loss.scale", "1.5")),
@@ -70,6 +71,7 @@ def test_a_draw_that_changes_as_training_goes_on_is_told_how_far_it_is():
         assert float(metrics["told"]) == pytest.approx(number / 10)
 
 
+@pytest.mark.slow
 def test_pairs_of_a_teacher_are_the_ends_of_its_paths_and_what_a_reflow_learns(tiny_run, tiny_config, tmp_path,
                                                                                 monkeypatch):
     overrides = (("loss.name", "reflow"), ("loss.teacher", {"workdir": str(tiny_run), "pairs": 20, "steps": 3}))
