@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from lgm import config as schema
 from lgm.models import build
@@ -48,12 +49,13 @@ def test_muon_takes_hidden_matrices_and_leaves_the_border_norms_and_biases():
     assert unet["denoiser/shifts/kernel"] == Matrix(0, 1) and unet["denoiser/conv_in/kernel"] is None
 
 
+@pytest.mark.slow
 def test_a_convolutions_update_is_as_large_beside_its_first_weights_as_a_matrixs():
     config = parsed(UNET, name="muon", clip_norm=0.0)
     params = {"denoiser": build(config.model).init(jax.random.key(0))}
     optimizer = build_optimizer(config)
     gradients = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
-    updates, weights = flat(optimizer.update(gradients, optimizer.init(params), params)[0]), flat(params)
+    updates, weights = flat(jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0]), flat(params)
     rms = lambda a: float(jnp.sqrt(jnp.mean(jnp.square(a))))
     share = lambda name: rms(updates[name]) / rms(weights[name])
     convolution = share("denoiser/down/0/resample/kernel")  # 3 x 3 of 32 channels
@@ -69,10 +71,10 @@ def test_muons_updates_are_orthogonal_of_adamws_size_and_the_rest_is_adamw():
     keys = jax.random.split(jax.random.key(1), len(leaves))
     gradients = structure.unflatten([jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
     optimizer = build_optimizer(config)
-    updates = flat(optimizer.update(gradients, optimizer.init(params), params)[0])
+    updates = flat(jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0])
     o = config.optimizer
     adamw = optax.adamw(learning_rate(config), o.b1, o.b2, weight_decay=0.0, nesterov=True)
-    plain = flat(adamw.update(gradients, adamw.init(params), params)[0])
+    plain = flat(jax.jit(adamw.update)(gradients, adamw.init(params), params)[0])
     for name, matrices in numbers(MMDIT).items():
         if matrices is None:
             np.testing.assert_allclose(updates[name], plain[name], rtol=1e-6, err_msg=name)
