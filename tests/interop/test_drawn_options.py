@@ -113,6 +113,7 @@ def test_image_to_image_under_rounded_karras_levels(systems, tmp_path):
     assert psnr(ours, expected) > LEAST_PSNR
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_image_whatever_is_drawn_beside_it_and_tiles_are_those_of_diffusers(systems, tmp_path):
     theirs, folder, pipeline, params = systems("stable_diffusion")
     options = dict(steps=1, guidance=1.0, size=(16, 24), seed=4)

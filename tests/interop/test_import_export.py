@@ -91,6 +91,7 @@ def test_once_trained_the_config_may_not_change(tuned, capsys):
     assert "holds a run with config.optimizer.lr=0.01" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_exported_run_is_read_by_diffusers_and_draws_the_runs_image(released, tuned, tmp_path):
     folder = tmp_path / "out"
     assert main(["export", f"--workdir={tuned}", f"--out={folder}"]) == 0
@@ -113,6 +114,7 @@ def test_an_exported_run_is_read_by_diffusers_and_draws_the_runs_image(released,
     assert max(np.abs(start[k] - raw[k]).max() for k in raw) < 0.05  # three steps of Adam at 0.01 from where it began
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_run(tuned):
     config = dataclasses.replace(schema.read(tuned), init_from=str(tuned))
     system, _, start = open_system(config)

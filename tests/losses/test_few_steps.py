@@ -61,6 +61,7 @@ def reflowed(rounds):
     return lambda x, t: toy.apply(params, x, t)
 
 
+@pytest.mark.slow
 def test_each_round_of_reflow_is_straighter_and_one_step_of_it_better():
     models = [spiral, reflowed(1), reflowed(2)]
     bent = [float(jax.jit(lambda e, m=m: straightness(FLOW, "flow", m, e))(noise(1, 1000))) for m in models]

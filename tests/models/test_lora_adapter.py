@@ -50,7 +50,7 @@ def test_a_target_that_matches_nothing_is_named():
         LoRAConfig(rank=0)
 
 
-@pytest.mark.parametrize("family", ["stack", "list"])
+@pytest.mark.parametrize("family", ["stack", pytest.param("list", marks=pytest.mark.slow)])
 def test_the_adapted_model_is_the_merged_one(family):
     """On a stack of blocks and on the U-Net's lists of levels, to float32's rounding."""
     rng = np.random.default_rng(0)

@@ -138,6 +138,7 @@ def test_a_new_model_predicts_zero_and_needs_no_text_if_built_without():
     assert y.shape == (1, 4, 4, 4)
 
 
+@pytest.mark.slow
 def test_a_residual_model_begins_as_the_identity_and_scales_a_change_and_a_gain_of_its_input():
     config = UNetConfig(block_channels=(8,), transformer_depth=(0,), heads=(1,), text_dim=0, norm_groups=4)
     plain, residual = build(config), build(dataclasses.replace(config, residual=True))

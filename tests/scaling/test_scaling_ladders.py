@@ -24,7 +24,7 @@ def test_ladders_pass_through_the_released_shapes():
     assert ladders.shape("unet", 40, base="sdxl", text_dim=2048, pooled_dim=1280, micro_ids=6) == preset("unet/sdxl")
 
 
-@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", "unet"])
+@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", pytest.param("unet", marks=pytest.mark.slow)])
 def test_four_decades_of_parameters(family):
     configs = ladders.ladder(family, 1.0e6, 1.0e10, 5, **SMALL[family])
     counts = [build(config).count() for config in (configs if family != "unet" else configs[:2])]

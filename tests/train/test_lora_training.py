@@ -45,6 +45,7 @@ def trained(tmp_path_factory):
     return folder, run, out
 
 
+@pytest.mark.slow
 def test_only_the_adapter_is_trained_and_kept(trained):
     folder, run, _ = trained
     config = schema.read(run)
@@ -56,6 +57,7 @@ def test_only_the_adapter_is_trained_and_kept(trained):
     jax.tree.map(np.testing.assert_array_equal, frozen["denoiser"], plain)
 
 
+@pytest.mark.slow
 def test_diffusers_loads_it_and_draws_the_runs_picture(trained):
     folder, run, out = trained
     noise = np.stack([np.asarray(jax.random.normal(jax.random.fold_in(jax.random.fold_in(jax.random.key(5), i), 0),
@@ -70,6 +72,7 @@ def test_diffusers_loads_it_and_draws_the_runs_picture(trained):
     assert tiny_systems.psnr(drawn / 255, expected) > LEAST_PSNR
 
 
+@pytest.mark.slow
 def test_the_command_line_merges_it_into_the_folder(trained, tmp_path):
     folder, _, out = trained
     noise = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
@@ -83,6 +86,7 @@ def test_the_command_line_merges_it_into_the_folder(trained, tmp_path):
     assert tiny_systems.psnr(read_image(tmp_path / "x.png"), expected) > LEAST_PSNR
 
 
+@pytest.mark.slow
 def test_a_file_for_other_weights_is_one_line(trained, tmp_path, capsys):
     folder, _, out = trained
     tensors = safetensors.numpy.load_file(out / "pytorch_lora_weights.safetensors")
