@@ -178,11 +178,12 @@ sys.exit(main(["train", "--config=x.py", f"--workdir={sys.argv[1]}"]))
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["64k", "300k", "1m"])
 def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(size, tmp_path):
+    """Checkpoints of one array stand for training's: how many writes at once end on a full disk is not shown here."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here")
+        pytest.skip(f"a disk is filled by mounting a small one, which takes root: {mounted.stderr.decode().strip()}")
     try:
         done = subprocess.run([sys.executable, "-c", FULL, str(place / "run")], capture_output=True, text=True,
                               timeout=200)
