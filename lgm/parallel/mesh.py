@@ -95,6 +95,6 @@ def _within(shape: list[int], devices: list) -> np.ndarray:
     if devices[0].platform == "tpu":
         try:
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        except (NotImplementedError, ValueError, AssertionError):  # what JAX raises for shapes it has no assignment for
+        except (NotImplementedError, ValueError, AssertionError):  # JAX finds no assignment of the shape
             pass
     return np.asarray(devices).reshape(shape)

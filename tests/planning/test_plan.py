@@ -25,7 +25,7 @@ from lgm.planning.search import Candidate, _settled, candidates, meshes
 ROOT = Path(__file__).resolve().parents[2]
 POD = str(ROOT / "configs" / "pod.py")
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="the TPU compiler, libtpu, is published for Linux on x86-64 alone; [dev] has it there")
+                                  reason="libtpu, the TPU compiler, is for Linux on x86-64 alone; [dev] has it there")
 
 
 def plans(*cases) -> list[dict]:
