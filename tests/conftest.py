@@ -8,10 +8,11 @@ import tempfile
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "lgm-test-xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# tests compile far more than they compute: LLVM's own optimizations change no formula and take a third of their time
-LEVEL = "--xla_backend_optimization_level"
-if LEVEL not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0".strip()
+# tests compile far more than they compute: without LLVM's optimizations and with XLA's older emitters, which change no
+# formula, they take half of their time
+QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in QUICK if flag.split("=")[0] not in given)]).strip()
 
 import pytest  # noqa: E402
 
@@ -23,6 +24,17 @@ settle_platform()  # before JAX asks libtpu, which is there to compile with, for
 def pytest_configure(config):
     # a train step that is compiled twice fails any test; said here, for naming the class imports JAX
     config.addinivalue_line("filterwarnings", "error::lgm.train.steady.Recompiled")
+
+
+# the files that take longest, which begin first: pytest's workers take file after file, and end together
+LONG = ("processes/", "parallel/", "planning/", "train/", "scaling/", "test_drawing.py", "launching/", "test_fuzz.py")
+
+
+def pytest_collection_modifyitems(items):
+    here = os.path.dirname(__file__)
+    place = lambda item: os.path.relpath(item.path, here)
+    rank = lambda item: next((i for i, name in enumerate(LONG) if place(item).startswith(name)), len(LONG))
+    items.sort(key=rank)
 
 
 TINY = """

@@ -93,7 +93,7 @@ def test_images_that_cannot_be_read_are_named(refuse_training, tmp_path):
 def test_a_batch_that_does_not_divide_over_devices_is_refused(tiny_config, tmp_path):
     command = [sys.executable, "-m", "lgm.cli", "train", f"--config={tiny_config}", f"--workdir={tmp_path / 'w'}",
                "--config.batch_size=9"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode != 0 and not (tmp_path / "w").exists()
     assert len(result.stderr.splitlines()) == 1 and "config.batch_size=9" in result.stderr

@@ -174,7 +174,7 @@ def test_on_eight_devices_the_networks_are_split_and_the_picture_is_the_same(tmp
     assert main([*words, f"--out={tmp_path / 'one.png'}"]) == 0
     code = f"""
 import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 import jax
 from lgm.cli import main
 from lgm.interop import drawing

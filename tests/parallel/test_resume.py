@@ -63,7 +63,7 @@ if sys.argv[1] == "stop":
     loop._Run = StopAtSeven
 sys.exit(main(sys.argv[2:]))
 """
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
     def train(how, *options):
