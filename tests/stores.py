@@ -2,6 +2,8 @@
 
 import os
 import socket
+import threading
+from http import HTTPStatus
 
 import pytest
 
@@ -14,8 +16,37 @@ def _port() -> int:
         return probe.getsockname()[1]
 
 
+def _generations(monkeypatch):
+    """The emulator tells no generation of what is read and heeds no condition of a write: as the store does, so that
+    writers that meet are told, and neither one's words are lost."""
+    objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
+    upload, download, one_at_a_time = objects._media_upload, objects.download, threading.Lock()
+
+    def generation(storage, name):
+        try:
+            return storage.get_file_obj(BUCKET, name)["generation"]
+        except objects.NotFound:
+            return "0"
+
+    def conditional(request, response, storage):
+        with one_at_a_time:
+            wanted = request.query.get("ifGenerationMatch")
+            if wanted and wanted[0] != generation(storage, request.query["name"][0]):
+                response.status = HTTPStatus.PRECONDITION_FAILED
+                return
+            upload(request, response, storage)
+
+    def told(request, response, storage, *args, **kwargs):
+        response["x-goog-generation"] = generation(storage, request.params["object_id"])
+        return download(request, response, storage, *args, **kwargs)
+
+    monkeypatch.setattr(objects, "_media_upload", conditional)
+    monkeypatch.setattr(objects, "download", told)
+
+
 def _gs(monkeypatch):
     server = pytest.importorskip("gcp_storage_emulator.server")
+    _generations(monkeypatch)
     port = _port()
     running = server.create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
     running.start()
