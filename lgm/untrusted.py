@@ -46,20 +46,25 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def read_object(path: str | Path) -> dict[str, Any]:
-    """The JSON object of a regular file. Raises as `regular` does, and ValueError, one line, for any other content."""
+def read_object(path: str | Path, infinite: bool = False) -> dict[str, Any]:
+    """The JSON object of a regular file. Raises as `regular` does, and ValueError, one line, for any other content.
+
+    infinite: whether a number may be, which is for the caller to check then: diffusers writes a bound that binds
+    nothing as -Infinity.
+    """
     text = read_text(path)
     try:
-        value = parse_object(text)
+        value = parse_object(text, infinite)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON object ({error}); download it again") from None
     return value
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
+def parse_object(text: str | bytes, infinite: bool = False) -> dict[str, Any]:
     """A JSON object in which no key stands twice and every number is finite. Raises ValueError, one line."""
+    number = dict(parse_constant=_infinite) if infinite else dict(parse_constant=_refused, parse_float=finite)
     try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_refused, parse_float=finite)
+        value = json.loads(text, object_pairs_hook=_once, **number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
@@ -86,6 +91,10 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refused(constant: str):
     raise ValueError(f"{constant} is no number")
+
+
+def _infinite(constant: str) -> float:
+    return _refused(constant) if constant == "NaN" else float(constant)
 
 
 def shown(value: Any, longest: int = 80) -> str:

@@ -1,5 +1,6 @@
 """What others wrote is read only where it can be: regular files, objects without a key twice, finite numbers."""
 
+import math
 import os
 
 import pytest
@@ -22,6 +23,16 @@ def test_a_text_that_is_no_object_is_one_line(text, line):
     with pytest.raises(ValueError, match=line) as error:
         parse_object(text)
     assert "\n" not in str(error.value)
+
+
+def test_an_infinite_number_is_read_where_it_may_be_and_no_nan(tmp_path):
+    (tmp_path / "scheduler_config.json").write_text('{"lambda_min_clipped": -Infinity, "beta_end": 1e999}')
+    read = read_object(tmp_path / "scheduler_config.json", infinite=True)
+    assert read == {"lambda_min_clipped": -math.inf, "beta_end": math.inf}
+    with pytest.raises(ValueError, match="is no JSON object .-Infinity is no number"):
+        read_object(tmp_path / "scheduler_config.json")
+    with pytest.raises(ValueError, match="NaN is no number"):
+        parse_object('{"a": NaN}', infinite=True)
 
 
 def test_only_regular_files_of_a_bounded_size_are_opened(tmp_path):

@@ -190,10 +190,10 @@ def save_component(
     write_json(Path(folder) / "config.json", written)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError, one line, where there is none."""
+def read_json(path: Path, infinite: bool = False) -> dict[str, Any]:
+    """A JSON object, as `read_object` reads it. Raises ValueError, one line, where there is none."""
     try:
-        return read_object(path)
+        return read_object(path, infinite)
     except FileNotFoundError:
         raise ValueError(f"{path} is not there") from None
 

@@ -281,7 +281,7 @@ CORRECTED = {"StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False
 
 
 def _read_schedule(path: Path, name: str, singles: Sequence[Weights] = ()) -> Schedule:
-    config = read_json(path)
+    config = read_json(path, infinite=True)
     try:
         check(config, SCHEDULER, "scheduler_config.json")
         config |= CORRECTED.get(name, {})

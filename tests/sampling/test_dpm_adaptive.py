@@ -99,8 +99,12 @@ def test_every_step_is_kept_or_made_anew_as_published(options):
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [EDM, FLOW, TABLE], ids=lambda p: p.name)
 def test_normal_data_are_reached_from_any_process(process):
-    """The exact path of N(m, s^2) data: z = (x_t - a m) / sqrt(a^2 s^2 + b^2) stays."""
-    mean, std = 0.5, 0.3
+    """The exact path of N(m, s^2) data: z = (x_t - a m) / sqrt(a^2 s^2 + b^2) stays.
+
+    Each place has a spread of its own: of one alone the difference between the orders, which judges a step, has a width
+    where it is zero, and a step that happens to be as wide is kept however far it is off.
+    """
+    mean, std = 0.5, np.float32([0.2, 0.35, 0.6])
 
     def predict(x, t_B):
         a, b = (gaussian.wide(c(t_B), x) for c in (process.a, process.b))
@@ -111,9 +115,9 @@ def test_normal_data_are_reached_from_any_process(process):
     a, b = float(process.a(jnp.float32(t))), float(process.b(jnp.float32(t)))
     x_T = a * mean + np.sqrt((a * std) ** 2 + b**2) * z
     method = sampling.solver("dpm_adaptive", rtol=1e-3, atol=1e-3)
-    # the last level's noise, 0.002 to 0.03, is taken for none: that much of 0.3 is missing
+    # the last level's noise, 0.002 to 0.03, is taken for none: that much of 0.2 to 0.6 is missing
     made = sampling.sample(method, process, "x", predict, x_T, [t, 0.0])
-    np.testing.assert_allclose(made, mean + std * z, atol=0.02)
+    np.testing.assert_allclose(made, mean + std * z, atol=0.03)
     halves = sampling.sample(method, process, "x", predict, x_T, [t, 0.5, 0.0])
     np.testing.assert_allclose(halves, made, atol=0.01)
 

@@ -79,11 +79,10 @@ def test_a_changed_plan_is_refused_by_its_results(config, whole, capsys):
     assert "holds a run with config.optimizer.b2=0.999, not 0.9" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("index", [0, 4])
-def test_a_run_by_itself_is_that_of_its_group_and_of_lgm_train(config, whole, tmp_path, index):
+def test_a_run_by_itself_is_that_of_its_group_and_of_lgm_train(config, whole, tmp_path):
     """By itself it is another program, whose rounding training magnifies: 1% at most in these few steps. With the loop
     of `lgm train` it shares trunk checkpoints, and every bit."""
-    assert main(["sweep", f"--config={config}", f"--workdir={tmp_path}", FEW, f"--only={index}"]) == 0
+    assert main(["sweep", f"--config={config}", f"--workdir={tmp_path}", FEW, "--only=0"]) == 0
     assert main(["sweep", f"--config={config}", f"--workdir={tmp_path}", FEW, "--gather"]) == 0
     mine, theirs = rows(tmp_path), [row for row in rows(whole) if row["run"] == rows(tmp_path)[0]["run"]]
     assert len(mine) == 2
