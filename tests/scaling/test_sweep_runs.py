@@ -18,8 +18,13 @@ FEW = "--config.objectives={'flow': {'process': {'name': 'rectified_flow'}, 'los
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Two groups: four runs of an MMDiT stepped at once, and two of a U-Net in turns."""
-    return write(tmp_path_factory.mktemp("sweep"), ("sizes=(1, 2)", "sizes=(1,)"))
+    """Two groups: four runs of an MMDiT stepped at once, and two of another in turns."""
+    unet = """dict(family="unet", sizes=(1,), lr={1: 2e-3}, together=2, how="turns",
+                      shape=dict(base="small", channels=32, text_dim=16)),"""
+    other = """dict(family="mmdit", sizes=(1,), lr={1: 2e-3}, together=2, how="turns",
+                      shape=dict(head_size=16, aspect=16.0, channels=32, patch_size=2, text_dim=16, pooled_dim=16,
+                                 position_size=8, base_size=8)),"""
+    return write(tmp_path_factory.mktemp("sweep"), ("sizes=(1, 2)", "sizes=(1,)"), (f"unet={unet}", f"other={other}"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def rows(workdir):
 def test_a_row_has_what_a_fit_needs(whole):
     table = rows(whole)
     assert len(table) == 12
-    assert {row["family"] for row in table} == {"mmdit flow", "unet flow"}
+    assert {row["family"] for row in table} == {"mmdit flow", "other flow"}
     for row in table:
         config = whole / "runs" / row["run"] / row["images"] / "config.json"
         assert json.loads(config.read_text())["total_images"] == int(row["images"]) in (40, 80)
