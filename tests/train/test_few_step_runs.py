@@ -131,8 +131,8 @@ def _captions(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides, solver", [
-    ((*JUMP, ("loss.name", "mean_flow"), ("loss.scale", "1.5"), ("accumulate", "2")), "jump"),
-    ((*TRIGONOMETRIC, ("loss.name", "consistency")), "consistency"),
+    ((*JUMP, ("loss.name", "mean_flow"), ("loss.scale", "1.5")), "jump"),
+    ((*TRIGONOMETRIC, ("loss.name", "consistency"), ("accumulate", "2")), "consistency"),
     ((*EDM, ("loss.name", "discrete_consistency")), "consistency"),
     ((("loss.name", "progressive"), ("loss.steps", "1")), "euler"),
 ], ids=lambda value: value if isinstance(value, str) else dict(value)["loss.name"])  # fmt: skip
