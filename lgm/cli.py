@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         overrides = _overrides(rest, allowed=arguments.verb in CONFIGURED)
         if arguments.verb in DISTRIBUTED and (place := _place(arguments)) is not None:
             command = [sys.executable, "-m", "lgm.cli", *argv]
-            return processes.supervise(place, _bounds(arguments), command)
+            least = processes.read_least(arguments.elastic, os.environ, place.count)
+            return processes.supervise(place, _bounds(arguments), command, least)
         return arguments.run(arguments, overrides) or 0
     except KeyboardInterrupt:
         print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
@@ -260,6 +261,8 @@ def _add_processes(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--process-id", type=int, help="which this is, from 0")
     group.add_argument("--patience", type=float, help="seconds after which a silent machine is lost (default: 60)")
     group.add_argument("--wait", type=float, help="seconds for all to start, and to reach a barrier (default: 900)")
+    group.add_argument("--elastic", metavar="N", help="where processes are lost, go on with those left, at least N, "
+                       "from the last checkpoint, on a smaller data or fsdp axis (default: $LGM_ELASTIC, or stop)")
     group.add_argument("--report", type=float, help="seconds between heartbeat lines (default: 300)")
 
 

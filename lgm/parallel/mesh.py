@@ -55,6 +55,26 @@ def _resolved(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     return {axis: count // fixed if size == -1 else size for axis, size in shape.items()}
 
 
+def refitted(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """The sizes for `count` devices where some of those they were made for are lost: data and fsdp change alone.
+
+    fsdp becomes the least divisor of what there is for both that is no smaller than before, so that the state fits as
+    it did, or all of it. Sizes that fit stay as they are, and those that nothing can make fit too: their error says so.
+    """
+    shape = {axis: sizes.get(axis, 1) for axis in AXES}
+    try:
+        return _resolved(shape, count)
+    except ValueError:
+        pass
+    others = math.prod(size for axis, size in shape.items() if axis not in ("data", "fsdp"))
+    if others < 1 or count % others:
+        return dict(sizes)
+    both = count // others
+    asked = shape["fsdp"] if shape["fsdp"] > 0 else -(-both // max(shape["data"], 1))
+    fsdp = next((n for n in range(asked, both) if both % n == 0), both)
+    return shape | {"data": both // fsdp, "fsdp": fsdp}
+
+
 def _slices(devices: list) -> list[list]:
     """The devices of each slice, or of each process where that is a node: hosts of one TPU slice are none."""
     for name in ("slice_index",) if devices[0].platform == "tpu" else ("slice_index", "process_index"):

@@ -5,11 +5,15 @@ a bound (`hub`), starts the training process proper as its child and watches it 
 (`member`). What a training process cannot do, say why it died or notice that it hangs, its supervisor does: a kill, a
 lost machine or a late one stops all processes with one line that names the process and its host.
 
+With `--elastic` a loss does not end the run: the supervisors that are left meet again (`regroup`) and start it anew
+with fewer processes (`elastic`).
+
 The supervisors import no JAX and hold no device.
 """
 
 from lgm.processes.bounds import LOST, PREEMPTED, Bounds
+from lgm.processes.elastic import read_least
 from lgm.processes.place import Place, find
 from lgm.processes.supervise import supervise
 
-__all__ = ["LOST", "PREEMPTED", "Bounds", "Place", "find", "supervise"]
+__all__ = ["LOST", "PREEMPTED", "Bounds", "Place", "find", "read_least", "supervise"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import ipaddress
 import json
 import signal
 import socket
@@ -29,6 +30,7 @@ class _Member:
     pid: int
     writer: asyncio.StreamWriter
     heard: float
+    standby: tuple[str, int]  # where its supervisor is reached when this hub is gone
     step: int | None = None
     stepped: float = 0.0
     silent: float = 0.0  # seconds for which the training process has not answered its supervisor
@@ -75,6 +77,7 @@ class Hub:
         try:
             hello = json.loads(await asyncio.wait_for(reader.readline(), 10))
             index, host, pid = int(hello["index"]), str(hello["host"]), int(hello["pid"])
+            standby = self._seen_from_others(writer), int(hello["standby"])
             wrong = (hello["job"], hello["count"]) != (self.place.job, self.place.count)
         except (TimeoutError, ValueError, KeyError, TypeError, OSError):
             writer.close()  # not one of ours
@@ -85,7 +88,7 @@ class Hub:
             _send(writer, stop={"index": index, "line": line, "code": 2})
             writer.close()
             return
-        self.members[index] = member = _Member(host, pid, writer, time.monotonic())
+        self.members[index] = member = _Member(host, pid, writer, time.monotonic(), standby)
         if len(self.members) == self.place.count:
             self._go()
         try:
@@ -103,7 +106,13 @@ class Hub:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
         host = self.place.address.rpartition(":")[0]
-        self._tell(go={"coordinator": f"{host}:{port}"})
+        peers = [self.members[index].standby for index in range(self.place.count)]
+        self._tell(go={"coordinator": f"{host}:{port}", "peers": peers})
+
+    def _seen_from_others(self, writer: asyncio.StreamWriter) -> str:
+        """The address of a supervisor that has connected; those on this machine are where the hub is."""
+        seen = writer.get_extra_info("peername")[0]
+        return self.place.address.rpartition(":")[0] if ipaddress.ip_address(seen).is_loopback else seen
 
     def _hear(self, index: int, member: _Member, message: dict) -> None:
         if "step" in message:

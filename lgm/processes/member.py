@@ -16,6 +16,7 @@ from lgm.processes.supervise import CHANNEL, MEMBER
 
 _channel: _Channel | None = None
 _asked = 0  # calls of stop_agreed
+_shrunk = False
 
 
 class _Channel:
@@ -64,10 +65,11 @@ def join() -> None:
 
     Call it before anything that asks JAX for a device.
     """
-    global _channel
+    global _channel, _shrunk
     if CHANNEL not in os.environ:
         return
     told = json.loads(os.environ[MEMBER])
+    _shrunk = told["shrunk"]
     _channel = _Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL))), told["wait"])
     sys.excepthook = _unexpected
     import jax
@@ -83,6 +85,16 @@ def join() -> None:
 def joined() -> bool:
     """Whether this is one of several processes that watch each other."""
     return _channel is not None
+
+
+def shrunk() -> bool:
+    """Whether processes of this run were lost, so that it goes on with fewer than it was started with."""
+    return _shrunk
+
+
+def tell_fit(count: int) -> None:
+    """Tell the supervisor that this run cannot go on with so many processes as there are, but with `count` of them."""
+    _channel.send(fits=count)
 
 
 def barrier(name: str, value: str = "") -> None:

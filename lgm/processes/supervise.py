@@ -19,25 +19,38 @@ from lgm.processes.place import Place
 CHANNEL, MEMBER = "LGM_CHANNEL", "LGM_MEMBER"  # what the training process finds its supervisor by
 
 
-def supervise(place: Place, bounds: Bounds, command: Sequence[str]) -> int:
+def supervise(place: Place, bounds: Bounds, command: Sequence[str], least: int | None = None) -> int:
     """Run `command` as process `place.index` of `place.count`; returns its exit code.
 
     When another process is lost, late or stopped, its name and host are one line on stderr, the command is ended, and
     the code is 76 (LOST), 75 (PREEMPTED) where that one was told to stop before it could save, or the other's own code.
     A process that is killed is noticed within 5 seconds, a machine that falls silent within `bounds.patience` and 5.
+    With `least` a loss is not the end: those that are left go on, as long as there are so many.
     """
-    return asyncio.run(_Supervisor(place, bounds, command).run())
+    if least is not None:
+        from lgm.processes.elastic import go_on
+
+        return asyncio.run(go_on(place, bounds, command, least))
+    return asyncio.run(Supervisor(place, bounds, command).run())
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class _Supervisor:
-    """One pass: the child, its channel, and the connection to the hub."""
+class Supervisor:
+    """One pass: the child, its channel, and the connection to the hub.
 
-    def __init__(self, place: Place, bounds: Bounds, command: Sequence[str]):
+    standby: the port where this supervisor is reached after a loss, 0 if that ends the run. shrunk: whether processes
+    of this run were lost. After the pass: `lost` whether a loss ended it, `peers` where the others are reached, `step`
+    the last one begun here, `fits` the number of processes that the run could go on with where it cannot with so many,
+    `told` whether a signal has asked for the end.
+    """
+
+    def __init__(self, place: Place, bounds: Bounds, command: Sequence[str], standby: int = 0, shrunk: bool = False):
         self.place, self.bounds, self.command = place, bounds, command
+        self.standby, self.shrunk, self.step, self.fits, self.peers = standby, shrunk, -1, 0, []
+        self.told = False
         self.hub = self.child = self.to_hub = None
         self.heard_hub = self.heard_child = time.monotonic()
 
@@ -53,7 +66,7 @@ class _Supervisor:
             reader, self.to_hub = await self._connect()
             _send(self.to_hub, index=self.place.index, count=self.place.count, job=self.place.job,
                   host=socket.gethostname() if not self.place.names else self.place.names[self.place.index],
-                  pid=os.getpid())
+                  pid=os.getpid(), standby=self.standby)
             tasks = [asyncio.create_task(part) for part in (self._from_hub(reader), self._tick())]
             await asyncio.wait((self.go, self.stop), return_when=asyncio.FIRST_COMPLETED)
             return self._stopped(None) if self.stop.done() else await self._train(tasks)
@@ -69,7 +82,7 @@ class _Supervisor:
                 task.cancel()
 
     async def _open_hub(self) -> None:
-        self.hub = Hub(self.place, self.bounds, _say)
+        self.hub = Hub(self.place, self.bounds, say)
         try:
             await self.hub.open()
         except OSError as error:
@@ -96,9 +109,11 @@ class _Supervisor:
     async def _train(self, tasks: list[asyncio.Task]) -> int:
         """Start the training process, wait for its end or for bad news, and return the exit code."""
         ours, theirs = socket.socketpair()
-        member = {"index": self.place.index, "count": self.place.count, **self.go.result(),
+        go = self.go.result()
+        self.peers = [tuple(peer) for peer in go["peers"]]
+        member = {"index": self.place.index, "count": self.place.count, "coordinator": go["coordinator"],
                   "local_devices": self.place.local_devices, "wait": self.bounds.wait,
-                  "heartbeat": 2 * self.bounds.patience + 60}
+                  "heartbeat": 2 * self.bounds.patience + 60, "shrunk": self.shrunk}
         environment = os.environ | {CHANNEL: str(theirs.fileno()), MEMBER: json.dumps(member)}
         self.child = await asyncio.create_subprocess_exec(*self.command, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
@@ -118,12 +133,17 @@ class _Supervisor:
             return self._stopped(code)
         return code
 
+    @property
+    def lost(self) -> bool:
+        """Whether the pass was ended by a loss."""
+        return self.stop.done() and self.stop.result()["code"] == LOST
+
     def _stopped(self, own: int | None) -> int:
         """Say the verdict, unless it is this process's own error, already said; returns the exit code for it."""
         verdict = self.stop.result()
         mine = verdict["index"] == self.place.index and own not in (None, 0)
         if not mine or own < 0:
-            _say(f"lgm: {verdict['line']}")
+            say(f"lgm: {verdict['line']}")
         if mine:
             return own if own >= 0 else 128 - own
         return verdict["code"]
@@ -151,9 +171,11 @@ class _Supervisor:
         try:
             while line := await reader.readline():
                 self.heard_child = time.monotonic()
-                if line != b"{}\n" and not self.to_hub.is_closing():
+                message = json.loads(line)
+                self.step, self.fits = message.get("step", self.step), message.get("fits", self.fits)
+                if message and not self.to_hub.is_closing():
                     self.to_hub.write(line)
-        except OSError:
+        except (OSError, ValueError):  # a last line that was cut short
             pass
 
     async def _tick(self) -> None:
@@ -175,6 +197,7 @@ class _Supervisor:
             self.stop.set_result({"index": index, "line": line, "code": code})
 
     def _signalled(self, number: int) -> None:
+        self.told = True
         if self.child is None:
             name = signal.Signals(number).name
             if self.to_hub:

@@ -27,6 +27,7 @@ def train(spec: str, workdir: str, overrides: list[tuple[str, str]], extend: boo
     config = schema.load(spec, overrides)
     use_compilation_cache()
     keep_freed_memory()
+    _check_fit(config)
     layout = layout_of(config)
     start = time.monotonic()
     try:
@@ -39,6 +40,20 @@ def train(spec: str, workdir: str, overrides: list[tuple[str, str]], extend: boo
         images = config.steps * config.batch_size
         print(f"{config.name}: {images:,} images in {seconds:.0f} s; see {workdir}", flush=True)
     return 0
+
+
+def _check_fit(config: schema.Config) -> None:
+    """Of a run that has lost processes: where those left are too many for its mesh or batch, say so and stop; the
+    supervisors then go on with as many as fit."""
+    from lgm.train.placing import fitting
+
+    if not member.shrunk():
+        return
+    count = jax.process_count()
+    if 0 < (fit := fitting(config, count, jax.local_device_count())) < count:
+        member.tell_fit(fit)
+        raise ConfigError(f"config.batch_size={config.batch_size} and config.mesh do not divide over {count} "
+                          f"processes, but over {fit}")
 
 
 def task_of(config: schema.Config):

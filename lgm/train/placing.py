@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
 import optax
+from jax.sharding import AbstractMesh
 
 from lgm.config import Config
 from lgm.parallel import Layout, make_layout, shardings, using
+from lgm.parallel.mesh import refitted
+from lgm.parallel.rules import AXES, with_overrides
 from lgm.parsing import ConfigError, as_dict
+from lgm.processes import member
 from lgm.train.muon import stored
 from lgm.train.state import Draw, Loss, TrainState, make_step, offloaded
 
@@ -18,13 +23,34 @@ from lgm.train.state import Draw, Loss, TrainState, make_step, offloaded
 def layout_of(config: Config, devices=None) -> Layout:
     """The layout of a config over `devices` (all there are). Raises ValueError, one line, where it is impossible."""
     mesh = config.mesh
-    layout = make_layout(as_dict(mesh), devices, dcn=mesh.dcn, rules=mesh.rules, replicate_below=mesh.replicate_below,
+    sizes, dcn = as_dict(mesh), mesh.dcn
+    if member.shrunk():
+        sizes, dcn = sizes | refitted(sizes, len(devices or jax.devices())), None
+    layout = make_layout(sizes, devices, dcn=dcn, rules=mesh.rules, replicate_below=mesh.replicate_below,
                          microbatches=mesh.microbatches, attention=config.attention)
     _check_batch(config, layout)
     _check_heads(config, layout)
     if config.optimizer.offload:
         _check_host_memory(layout)
     return layout
+
+
+def fitting(config: Config, processes: int, local_devices: int) -> int:
+    """The largest number of processes up to `processes`, of so many devices each, that a config's mesh and batch divide
+    over when data and fsdp may change; 0 where none does."""
+    mesh = config.mesh
+    for count in range(processes, 0, -1):
+        sizes = refitted(as_dict(mesh), count * local_devices)
+        shape = tuple(sizes.get(axis, 1) for axis in AXES)
+        if math.prod(shape) != count * local_devices or config.batch_size % count:
+            continue
+        layout = Layout(AbstractMesh(shape, AXES), with_overrides(mesh.rules), microbatches=mesh.microbatches)
+        try:
+            _check_batch(config, layout)
+        except ConfigError:
+            continue
+        return count
+    return 0
 
 
 def _check_batch(config: Config, layout: Layout) -> None:
