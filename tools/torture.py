@@ -262,8 +262,8 @@ def worker(log: Path, argv: list[str]) -> int:
 
     supervise, put, at_step, taken = processes.supervise, loop.put_batch, member.at_step, []
 
-    def supervising(place, bounds, command, **words):
-        return supervise(place, bounds, [sys.executable, __file__, "--worker", str(log), *command[3:]], **words)
+    def supervising(place, bounds, command, least):
+        return supervise(place, bounds, [sys.executable, __file__, "--worker", str(log), *command[3:]], least)
 
     def putting(layout, batch):
         taken[:] = batch["index"].tolist()

@@ -3,6 +3,7 @@
 The training process is a stand-in; that of lgm itself is in test_elastic_training.py.
 """
 
+import dataclasses
 import os
 import signal
 import socket
@@ -12,8 +13,10 @@ import time
 
 import pytest
 
+from lgm import config as schema
 from lgm.cli import main
 from lgm.parallel.mesh import refitted
+from lgm.train.placing import fitting
 
 SUPERVISE = """
 import sys
@@ -163,3 +166,12 @@ def test_a_least_number_that_is_none(word, capsys):
     command = ["train", "--config=x.py", "--workdir=x", "--coordinator=127.0.0.1:1", "--processes=2", "--process-id=0"]
     assert main([*command, f"--elastic={word}"]) == 2
     assert f"--elastic={word} (or LGM_ELASTIC) must be a number of processes from 1 to 2" in capsys.readouterr().err
+
+
+def test_as_many_processes_as_the_batch_and_the_mesh_divide_over(tiny_config):
+    config = dataclasses.replace(schema.load(tiny_config, []), batch_size=96)
+    assert [fitting(config, count, 1) for count in (8, 7, 5, 1)] == [8, 6, 4, 1]
+    assert fitting(dataclasses.replace(config, accumulate=8), 5, 2) == 3  # pieces of 12 over 6 devices
+    assert fitting(dataclasses.replace(config, mesh=schema.Mesh(data=4, tensor=2)), 7, 1) == 6
+    assert fitting(dataclasses.replace(config, mesh=schema.Mesh(data=8, fsdp=8)), 7, 8) == 6
+    assert fitting(config, 3, 5) == 0
