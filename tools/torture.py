@@ -34,7 +34,7 @@ def get_config():
         name="torture", batch_size=4, total_images=160,
         data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses")),
         text=dict(encoder=dict(family="clip_text", vocab_size=4096, width=32, depth=1, heads=2, max_length=16)),
-        model=dict(family="mmdit", channels=32, patch_size=1, width=32, depth=1, heads=2, text_dim=32, pooled_dim=32,
+        model=dict(family="mmdit", channels=32, patch_size=1, width=32, depth=2, heads=2, text_dim=32, pooled_dim=32,
                    position_size=8, base_size=8),
         loss=dict(target="flow", density=dict(name="logit_normal")),
         optimizer=dict(lr=3e-3, warmup_images=16), ema=dict(half_life_images=32),
