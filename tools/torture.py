@@ -258,12 +258,18 @@ def worker(log: Path, argv: list[str]) -> int:
     """`lgm` with these words, noting which images each step takes."""
     from lgm import cli, processes
     from lgm.processes import member
-    from lgm.train import loop
 
-    supervise, put, at_step, taken = processes.supervise, loop.put_batch, member.at_step, []
+    supervise = processes.supervise
 
     def supervising(place, bounds, command, least):
         return supervise(place, bounds, [sys.executable, __file__, "--worker", str(log), *command[3:]], least)
+
+    processes.supervise = supervising
+    if any(word.startswith("--coordinator=") for word in argv) and not member.is_member():
+        return cli.main(argv)  # a supervisor, which trains nothing itself
+    from lgm.train import loop
+
+    put, at_step, taken = loop.put_batch, member.at_step, []
 
     def putting(layout, batch):
         taken[:] = batch["index"].tolist()
@@ -278,7 +284,7 @@ def worker(log: Path, argv: list[str]) -> int:
         os.close(file)
         at_step(step)
 
-    processes.supervise, loop.put_batch, member.at_step = supervising, putting, stepping
+    loop.put_batch, member.at_step = putting, stepping
     return cli.main(argv)
 
 
