@@ -43,7 +43,7 @@ def get_config():
         log=dict(every_images=8, checkpoint_every_images=12),
     ))
 """
-SPEEDS = ("images_per_second", "tflops_per_second", "mfu", "goodput", "seconds/")  # what no two runs have in common
+SPEEDS = ("images_per_second", "tflops_per_second", "executed_", "mfu", "goodput", "seconds/")  # what no two runs have in common
 MOMENTS = ("any", "training", "saving", "saved")
 LIMIT = 3600  # seconds in which a run must end
 
@@ -234,9 +234,9 @@ def metrics(run: Path) -> list[dict]:
 
 
 def kinds(run: Path) -> set[str]:
-    """The names that a run leaves, those of TensorBoard's files as one."""
+    """The names that a run leaves, those of TensorBoard's files as one, without temporary files of what was killed."""
     names = (str(path.relative_to(run)) for path in run.rglob("*") if path.parent.name != "state" and path.is_file())
-    return {name.partition(".tfevents")[0] for name in names if not name.startswith("checkpoints/")}
+    return {name.partition(".tfevents")[0] for name in names if not name.startswith(("checkpoints/", "."))}
 
 
 def images(run: Path) -> tuple[dict[int, list[int]], list[int]]:
