@@ -43,7 +43,8 @@ def get_config():
         log=dict(every_images=8, checkpoint_every_images=12),
     ))
 """
-SPEEDS = ("images_per_second", "tflops_per_second", "executed_", "mfu", "goodput", "seconds/")  # what no two runs have in common
+# what no two runs have in common
+SPEEDS = ("images_per_second", "tflops_per_second", "executed_", "mfu", "goodput", "seconds/")
 MOMENTS = ("any", "training", "saving", "saved")
 LIMIT = 3600  # seconds in which a run must end
 
