@@ -49,15 +49,29 @@ def losses(workdir):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
-@pytest.mark.parametrize("victim", [2, 0])
-def test_three_of_four_go_on_with_the_same_images_and_the_same_loss(tmp_path, torture, victim):
-    path, alone, run = tmp_path / "small.py", tmp_path / "undisturbed", tmp_path / "disturbed"
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A run of 30 steps whose batch of 12 divides over four processes and over three."""
+    path = tmp_path_factory.mktemp("config") / "small.py"
     text = small_config(images=360).replace("batch_size=8, total", "batch_size=12, total")
     text = text.replace("lr=1e-3", "lr=1e-4").replace("every_images=16", "every_images=24")
     path.write_text(text.replace("face-hat", "face-smiling"))
-    codes, texts = ends(launched(path, alone))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("alone") / "undisturbed"
+    codes, texts = ends(launched(config, folder))
     assert codes == [0] * 4, texts
-    processes = launched(path, run, "--elastic=3")
+    return folder
+
+
+@pytest.mark.parametrize("victim", [2, 0])
+def test_three_of_four_go_on_with_the_same_images_and_the_same_loss(config, alone, tmp_path, torture, victim):
+    run = tmp_path / "disturbed"
+    processes = launched(config, run, "--elastic=3")
     while not ((run / "metrics.jsonl").exists() and max(losses(run), default=0) >= 10):
         assert all(process.poll() is None for process in processes), ends(processes)
         time.sleep(0.02)
