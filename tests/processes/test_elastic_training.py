@@ -68,7 +68,7 @@ def alone(config, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("victim", [2, 0])
+@pytest.mark.parametrize("victim", [0])  # which leads; any other is lost as in test_elastic.py
 def test_three_of_four_go_on_with_the_same_images_and_the_same_loss(config, alone, tmp_path, torture, victim):
     run = tmp_path / "disturbed"
     processes = launched(config, run, "--elastic=3")
