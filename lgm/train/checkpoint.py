@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
 import sys
 import tempfile
 import threading
@@ -19,6 +21,8 @@ from lgm.processes import member
 from lgm.train.seal import SEAL, check_seal, seal
 from lgm.train.steps import COMMITTED, complete_steps
 
+
+OVERHEAD = 2048  # bytes that Orbax's files need for each array beside its values (90 KB for one, 1.8 MB for 1,000)
 
 class Checkpoints:
     """The checkpoints of one run, kept under `workdir/checkpoints`, named by step.
@@ -61,6 +65,8 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
         try:
             self._ended()
+            if not files.is_remote(self.path):
+                _check_room(self.path, state)
             self.manager.save(step, args=args, force=True)
         except Exception as error:
             raise _unwritten(self.path / str(step), error) from error
@@ -190,6 +196,15 @@ def quiet() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
+def _check_room(path: Path, state: Any) -> None:
+    """Refuse to begin what cannot fit: of Orbax's many writes each would fail by itself, with a page of its own."""
+    leaves = jax.tree.leaves(state)
+    needed = sum(leaf.nbytes for leaf in leaves) + OVERHEAD * (50 + len(leaves))
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"no space is left: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
+
+
 def _first() -> bool:
     return jax.process_index() == 0
 
@@ -212,6 +227,7 @@ def _unwritten(path: Path, error: Exception) -> OSError:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
-    full = any(isinstance(cause, OSError) and cause.errno == 28 or "No space left" in str(cause) for cause in causes)
-    return OSError(f"{path} could not be written ({'no space is left' if full else _line(error)}); the checkpoints "
-                   "before it are whole")
+    full = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno == errno.ENOSPC
+                 or "No space left" in str(cause)), None)
+    reason = _line(error) if full is None else getattr(full, "strerror", None) or "no space is left"
+    return OSError(f"{path} could not be written ({reason}); the checkpoints before it are whole")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
     create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
     abstract = jax.eval_shape(create)
     places = state_shardings(layout, abstract, task.logical_axes, config)
-    with hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext() as lock:
+    with _room(workdir), hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext() as lock:
         claim_workdir(config, workdir)
         member.barrier("the folder is held")
         checkpoints = Checkpoints(workdir, config.log.keep)
@@ -97,6 +99,18 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
             return run.until_done(state)
         finally:
             run.close()
+
+
+@contextlib.contextmanager
+def _room(workdir: Path) -> Iterator[None]:
+    """What is raised where no space is left names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(f"{workdir} cannot be written: no space is left; the checkpoints there are whole, and the same "
+                      "command goes on from the last") from error
 
 
 def check_workdir(config: Config, workdir: Path, extend: bool = False) -> None:
@@ -208,14 +222,16 @@ class _Run:
 
     def close(self) -> None:
         """Release files, threads and the signal handler, whatever happened."""
-        self.checkpoints.close()
-        if self.ledger:
-            self.ledger.write()
-        for part in (self.progress, self.log):
-            if part:
-                part.close()
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGTERM, self._previous_handler)
+        failed = sys.exc_info()[1] is not None
+        with contextlib.ExitStack() as stack:  # the last first, whatever fails
+            if self._previous_handler is not None:
+                stack.callback(signal.signal, signal.SIGTERM, self._previous_handler)
+            for part in filter(None, (self.log, self.progress)):
+                stack.callback(part.close)
+            if self.ledger:
+                stack.enter_context(contextlib.suppress(OSError) if failed else contextlib.nullcontext())
+                stack.callback(self.ledger.write)
+            stack.callback(self.checkpoints.close)
 
     def _due(self, step: int, every_images: int) -> bool:
         """True once for each multiple of `every_images` that a step reaches or passes, and at the end."""

@@ -1,5 +1,7 @@
 """Checkpoints that are emptied, cut short, damaged or in no place for them: one line, and the one before is read."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from lgm import files
 from lgm.parsing import ConfigError
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.logs import MetricLog
+from lgm.train.loop import _room
 from lgm.train.steps import newest_checkpoint
 
 
@@ -166,6 +169,7 @@ def train(spec, workdir, *words):
     try:
         for step in range(1, 100):
             big = {"step": jnp.int32(step), "w": jax.random.normal(jax.random.key(step), (300, 300))}
+            big |= {f"w{i}": big["w"][i] for i in range(50)}  # many writes are under way when the first fails
             checkpoints.save(step, big, {"position": step})
         checkpoints.wait()
     finally:
@@ -176,7 +180,7 @@ sys.exit(main(["train", "--config=x.py", f"--workdir={sys.argv[1]}"]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["64k", "300k", "1m"])
+@pytest.mark.parametrize("size", ["64k", "1m"])
 def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(size, tmp_path):
     """Checkpoints of one array stand for training's: how many writes at once end on a full disk is not shown here."""
     place = tmp_path / "small"
@@ -192,9 +196,17 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(size, tmp_path):
         if newest_checkpoint(place / "run") is not None:
             checkpoints = Checkpoints(place / "run")
             big = {"step": ABSTRACT["step"], "w": jax.ShapeDtypeStruct((300, 300), jnp.float32)}
+            big |= {f"w{i}": jax.ShapeDtypeStruct((300,), jnp.float32) for i in range(50)}
             found, data = checkpoints.restore(big)
             checkpoints.close()
             assert int(found["step"]) == data["position"]
     finally:
         subprocess.run(["umount", str(place)], check=True)
     assert files.folders(place) == []
+
+
+def test_where_no_space_is_left_the_line_names_the_folder(tmp_path):
+    with pytest.raises(OSError, match=f"{tmp_path} cannot be written: no space is left"), _room(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(PermissionError), _room(tmp_path):
+        raise PermissionError(errno.EACCES, "no")
