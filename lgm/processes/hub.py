@@ -77,7 +77,7 @@ class Hub:
         try:
             hello = json.loads(await asyncio.wait_for(reader.readline(), 10))
             index, host, pid = int(hello["index"]), str(hello["host"]), int(hello["pid"])
-            standby = self._seen_from_others(writer), int(hello["standby"])
+            standby = self._seen_from_others(writer), int(hello.get("standby", 0))
             wrong = (hello["job"], hello["count"]) != (self.place.job, self.place.count)
         except (TimeoutError, ValueError, KeyError, TypeError, OSError):
             writer.close()  # not one of ours
