@@ -39,7 +39,9 @@ class MetricLog:
         self.temporary = tempfile.TemporaryDirectory(prefix="lgm-logs-") if self.remote else None
         if self.path.exists() and not self.path.is_file():
             raise ConfigError(f"{self.path} is a folder; a run writes its metrics there: move it away")
-        rows = self.path.read_bytes().splitlines() if self.path.exists() else []
+        again = self.path.exists()
+        # one that was killed before its first checkpoint begins anew, with the measurement before the first step
+        rows = self.path.read_bytes().splitlines() if again and step else []
         kept = b"".join(row + b"\n" for row in rows if _step_of(row) <= step)
         files.write_atomically(self.path, kept)
         here = Path(self.temporary.name) if self.remote else Path(os.path.abspath(workdir))
@@ -48,8 +50,8 @@ class MetricLog:
         self.file = (here / self.path.name).open("a")
         # written by this thread: a full disk is then an error here, not a writer's thread that has died in silence
         self.events = EventsWriter(str(here / "events"))
-        if step:
-            self.events.write_event(Event(wall_time=time.time(), step=step + 1,
+        if again:
+            self.events.write_event(Event(wall_time=time.time(), step=step and step + 1,
                                           session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, images: int, values: dict[str, float]) -> None:

@@ -205,6 +205,14 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(size, tmp_path):
     assert files.folders(place) == []
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_with_no_rows_of_that_start(tmp_path):
+    for _ in range(2):
+        log = MetricLog(tmp_path, step=0)
+        log.write(0, 0, {"heldout_loss": 1.0})
+        log.close()
+    assert (tmp_path / "metrics.jsonl").read_text().count("heldout_loss") == 1
+
+
 def test_where_no_space_is_left_the_line_names_the_folder(tmp_path):
     with pytest.raises(OSError, match=f"{tmp_path} cannot be written: no space is left"), _room(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
