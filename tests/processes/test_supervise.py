@@ -1,7 +1,7 @@
 """Supervisors over real sockets and real processes.
 
 The training process is a stand-in that speaks to its supervisor and then does what the test wants of it; that of lgm
-itself is in test_training.py.
+itself is in test_verbs.py and test_elastic_training.py.
 """
 
 import os
