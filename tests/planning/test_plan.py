@@ -240,9 +240,7 @@ def test_gradients_are_summed_between_slices_over_the_slow_network(tiny_config):
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [
-    "sd3_medium_v5e_16x16_data16-fsdp16_full", "flux_dev_v5p_8x16x16_data64-fsdp32_dots",
-])  # fmt: skip
+@pytest.mark.parametrize("name", ["flux_dev_v5p_8x16x16_data64-fsdp32_dots"])
 def test_full_size_systems_are_planned_as_the_readme_says_without_a_folder(name):
     kept = json.loads((ROOT / "tools" / "plans" / f"{name}.json").read_text())
     options = [["model.remat", kept["remat"]], ["batch_size", str(kept["batch_size"])], ["mesh.data", "1"],
