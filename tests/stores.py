@@ -19,7 +19,8 @@ def _port() -> int:
 def _generations(monkeypatch):
     """The emulator tells no generation of what is read and heeds no condition of a write: as the store does, so that
     writers that meet are told, and neither one's words are lost."""
-    objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
+    from gcp_storage_emulator.handlers import objects
+
     upload, download, one_at_a_time = objects._media_upload, objects.download, threading.Lock()
 
     def generation(storage, name):
@@ -45,7 +46,8 @@ def _generations(monkeypatch):
 
 
 def _gs(monkeypatch):
-    server = pytest.importorskip("gcp_storage_emulator.server")
+    from gcp_storage_emulator import server
+
     _generations(monkeypatch)
     port = _port()
     running = server.create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
@@ -56,9 +58,10 @@ def _gs(monkeypatch):
 
 
 def _s3(monkeypatch):
-    moto = pytest.importorskip("moto.server")
-    boto3 = pytest.importorskip("boto3")
-    running = moto.ThreadedMotoServer("127.0.0.1", _port(), verbose=False)
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer("127.0.0.1", _port(), verbose=False)
     running.start()
     host, port = running.get_host_and_port()
     for name, value in (("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "none"),
@@ -71,7 +74,6 @@ def _s3(monkeypatch):
 @pytest.fixture(scope="module", params=["gs", "s3"])
 def store(request, tmp_path_factory):
     """The address of an empty bucket."""
-    pytest.importorskip({"gs": "gcsfs", "s3": "s3fs"}[request.param])
     import fsspec
 
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,10 +112,19 @@ def _dcn(dcn: dict[str, int], sizes: Mapping[str, int], slices: int) -> dict[str
 
 
 def _within(shape: list[int], devices: list) -> np.ndarray:
-    """One slice's grid, neighbours in it being neighbours on a TPU's interconnect."""
+    """One slice's grid, neighbours in it being neighbours on a TPU's interconnect where the devices fill a box of it.
+
+    Those that are left after a host is lost need not: they lie in their own order, and a warning says what that costs.
+    """
     if devices[0].platform == "tpu":
-        try:
+        if _fills_a_box(devices):
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        except (NotImplementedError, ValueError, AssertionError):  # JAX finds no assignment of the shape
-            pass
+        warnings.warn(f"the {len(devices)} TPU devices fill no box of their slice: neighbours in the mesh may be far "
+                      "apart on its interconnect, and collectives slower", stacklevel=2)
     return np.asarray(devices).reshape(shape)
+
+
+def _fills_a_box(devices: list) -> bool:
+    """Whether the places of a slice's devices are all those of a box, which is what JAX lays a mesh over."""
+    places = np.array([(*device.coords, device.core_on_chip) for device in devices])
+    return math.prod((np.ptp(places, axis=0) + 1).tolist()) == len(devices)

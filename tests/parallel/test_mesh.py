@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+import warnings
 
 import jax
 import pytest
@@ -13,6 +14,8 @@ from lgm.models import build, classes
 from lgm.models.table import presets
 from lgm.parallel import AXES, RULES, batch_part, make_layout, make_mesh, partition, with_overrides
 from lgm.parsing import ConfigError
+from lgm.planning import read_topology
+from lgm.planning.topology import open_devices
 from lgm.train.placing import check_latents, layout_of
 
 
@@ -185,3 +188,15 @@ def test_lgm_train_on_an_impossible_mesh_is_one_line_and_leaves_nothing(tmp_path
     assert main(["train", f"--config={tiny_config}", f"--workdir={workdir}", f"--config.mesh.fsdp={count}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"fsdp={count}) does not fit {jax.device_count()} devices" in line and not workdir.exists()
+
+
+@pytest.mark.libtpu
+def test_chips_that_are_left_of_a_slice_make_a_mesh_that_says_it_is_slower():
+    devices, _ = open_devices(read_topology("v5e:4x4"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_mesh({"fsdp": 16}, devices).size == 16
+        assert make_mesh({"fsdp": 8}, devices[:8]).size == 8  # two hosts side by side
+    with pytest.warns(UserWarning, match="the 12 TPU devices fill no box of their slice"):
+        left = make_mesh({"data": 3, "fsdp": 4}, devices[:12])
+    assert list(left.devices.flat) == list(devices[:12])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
+pytestmark = [pytest.mark.slow, pytest.mark.libtpu]
 CASES = [
     dict(mesh=dict(data=1, fsdp=8)),
     dict(mesh=dict(data=1, fsdp=8), model=dict(remat="offload"), optimizer=dict(offload=True)),
@@ -18,14 +19,12 @@ CASES = [
 
 @functools.cache
 def rows() -> list[dict]:
-    pytest.importorskip("libtpu")
     done = subprocess.run([sys.executable, str(FOLDER / "tpu_programs.py"), json.dumps(CASES)], capture_output=True,
                           text=True, cwd=FOLDER.parent.parent)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.slow
 def test_attention_is_splash_and_gradients_are_scattered():
     plain = rows()[0]
     assert plain["kernels"] >= 4  # forward and backward, in the scan and in the last block
@@ -33,7 +32,6 @@ def test_attention_is_splash_and_gradients_are_scattered():
     assert plain["host_argument"] == plain["host_temporary"] == 0
 
 
-@pytest.mark.slow
 def test_offload_keeps_moments_and_block_inputs_on_the_host():
     plain, offloaded, _ = rows()
     eighth = offloaded["moments"] / 8
@@ -43,6 +41,5 @@ def test_offload_keeps_moments_and_block_inputs_on_the_host():
     assert offloaded["host_temporary"] == 3 * 2 * (16 + 5) * 256 * 2
 
 
-@pytest.mark.slow
 def test_a_ring_passes_on_while_it_computes():
     assert rows()[2]["permuted"] >= 2  # asynchronous

@@ -62,8 +62,8 @@ def test_a_reason_says_at_least_where_nothing_was_compiled():
     assert "needs 70.0 GB" in reason(config(mesh__fsdp=4), topology, dataclasses.replace(memory, temporaries=5 * GB))
 
 
+@pytest.mark.libtpu
 def test_a_search_does_not_compile_what_no_mesh_holds():
-    pytest.importorskip("libtpu")
     topology = read_topology("v5e:2x4")
     least = min(c.state for c in candidates(config(mesh__fsdp=-1, mesh__data=1), topology))
     assert least == pytest.approx(16 * 11_901_408_320 / 8)

@@ -24,8 +24,6 @@ from lgm.planning.search import Candidate, _settled, candidates, meshes
 
 ROOT = Path(__file__).resolve().parents[2]
 POD = str(ROOT / "configs" / "pod.py")
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="libtpu, the TPU compiler, is for Linux on x86-64 alone; [dev] has it there")
 
 
 def plans(*cases) -> list[dict]:
@@ -45,7 +43,7 @@ def tiny(tiny_config):
                  [tiny_config, "v5e:1x1", 1, huge])  # fmt: skip
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_memory_by_kind_is_what_the_shapes_say(tiny, tiny_config):
     config = schema.load(tiny_config, [("model.depth", "2")])
     models = build(config.model), build(config.text.encoder)
@@ -59,7 +57,7 @@ def test_memory_by_kind_is_what_the_shapes_say(tiny, tiny_config):
     assert memory["capacity"] == CHIPS["v5p"].hbm and tiny[0]["fits"]
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_work_collectives_and_time_of_a_tiny_step(tiny):
     p = tiny[0]
     assert p["mesh"] == {"fsdp": 4} and p["chips"] == 4 and p["compiled_for"] == "TPU v5p:2x2x1"
@@ -74,7 +72,7 @@ def test_work_collectives_and_time_of_a_tiny_step(tiny):
         assert words in p["page"]
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_gpus_are_timed_from_the_counts_of_a_program_that_is_named(tiny):
     tpu, gpu = tiny[:2]
     assert gpu["compiled_for"] == "4 devices of TPU v5p:2x2x1" and gpu["chip"] == "h100"
@@ -84,7 +82,7 @@ def test_gpus_are_timed_from_the_counts_of_a_program_that_is_named(tiny):
     assert "450 GB/s over all links of a node, 50 GB/s between nodes" in gpu["page"]
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_what_does_not_fit_says_by_how_much_and_what_would(tiny):
     p = tiny[2]
     assert not p["fits"] and p["memory"]["total"] > p["memory"]["capacity"]
@@ -126,7 +124,7 @@ def test_machines_that_are_not_there_are_one_line(capsys, arguments, parts):
         assert part in line
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.parametrize(("arguments", "parts"), [
     (["--topology=v5p:3x4x4"], ["v5p:3x4x4", "2x2x1", "as v5p:4x4x4"]),
     (["--topology=gpu:3x1"], ["3 GPUs", "4 divides"]),
@@ -157,7 +155,7 @@ def test_meshes_multiply_to_the_devices():
     assert dict(data=1, fsdp=64, context=1, tensor=1) in found
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_candidates_divide_batch_heads_and_slices_and_are_ordered_by_a_closed_form():
     config = schema.load(f"{POD}:flux_dev", [("batch_size", "64")])
     found = list(candidates(config, read_topology("v6e:4x4", 2)))
@@ -189,8 +187,8 @@ def test_a_search_does_not_try_what_is_settled():
     assert not _settled(candidate("none", 16, 4.0), tried, failed)  # for another reason than memory
 
 
+@pytest.mark.libtpu
 def test_a_search_goes_on_where_the_compiler_fails(monkeypatch):
-    pytest.importorskip("libtpu")
     from lgm.planning import search as module
 
     def planned(config, topology):
@@ -211,7 +209,7 @@ def test_a_search_goes_on_where_the_compiler_fails(monkeypatch):
     assert "large" in module.what_fits([p for p in found.plans if not p.fits])
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.slow
 def test_a_search_ranks_what_it_compiled_and_writes_it(tiny_config, tmp_path):
     out = tmp_path / "plan.json"
@@ -226,7 +224,7 @@ def test_a_search_ranks_what_it_compiled_and_writes_it(tiny_config, tmp_path):
     assert len(done.stderr.splitlines()) == 2  # one line a program, and nothing from libtpu
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.slow
 def test_gradients_are_summed_between_slices_over_the_slow_network(tiny_config):
     mesh = [["mesh.data", "2"], ["mesh.fsdp", "4"]]
@@ -238,7 +236,7 @@ def test_gradients_are_summed_between_slices_over_the_slow_network(tiny_config):
     assert p["dcn_bytes"] >= by_kind["all-reduce"] and p["bounds"]["dcn"] > 0
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flux_dev_v5p_8x16x16_data64-fsdp32_dots"])
 def test_full_size_systems_are_planned_as_the_readme_says_without_a_folder(name):

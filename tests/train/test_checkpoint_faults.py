@@ -182,12 +182,12 @@ sys.exit(main(["train", "--config=x.py", f"--workdir={sys.argv[1]}"]))
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["64k", "1m"])
 def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(size, tmp_path):
-    """Checkpoints of one array stand for training's: how many writes at once end on a full disk is not shown here."""
+    """A real small disk; that a checkpoint which cannot fit is not begun is shown without one below."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True)
     if mounted.returncode:
-        pytest.skip(f"a disk is filled by mounting a small one, which takes root: {mounted.stderr.decode().strip()}")
+        pytest.skip(f"only root may mount a small disk to fill: {mounted.stderr.decode().strip()}")
     try:
         done = subprocess.run([sys.executable, "-c", FULL, str(place / "run")], capture_output=True, text=True,
                               timeout=200)
@@ -203,6 +203,17 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(size, tmp_path):
     finally:
         subprocess.run(["umount", str(place)], check=True)
     assert files.folders(place) == []
+
+
+def test_a_checkpoint_that_cannot_fit_is_not_begun(tmp_path, monkeypatch, capfd):
+    place = written(tmp_path, steps=(1,))
+    free = sum(leaf.nbytes for leaf in jax.tree.leaves(state(2))) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(OSError, match=r"no space is left: 0\.\d MB are needed, 0\.0 MB are free.*before it are whole"):
+        checkpoints.save(2, state(2), {"position": 2})
+    checkpoints.close()
+    assert {path.name for path in place.iterdir()} == {"1", "1.sums"} and capfd.readouterr().err == ""
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_with_no_rows_of_that_start(tmp_path):
