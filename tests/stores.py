@@ -71,18 +71,25 @@ def _s3(monkeypatch):
     return running.stop
 
 
+def forget(kind: str):
+    """Drop the connections to a store's server that fsspec and epath keep for the whole process."""
+    import fsspec
+    from etils.epath.backend import fsspec_backend
+
+    fsspec.get_filesystem_class(kind).clear_instance_cache()
+    fsspec_backend._get_filesystem.cache_clear()
+
+
 @pytest.fixture(scope="module", params=["gs", "s3"])
 def store(request, tmp_path_factory):
     """The address of an empty bucket."""
-    import fsspec
-
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         stop = {"gs": _gs, "s3": _s3}[request.param](monkeypatch)
-        fsspec.get_filesystem_class(request.param).clear_instance_cache()
+        forget(request.param)
         try:
             yield f"{request.param}://{BUCKET}"
         finally:
-            fsspec.get_filesystem_class(request.param).clear_instance_cache()
+            forget(request.param)
             stop()
     assert "STORAGE_EMULATOR_HOST" not in os.environ

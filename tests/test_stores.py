@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from stores import store  # noqa: F401
+from stores import forget, store  # noqa: F401
 
 from lgm import config, files
 from lgm.cli import main
@@ -182,13 +182,12 @@ def test_a_store_that_does_not_answer_is_one_line(monkeypatch, capfd):
     settings = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    kind = fsspec.get_filesystem_class("s3")
-    kind.clear_instance_cache()
-    monkeypatch.setattr(kind, "retries", 1)
+    forget("s3")
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
     try:
         assert main(["status", "s3://bucket/run"]) == 2
     finally:
-        kind.clear_instance_cache()
+        forget("s3")
     err = capfd.readouterr().err
     assert len(err.splitlines()) == 1 and "127.0.0.1:9" in err
     assert err.startswith("lgm status: a store cannot be used: ")
