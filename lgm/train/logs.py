@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lgm import files
 from lgm.parsing import ConfigError
@@ -49,10 +52,11 @@ class MetricLog:
             (here / self.path.name).write_bytes(kept)
         self.file = (here / self.path.name).open("a")
         # written by this thread: a full disk is then an error here, not a writer's thread that has died in silence
-        self.events = EventsWriter(str(here / "events"))
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self.events = RecordWriter((here / name).open("ab"))
+        self._event(file_version="brain.Event:2")
         if again:
-            self.events.write_event(Event(wall_time=time.time(), step=step and step + 1,
-                                          session_log=SessionLog(status=SessionLog.START)))
+            self._event(step=step and step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, images: int, values: dict[str, float]) -> None:
         """Append one row and its scalars."""
@@ -62,17 +66,20 @@ class MetricLog:
         self.file.write(json.dumps({"step": step, "images": images, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():
-            self._event(step, summary.scalar(name, value))
+            self._event(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
         if time.monotonic() - self.sent > SEND:
             self.flush()
 
     def image(self, step: int, name: str, picture_HWC: np.ndarray) -> None:
         """A picture in TensorBoard."""
         if self.events:
-            self._event(step, summary.image(name, picture_HWC, dataformats="HWC"))
+            (height, width, channels), png = picture_HWC.shape, io.BytesIO()
+            Image.fromarray(picture_HWC).save(png, "PNG")
+            image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png.getvalue())
+            self._event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
 
-    def _event(self, step: int, value) -> None:
-        self.events.write_event(Event(wall_time=time.time(), step=step, summary=value))
+    def _event(self, **parts) -> None:
+        self.events.write(Event(wall_time=time.time(), **parts).SerializeToString())
 
     def flush(self) -> None:
         """Have all that was written lie in the run's folder."""
