@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -115,7 +116,21 @@ def torture(folder: Path, count: int, kills: int, terms: int, rng: random.Random
             "exit_codes": {str(code): times for code, times in sorted(codes_seen.items())}, "wrong": wrong}
 
 
-def start(config: Path, run: Path, count: int) -> list[subprocess.Popen]:
+class Told(subprocess.Popen):
+    """A process whose words go to a file, so that no full pipe stops it."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        self.file = tempfile.TemporaryFile("w+", errors="replace")
+        super().__init__(command, env=environment, stdout=self.file, stderr=subprocess.STDOUT)
+
+    def ended(self, limit: float) -> str:
+        """All that it said, once it has ended."""
+        self.wait(limit)
+        self.file.seek(0)
+        return self.file.read()
+
+
+def start(config: Path, run: Path, count: int, *extra: str) -> list[Told]:
     """The processes of one start; their images are written beside the run's folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -123,27 +138,26 @@ def start(config: Path, run: Path, count: int) -> list[subprocess.Popen]:
     environment = {"JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache")} | os.environ | {
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
     command = [sys.executable, __file__, "--worker", str(run.with_suffix(".images")), "train", f"--config={config}",
-               f"--workdir={run}"]
+               f"--workdir={run}", *extra]
     several = [[]] if count == 1 else [
         [f"--coordinator={address}", f"--processes={count}", f"--process-id={i}"] for i in range(count)]
-    return [subprocess.Popen([*command, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             text=True) for words in several]
+    return [Told([*command, *words], environment) for words in several]
 
 
-def end(processes: list[subprocess.Popen]) -> tuple[list[int], str]:
+def end(processes: list[Told]) -> tuple[list[int], str]:
     """(exit codes, all that was said); a run that does not end is ended, and its code is that of SIGALRM."""
     texts, hung = [], False
     for process in processes:
         try:
-            texts.append(process.communicate(timeout=LIMIT)[0])
+            texts.append(process.ended(LIMIT))
         except subprocess.TimeoutExpired:
             hung = True
             process.kill()
-            texts.append(process.communicate()[0] + f"\nTraceback of a hang: it did not end within {LIMIT} s")
+            texts.append(process.ended(LIMIT) + f"\nTraceback of a hang: it did not end within {LIMIT} s")
     return [-signal.SIGALRM] * len(processes) if hung else [process.returncode for process in processes], "".join(texts)
 
 
-def wait(run: Path, moment: str, rng: random.Random, length: float, processes: list[subprocess.Popen]) -> bool:
+def wait(run: Path, moment: str, rng: random.Random, length: float, processes: list[Told]) -> bool:
     """Wait for a moment of the run; False where it has ended before that."""
     running = lambda: all(process.poll() is None for process in processes)
     seen, pause = state(run, moment), rng.uniform(0, length) if moment == "any" else rng.uniform(0, 0.2)
@@ -168,7 +182,7 @@ def state(run: Path, moment: str):
     return sorted(name for name in names if name.isdigit() == (moment == "saved"))
 
 
-def strike(processes: list[subprocess.Popen], number: int, rng: random.Random) -> bool:
+def strike(processes: list[Told], number: int, rng: random.Random) -> bool:
     """Send the signal to one of the processes; of several also to one's worker. Whether there was one to hit."""
     victim = rng.choice(processes)
     pids = [victim.pid]
