@@ -48,7 +48,7 @@ _GROUPS = {
         norm_groups threads Log.every_images""",
     SOME: """variance l1 l2 gradient kl noise warmup_images decay_images weight_decay clip_norm ramp count every_images
         max_images levels distance checkpoint_every_images replicate_below transformer_depth mid_depth text_dim
-        pooled_dim micro_ids dual_attention pool""",
+        pooled_dim micro_ids beside dual_attention pool""",
     POSITIVE: "lr eps half_life_images clip alpha mlp_ratio scale latents_std position_scale",
     SHARE: "interval final",
     PROPER: "b1 b2 caption_dropout",

@@ -137,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--interval", help="of t in which guidance acts, as 0.1,0.8 (default: all of it)")
     sample.add_argument("--negative", help="what the images should not show")
     sample.add_argument("--image", help="a picture to start from instead of noise")
-    sample.add_argument("--strength", type=float, help="how much of --image is replaced, in (0, 1] (default: 0.8)")
+    sample.add_argument("--strength", type=float, help="how much of --image is replaced, in (0, 1] (default: 0.8, a "
+                        "folder's own)")
     sample.add_argument("--mask", help="a picture that is white where --image is drawn anew and black where it is kept")
     sample.add_argument("--weights", choices=("ema", "raw"), help="which weights of a run (default: ema)")
     released = sample.add_argument_group("with --from")

@@ -89,6 +89,9 @@ def check_parts(config: Config, factor: int) -> None:
 
     Refuses a model that is told text where there is none, and a resolution that latents or patches do not divide.
     """
+    if beside := getattr(config.model, "beside", 0):
+        raise ConfigError(f"config.model.beside={beside} is of a model that inpaints, and no data set here has masks "
+                          "to train one with; set it to 0, or draw with `lgm sample --from=FOLDER --image=X --mask=Y`")
     widths = {name: getattr(config.model, name, 0) for name in ("text_dim", "pooled_dim", "micro_ids")}
     told = ", ".join(f"{name}={width}" for name, width in widths.items() if width)
     if config.text is None and told:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
+import json
 import os
 import random
 import resource
@@ -33,6 +35,20 @@ ROOT = Path(__file__).parent.parent
 MEMORY, PATIENCE = 3 << 30, 90  # bytes; seconds of computing
 SYSTEMS = ("sd", "xl", "sd3", "flux")
 DRAWN = ["--prompt=a cat", "--steps=1", "--size=16"]
+TRAINED = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(dict(
+        name="tiny", batch_size=4, total_images=4, data=dict(resolution=64),
+        text=dict(encoder=dict(family="clip_text", vocab_size=4096, width=16, depth=1, heads=2, max_length=16)),
+        model=dict(family="mmdit", channels=32, patch_size=1, width=16, depth=2, heads=2, text_dim=16, pooled_dim=16,
+                   position_size=8, base_size=8),
+        loss=dict(target="flow", density=dict(name="logit_normal")), optimizer=dict(lr=3e-3, warmup_images=4),
+        ema=dict(half_life_images=32), sampling=dict(steps=1, count=1),
+    ))
+"""
 FLAGS = ("steps", "guidance", "seed", "count", "size", "strength", "true-guidance", "interval", "tile", "rule",
          "solver", "schedule", "noise", "image", "mask", "lora", "single-file", "dtype", "prompt", "out")  # fmt: skip
 WORDS = (*mutations.NUMBERS, "karras:rho=nan", "even:shift=inf", "rescaled:share=nan", "unipc:order=99", "0,nan",
@@ -46,6 +62,7 @@ class Case:
     words: list[str]
     what: str
     out: Path | None = None
+    begun: bool = False  # whether what fails may have written a part of it
 
 
 def make_originals(folder: Path) -> None:
@@ -66,6 +83,14 @@ def make_originals(folder: Path) -> None:
         tensors[f"{name}.lora_B.weight"] = rng.standard_normal((8, 2), np.float32)
         tensors[f"{name}.alpha"] = np.full((), 2, np.float32)
     save_file(tensors, folder / "lora.safetensors")
+    (folder / "train.py").write_text(TRAINED)
+    (folder / "images").mkdir()
+    rows = []
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (64, 64 + 8 * i, 3), np.uint8)).save(folder / "images" / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": f"picture {i}", "kind": ["a", i % 2], "width": 64 + 8 * i,
+                     "height": 64})
+    (folder / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "metrics.csv").write_text("run,params,images,loss,flops\n" + "".join(
         f"r{i},{n},{d},{2 + n**-0.3 + d**-0.3},{6 * n * d}\n"
         for i, (n, d) in enumerate((n, d) for n in (1e6, 1e7, 1e8) for d in (1e8, 1e9, 1e10))))
@@ -73,6 +98,8 @@ def make_originals(folder: Path) -> None:
 
 def make_case(kind: str, rng: random.Random, originals: Path, folder: Path, verbs: list[str]) -> Case:
     """Copy an original into `folder`, damage it and say what to run on it."""
+    if kind == "train":
+        return _training(rng, originals, folder)
     system = rng.choice(SYSTEMS)
     source = folder / system
     shutil.copytree(originals / system, source, copy_function=os.link)
@@ -121,8 +148,42 @@ def _reading(rng: random.Random, source: Path, folder: Path, verbs: list[str], w
     return Case([verb, f"--from={source}", *words], what, out if words else None)
 
 
+def _training(rng: random.Random, originals: Path, folder: Path) -> Case:
+    """A step of training with damaged images, a damaged config file or a word in one of its keys."""
+    images, page = folder / "images", folder / "train.py"
+    shutil.copytree(originals / "images", images)
+    shutil.copy(originals / "train.py", page)
+    words = ["train", f"--config={page}", f"--workdir={folder / 'out'}", f"--config.data.source={images}"]
+    how = rng.choice(("rows", "file", "page", "key", "key", "key"))
+    if how == "rows":
+        what = mutations.damage_lines(rng, images / "metadata.jsonl")
+    elif how == "key":
+        what = f"{rng.choice(config_keys(str(page)))}={rng.choice(WORDS)}"
+        words.append(f"--config.{what}")
+    else:
+        what = mutations.damage_file(rng, page if how == "page" else rng.choice(sorted(images.iterdir())))
+    return Case(words, what, folder / "out", begun=True)
+
+
+@functools.cache
+def config_keys(page: str) -> list[str]:
+    """Every key of a config, and sections as a whole."""
+    from lgm.config import load, to_dict
+
+    found: list[str] = []
+
+    def walk(value, path):
+        found.extend([path] if path else [])
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            walk(inner, f"{path}.{key}" if path else key)
+
+    walk(to_dict(load(page)), "")
+    return found
+
+
 VERBS = ("inspect", "import", "export", "sample")  # of folders
-KINDS = {"config": 5, "weights": 3, "tokenizer": 4, "file": 3, "lora": 3, "single": 1, "table": 1, "words": 3}
+KINDS = {"config": 5, "weights": 3, "tokenizer": 4, "file": 3, "lora": 3, "single": 1, "table": 1, "words": 3,
+         "train": 2}
 
 
 def run(case: Case, log: Path) -> str | None:
@@ -162,7 +223,7 @@ def judge(case: Case, code: int, printed: str) -> str | None:
     lines = [line for line in printed.splitlines() if line.startswith("lgm ")]
     if len(lines) != 1 or len(lines[0]) > 2000:
         return f"exit {code} with {len(lines)} lines"
-    if case.out is not None and case.out.exists():
+    if case.out is not None and case.out.exists() and not case.begun:
         return f"exit {code} and something half written"
     return None
 
@@ -190,13 +251,17 @@ def _in_child(words: list[str], log: Path) -> None:
     os._exit(code)
 
 
-def warm() -> None:
-    """Import what every child needs, once; no device is opened before the fork."""
+def warm(originals: Path) -> None:
+    """Import and trace what most children need, once; no device is opened before the fork."""
     import importlib
 
     for name in ("jax", "lgm.cli", "lgm.interop.drawing", "lgm.interop.exports", "lgm.interop.imports",
                  "lgm.train.main", "lgm.scaling.fit", "lgm.models.table"):  # fmt: skip
         importlib.import_module(name)
+    from lgm.interop.diffusers_dir import load_pipeline
+
+    for system in SYSTEMS:
+        load_pipeline(originals / system)
 
 
 def main() -> int:
@@ -220,7 +285,7 @@ def main() -> int:
         subprocess.run([sys.executable, __file__, "--originals", str(originals)], check=True,
                        env={**os.environ, "LGM_FUZZ_MAKES": "1"})
     sys.path.insert(0, str(ROOT))
-    warm()
+    warm(originals)
     numbers = range(arguments.first, arguments.first + arguments.cases)
     defects = done = 0
     start = time.monotonic()

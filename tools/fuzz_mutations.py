@@ -61,6 +61,17 @@ def damage_json(rng: random.Random, path: Path) -> str:
     return f"{path.name}: {how}"
 
 
+def damage_lines(rng: random.Random, path: Path) -> str:
+    """Change one value of one line of a file of JSON lines; returns what was done."""
+    lines = path.read_text().splitlines()
+    number = rng.randrange(len(lines))
+    value = json.loads(lines[number])
+    words = _change(rng, value, _any_place(rng, value), rng.choice(("value", "value", "key")))
+    lines[number] = json.dumps(value)
+    write(path, "\n".join(lines).encode())
+    return f"{path.name} line {number + 1}: {words}"
+
+
 def _any_place(rng: random.Random, value: Any) -> list:
     """A path into nested values, mostly to a leaf."""
     place: list = []

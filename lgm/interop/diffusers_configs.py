@@ -11,6 +11,7 @@ from lgm.models.autoencoder import AutoencoderConfig
 from lgm.models.unet import UNetConfig
 
 MICRO_IDS = 6  # SDXL: original size, crop, target size
+SCORED_IDS = 5  # its refiner, which a folder's model_index.json tells: original size, crop, aesthetic score
 
 
 def read_autoencoder(config: Mapping[str, Any]) -> AutoencoderConfig:
@@ -66,9 +67,11 @@ def write_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
 def read_unet(config: Mapping[str, Any]) -> UNetConfig:
     """UNetConfig of a UNet2DConditionModel."""
     check(config, UNET)
-    channels = config.get("in_channels", 4)
-    if config.get("out_channels", 4) != channels:
-        raise ValueError(f"config.json: in_channels={channels} are not out_channels; inpainting models have no equal")
+    channels = config.get("out_channels", 4)
+    beside = config.get("in_channels", 4) - channels
+    if beside not in (0, channels + 1):
+        raise ValueError(f"config.json: in_channels={channels + beside} has no equal here beside "
+                         f"out_channels={channels}; it is that, or {2 * channels + 1} of an inpainting model")
     widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
     levels = len(widths)
     kinds = config.get("down_block_types", ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",))
@@ -98,6 +101,7 @@ def read_unet(config: Mapping[str, Any]) -> UNetConfig:
         micro_dim=micro,
         norm_groups=config.get("norm_num_groups", 32),
         linear_projection=config.get("use_linear_projection", False),
+        beside=beside,
     )
 
 
@@ -110,9 +114,10 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
                          "export")
     added = {}
     if config.added_dim:
-        if config.micro_ids != MICRO_IDS or not config.pooled_dim:
+        if config.micro_ids not in (MICRO_IDS, SCORED_IDS) or not config.pooled_dim:
             parts = f"pooled_dim={config.pooled_dim} and micro_ids={config.micro_ids}"
-            raise ValueError(f"UNet2DConditionModel has pooled text and {MICRO_IDS} micro_ids or neither, not {parts}")
+            raise ValueError(f"UNet2DConditionModel has pooled text and {MICRO_IDS} (or {SCORED_IDS}) micro_ids or "
+                             f"neither, not {parts}")
         added = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": config.micro_dim,
@@ -120,7 +125,7 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
         }
     return UNET_FIXED | added | {
         "_class_name": "UNet2DConditionModel",
-        "in_channels": config.channels,
+        "in_channels": config.channels + config.beside,
         "out_channels": config.channels,
         "block_out_channels": list(config.block_channels),
         "down_block_types": [_DOWN[0] if depth else _DOWN[1] for depth in config.transformer_depth],

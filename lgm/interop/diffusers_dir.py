@@ -20,6 +20,7 @@ from lgm.interop.components import (
     save_component,
     write_json,
 )
+from lgm.interop.diffusers_configs import SCORED_IDS
 from lgm.interop.fields import FLAG, Kind, check, fixed
 from lgm.interop.lora import LoRA, check_all_used, merge
 from lgm.interop.original_names import Original
@@ -72,8 +73,11 @@ OPTIONS = {
     "force_zeros_for_empty_prompt": FLAG,
     "id2label": Kind("an object of texts by number", _is_names),
     "is_distilled": fixed(False),  # of Flux.2
-    "requires_aesthetics_score": fixed(False),
+    "requires_aesthetics_score": FLAG,
 }
+FORMAT = "0.38.0"  # the version of diffusers that first reads all that is written here as it is meant
+SCORES = (6.0, 2.5)  # of a picture and of what it should not be, as SDXL's refiner is told by diffusers
+VARIANTS = ("Img2Img", "Inpaint")  # of a pipeline's class, with the same parts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static argument of compiled functions
@@ -83,6 +87,7 @@ class Pipeline:
     name: diffusers' class. models, classes: every network and its class by its place in the folder ("unet" or
     "transformer", "vae", "text_encoder", ...). sample_size: the side in latent pixels that the denoiser was trained at.
     options: the other entries of model_index.json. carried: what the config.json of each network says besides.
+    variant: what stands before "Pipeline" in the folder's own class, one of `VARIANTS` or nothing.
     """
 
     name: str
@@ -94,11 +99,22 @@ class Pipeline:
     sample_size: int
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     carried: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    variant: str = ""
 
     @property
     def layout(self) -> Layout:
         """What its class is made of."""
         return LAYOUTS[self.name]
+
+    @property
+    def scored(self) -> bool:
+        """Whether the denoiser is told an aesthetic score, as SDXL's refiner is."""
+        return bool(self.options.get("requires_aesthetics_score"))
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the denoiser sees a mask and the picture around it."""
+        return getattr(self.denoiser.config, "beside", 0) > 0
 
     @property
     def denoiser(self) -> Model:
@@ -140,6 +156,9 @@ def load_pipeline(
         if classes[place].startswith("CLIP"):
             changes |= layout.encoder_options
         config = read_config(folder / place, classes[place], **changes)
+        if place == "unet" and index.get("requires_aesthetics_score"):
+            changes |= _scored(config)
+            config = dataclasses.replace(config, **changes)
         carried[place] = read_carried(folder / place, classes[place])
         if place in layout.tokenizer_of:
             tokenizers[place] = read_text_tokenizer(folder / layout.tokenizer_of[place])
@@ -168,11 +187,39 @@ def load_pipeline(
     for single in singles:
         single_files.check_all_used(single, sections[single.path], name, {p: m.config for p, m in models.items()})
     check_autoencoder(models["vae"].config, name, folder / "vae")
-    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", name, singles)
+    if name == "StableDiffusionXLPipeline":
+        _check_text({place: model.config for place, model in models.items()}, folder)
+    variant = index["_variant"]
+    corrections = CORRECTED.get(name.replace("Pipeline", f"{variant}Pipeline"), {})
+    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", corrections, singles)
     size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
-    pipeline = Pipeline(name, models, classes, tokenizers, schedule, schedule.build(), size, options, carried)
+    if getattr(models[layout.denoiser].config, "beside", 0):
+        variant = "Inpaint"
+    elif index.get("requires_aesthetics_score") and name == "StableDiffusionXLPipeline":
+        variant = variant or "Img2Img"  # the plain pipeline has no such option
+    pipeline = Pipeline(name, models, classes, tokenizers, schedule, schedule.build(), size, options, carried, variant)
     return pipeline, params
+
+
+def _scored(config: Any) -> dict[str, int]:
+    """What a U-Net's configuration, which tells only the sum, is where an aesthetic score stands for a target size."""
+    if not config.micro_ids:
+        return {}
+    more = (config.micro_ids - SCORED_IDS) * config.micro_dim
+    return {"micro_ids": SCORED_IDS, "pooled_dim": config.pooled_dim + more}
+
+
+def _check_text(configs: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError, one line, where SDXL's U-Net takes other widths than its text encoders give."""
+    unet, width = configs["unet"], sum(config.width for place, config in configs.items() if place.startswith("text_"))
+    path = folder / "unet" / "config.json"
+    if unet.text_dim != width:
+        raise ValueError(f"{path}: cross_attention_dim={unet.text_dim}, but the text encoders that model_index.json "
+                         f"names give {width}")
+    if unet.pooled_dim != (pooled := configs["text_encoder_2"].projection_dim):
+        raise ValueError(f"{path}: projection_class_embeddings_input_dim leaves {unet.pooled_dim} for the text's "
+                         f"vector, which has {pooled}; does requires_aesthetics_score in model_index.json fit it?")
 
 
 def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, list]]:
@@ -180,7 +227,10 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, list]]:
     path = folder / "model_index.json"
     index = read_json(path)
     name = index.get("_class_name", "")
-    name = index["_class_name"] = name.replace("Img2ImgPipeline", "Pipeline") if isinstance(name, str) else ""
+    name = name if isinstance(name, str) else ""
+    variant = next((variant for variant in VARIANTS if name.endswith(f"{variant}Pipeline")), "")
+    name = name.replace(f"{variant}Pipeline", "Pipeline")
+    index |= {"_class_name": name, "_variant": variant}
     if name not in LAYOUTS:
         raise ValueError(f"{path}: _class_name={shown(name)} is not known{near_miss(name, LAYOUTS)}")
     layout = LAYOUTS[name]
@@ -191,7 +241,8 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, list]]:
         if place in known and not pair or isinstance(entry, list) and not pair:
             raise ValueError(f"{path}: {place}={shown(entry)} is no pair of a library and a class")
     parts = {place: entry for place, entry in parts.items() if entry[1] is not None}
-    for place in (layout.denoiser, "vae", "scheduler", *list(layout.tokenizer_of)[:1]):
+    needed = ["text_encoder_2"] if name == "StableDiffusionXLPipeline" else list(layout.tokenizer_of)[:1]
+    for place in (layout.denoiser, "vae", "scheduler", *needed):  # SDXL's refiner has its second encoder alone
         if place not in parts:
             raise ValueError(f"{path} names no {place}, which a {name} needs")
     check(index, {key: kind for key, kind in OPTIONS.items() if key not in parts}, str(path))
@@ -242,7 +293,8 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
         raise ValueError(f"{folder} is there already; give the name of a new folder")
 
     def write(temporary: Path) -> None:
-        index: dict[str, Any] = {"_class_name": pipeline.name}
+        name = pipeline.name.replace("Pipeline", f"{pipeline.variant}Pipeline")
+        index: dict[str, Any] = {"_class_name": name, "_diffusers_version": FORMAT}
         for place, model in pipeline.models.items():
             name = pipeline.classes[place]
             index[place] = [COMPONENTS[name].library, name]
@@ -270,21 +322,25 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
 # parts that a pipeline can do without; model_index.json says so
 OPTIONAL = {
     "StableDiffusionPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
-    "StableDiffusionXLPipeline": ("feature_extractor", "image_encoder"),
+    "StableDiffusionXLPipeline": ("text_encoder", "tokenizer", "feature_extractor", "image_encoder"),
     "StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3", "feature_extractor", "image_encoder"),
     "FluxPipeline": ("feature_extractor", "image_encoder"),
 }
 
 
 # what diffusers' pipeline sets in any scheduler's configuration, whatever its file says
-CORRECTED = {"StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False}}
+CORRECTED = {
+    **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+                    {"steps_offset": 1, "clip_sample": False}),
+    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
+}  # fmt: skip
 
 
-def _read_schedule(path: Path, name: str, singles: Sequence[Weights] = ()) -> Schedule:
+def _read_schedule(path: Path, corrections: Mapping[str, Any], singles: Sequence[Weights] = ()) -> Schedule:
     config = read_json(path, infinite=True)
     try:
         check(config, SCHEDULER, "scheduler_config.json")
-        config |= CORRECTED.get(name, {})
+        config |= corrections
         for single in singles:
             config = single_files.schedule_of(single, config)
         return read_schedule(config)

@@ -68,7 +68,7 @@ def draw_from_folder(
     picture = {}
     if start is not None:
         image = np.repeat(start.image[None], len(captions), 0)
-        picture = {"image": image, "strength": start.strength, "mask": start.mask}
+        picture = {"image": image, "strength": strength, "mask": start.mask}
     images = text_to_image(pipeline, params, captions, size=size, seed=seed, noise=start_noise,
                            true_guidance=true_guidance, tile=tile, **picture, **words)
     images = np.round(images * 255).astype(np.uint8)

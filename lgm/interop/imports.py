@@ -17,8 +17,8 @@ from lgm import config as schema
 from lgm import files
 from lgm.data import open_images
 from lgm.files import write_atomically
-from lgm.interop.components import component, read_config, write_json
-from lgm.interop.diffusers_dir import Pipeline, load_pipeline
+from lgm.interop.components import component, write_json
+from lgm.interop.diffusers_dir import SCORES, Pipeline, load_pipeline
 from lgm.interop.keymap import check
 from lgm.interop.pipelines import defaults_of
 from lgm.interop.prompts import encode, nothing, tokenize, zeros_for_nothing
@@ -58,6 +58,9 @@ class FolderText:
         ends = np.cumsum(list(self.lengths.values()))[:-1]
         ids = dict(zip(self.lengths, jnp.split(ids_BL, ends, 1), strict=True))
         cond = encode(self.pipeline, params, ids, self.size, defaults_of(self.pipeline).guidance)
+        if self.pipeline.scored:
+            scores_B = jnp.where(mask_BL.any(1), *SCORES)
+            cond = dataclasses.replace(cond, micro=cond.micro.at[:, -1].set(scores_B))
         if not zeros_for_nothing(self.pipeline):
             return cond
         some_B = mask_BL.any(1)
@@ -142,7 +145,10 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
     """A run's config, as plain values, that goes on from a diffusers folder at the size that it was trained at."""
     pipeline, _ = load_pipeline(folder, only=())
     autoencoder = pipeline.models["vae"].config
-    model = read_config(files.local(folder) / pipeline.layout.denoiser, pipeline.classes[pipeline.layout.denoiser])
+    model = pipeline.denoiser.config
+    if pipeline.inpaints:
+        raise ConfigError(f"--from={folder} holds a U-Net that inpaints (in_channels={model.channels + model.beside}), "
+                          "and no data set here has masks to train one with; `lgm sample` and `lgm export` take it")
     flow = pipeline.schedule.process["name"] == "rectified_flow"
     density = {"name": "logit_normal", "shift": pipeline.schedule.shift} if flow else {
         "name": "discrete", "steps": pipeline.schedule.process["steps"]}  # fmt: skip

@@ -26,10 +26,11 @@ from lgm.registry import section
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """A system's usual number of steps and guidance scale."""
+    """A system's usual number of steps, guidance scale and part of a picture that is replaced."""
 
     steps: int
     guidance: float
+    strength: float = 0.8
 
 
 DEFAULTS = {
@@ -39,11 +40,14 @@ DEFAULTS = {
     "FluxPipeline": Defaults(28, 3.5),
     "DiTPipeline": Defaults(50, 4.0),
 }
+REFINING = 0.3  # of a picture, by SDXL's refiner
 SCHNELL = Defaults(4, 1.0)  # a Flux that was distilled to few steps and takes no guidance
 
 
 def defaults_of(pipeline: Pipeline) -> Defaults:
-    """The usual steps and guidance of a system."""
+    """The usual steps, guidance and strength of a system."""
+    if pipeline.inpaints or pipeline.scored:
+        return dataclasses.replace(DEFAULTS[pipeline.name], strength=1.0 if pipeline.inpaints else REFINING)
     if pipeline.name == "FluxPipeline" and not pipeline.denoiser.config.guidance:
         return SCHNELL
     return DEFAULTS[pipeline.name]
@@ -65,7 +69,7 @@ def text_to_image(
     rule: str | Mapping[str, Any] = "plain",
     interval: tuple[float, float] = (0.0, 1.0),
     image: jax.Array | None = None,
-    strength: float = 0.8,
+    strength: float | None = None,
     mask: np.ndarray | None = None,
     t5_tokens: int | None = None,
     true_guidance: float = 1.0,
@@ -82,8 +86,9 @@ def text_to_image(
         size: (height, width) in pixels; by default what the denoiser was trained at.
         noise: x_T [B, h, w, C] in latent pixels; by default that of image i is a function of (seed, i) alone, as is
             what a stochastic solver draws.
-        image: start from these images [B, H, W, 3] in [0, 1] with noise of `strength` in (0, 1]: only the last
-            strength x steps steps are made. Where `mask` [H, W] is False they are kept.
+        image: start from these images [B, H, W, 3] in [0, 1] with noise of `strength` in (0, 1] (the system's own by
+            default): only the last strength x steps steps are made. Where `mask` [H, W] is False they are kept. A model
+            that inpaints needs both: it is told what is kept, starts from noise alone at strength 1 and draws it all.
         t5_tokens: the length that texts are padded to for T5.
         true_guidance: Flux alone: extrapolate from `negative` by this scale, at twice the cost.
         tile: decode in overlapping tiles of so many pixels a side, which bounds the memory of large images.
@@ -101,6 +106,8 @@ def text_to_image(
         noise = sampling.noise(seed, range(shape[0]), shape[1:])
     if noise.shape != shape:
         raise ValueError(f"noise has shape {noise.shape}; {len(prompts)} images of {size} need {shape}")
+    if pipeline.inpaints and (image is None or mask is None):
+        raise ValueError("this folder's U-Net draws what a mask covers of a picture; give an image and a mask")
 
     distilled = pipeline.name == "FluxPipeline"
     cond = condition(pipeline, params, prompts, size, guidance=guidance, t5_tokens=t5_tokens)
@@ -123,7 +130,12 @@ def text_to_image(
                          "take 'ddpm', whose variance is the posterior's")
     method, wrap = sampling.guided(method, how, tuple(interval))
     process, target, left = pipeline.process, pipeline.schedule.target, None
-    if image is None:
+    strength = defaults.strength if strength is None else strength
+    if pipeline.inpaints:
+        beside = _beside(pipeline, params["vae"], image, mask)
+        cond, uncond = (c and dataclasses.replace(c, beside=beside) for c in (cond, uncond))
+        mask = None
+    if image is None or pipeline.inpaints and strength == 1.0:
         x = noise * start
     else:
         if pipeline.name in ("StableDiffusion3Pipeline", "FluxPipeline"):  # whatever their schedulers
@@ -147,6 +159,16 @@ def text_to_image(
     if not np.isfinite(images).all():
         raise ValueError(NOT_FINITE)
     return np.clip(images, 0.0, 1.0)
+
+
+def _beside(pipeline: Pipeline, vae: Params, image, mask_HW) -> jax.Array:
+    """What a model that inpaints sees next to x: the mask at the latent pixels' corners, and the latents of the picture
+    that is gray where it is drawn anew."""
+    image, mask = jnp.asarray(image, jnp.float32), jnp.asarray(mask_HW, bool)
+    latents = _encode(pipeline, vae, jnp.where(mask[:, :, None], 0.5, image))
+    factor = pipeline.models["vae"].config.factor
+    corners = mask[None, ::factor, ::factor, None].astype(latents.dtype)
+    return jnp.concatenate([jnp.broadcast_to(corners, (*latents.shape[:3], 1)), latents], -1)
 
 
 def _tile(pixels: int, factor: int) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm.data.class_names import ClassNames
-from lgm.interop.diffusers_dir import Pipeline
+from lgm.interop.diffusers_dir import SCORES, Pipeline
 from lgm.models import Conditioning, Model, Params
 
 Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]
@@ -48,7 +48,7 @@ def unconditional(
     SDXL's folder may ask that no prompt be zeros instead of the encoding of an empty text.
     """
     ids = nothing(pipeline, count, t5_tokens) if negative is None else tokenize(pipeline, [negative] * count, t5_tokens)
-    cond = encode(pipeline, params, ids, size, guidance)
+    cond = encode(pipeline, params, ids, size, guidance, SCORES[1])
     return zeroed(cond) if negative is None and zeros_for_nothing(pipeline) else cond
 
 
@@ -87,9 +87,11 @@ def zeroed(cond: Conditioning) -> Conditioning:
 
 
 def encode(
-    pipeline: Pipeline, params: Mapping[str, Params], ids: Ids, size: tuple[int, int], guidance: float = 1.0
+    pipeline: Pipeline, params: Mapping[str, Params], ids: Ids, size: tuple[int, int], guidance: float = 1.0,
+    score: float = SCORES[0],
 ) -> Conditioning:
-    """The conditioning of what `tokenize` gives; no mask, padding counts, as in all these systems."""
+    """The conditioning of what `tokenize` gives; no mask, padding counts, as in all these systems. `score` is what
+    SDXL's refiner is told of the picture."""
     count = len(next(iter(ids.values())))
     run = lambda place: _apply(pipeline.models[place], params[place], ids[place])
     if pipeline.name == "DiTPipeline":
@@ -97,9 +99,11 @@ def encode(
     if pipeline.name == "StableDiffusionPipeline":
         return Conditioning(text=run("text_encoder")[0])
     if pipeline.name == "StableDiffusionXLPipeline":
-        (first, _), (second, pooled) = run("text_encoder"), run("text_encoder_2")
-        micro = jnp.asarray([*size, 0, 0, *size], jnp.float32)  # original size, crop's corner, target size
-        return Conditioning(text=jnp.concatenate([first, second], -1), pooled=pooled, micro=jnp.tile(micro, (count, 1)))
+        second, pooled = run("text_encoder_2")
+        text = jnp.concatenate([run("text_encoder")[0], second], -1) if "text_encoder" in pipeline.models else second
+        # original size, crop's corner, target size
+        micro = jnp.asarray([*size, 0, 0, *((score,) if pipeline.scored else size)], jnp.float32)
+        return Conditioning(text=text, pooled=pooled, micro=jnp.tile(micro, (count, 1)))
     if pipeline.name == "StableDiffusion3Pipeline":
         (first, pooled), (second, pooled_2) = run("text_encoder"), run("text_encoder_2")
         clip = jnp.concatenate([first, second], -1)

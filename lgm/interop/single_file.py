@@ -44,6 +44,7 @@ SECTIONS = {
     "text_encoder_2": {
         "CLIP": [
             ("conditioner.embedders.1.model.", names.open_clip_text),
+            ("conditioner.embedders.0.model.", names.open_clip_text),  # SDXL's refiner
             ("text_encoders.clip_g.transformer.", names.clip_text),
             *_CLIP_ALONE,
         ],

@@ -26,7 +26,7 @@ class Conditioning:
 
     text: [B, L, D] token features. text_mask: [B, L] bool, True where a token counts. pooled: [B, P].
     label: [B] int32 class. micro: [B, K] float (SDXL's six time ids). guidance: [B] distilled guidance scale.
-    jump: [B] the time t - s that a mean velocity spans.
+    jump: [B] the time t - s that a mean velocity spans. beside: [B, H, W, K] channels that stand next to x.
     """
 
     text: jax.Array | None = None
@@ -36,6 +36,7 @@ class Conditioning:
     micro: jax.Array | None = None
     guidance: jax.Array | None = None
     jump: jax.Array | None = None
+    beside: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,8 @@ class UNetConfig:
     and all start at 0. A prediction of eps then begins as "all of x_t is noise" instead of having to learn to copy it
     through every layer; r is the scale of what is left to say, 1 / 15 at the noisiest t of SD's table; and where the
     image is certain, as in a plain background, a gain g takes the noise away. `jump` (neither): it is told cond.jump,
-    the time that a mean velocity spans.
+    the time that a mean velocity spans. `beside` channels of cond.beside stand next to x in the first convolution, as
+    those of an inpainting model: the mask, and the latents of the picture without what it covers.
     """
 
     channels: int = 4
@@ -52,6 +53,7 @@ class UNetConfig:
     linear_projection: bool = False
     residual: bool = False
     jump: bool = False
+    beside: int = 0
     group: int = 1
     remat: Remat = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -205,7 +207,7 @@ class UNet(nnx.Module):
         self.time = Embedder(widths[0], embedding, rngs=rngs)
         self.jump = Embedder(widths[0], embedding, rngs=rngs) if config.jump else None
         self.added = Embedder(config.added_dim, embedding, rngs=rngs) if config.added_dim else None
-        self.conv_in = Conv(config.channels, widths[0], rngs=rngs)
+        self.conv_in = Conv(config.channels + config.beside, widths[0], rngs=rngs)
 
         down, skips, width = [], [widths[0]], widths[0]
         for i, n in enumerate(widths):
@@ -237,8 +239,8 @@ class UNet(nnx.Module):
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
         """The prediction at x [B, H, W, channels] and t [B] in [0, 1] (released models' timesteps are 1000 t).
 
-        Reads cond.text [B, L, text_dim] with cond.text_mask, and cond.pooled and cond.micro where the configuration has
-        them. Raises ValueError where one of these is missing.
+        Reads cond.text [B, L, text_dim] with cond.text_mask, and cond.pooled, cond.micro and cond.beside where the
+        configuration has them. Raises ValueError where one of these is missing.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         text = _required(cond.text, "text", config.text_dim)
@@ -253,7 +255,9 @@ class UNet(nnx.Module):
         shifts = iter(jnp.split(self.shifts(jax.nn.silu(embedding_BE)), ends, -1))
         apply = lambda layer, x: layer(x, next(shifts), text, cond.text_mask)
 
-        x = self.conv_in(x_BHWC.astype(dtype))
+        beside = _required(cond.beside, "beside", config.beside)
+        x = x_BHWC if beside is None else jnp.concatenate([x_BHWC, beside.astype(x_BHWC.dtype)], -1)
+        x = self.conv_in(x.astype(dtype))
         skips = [x]
         for level in self.down:
             for layer in level.layers:

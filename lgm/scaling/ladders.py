@@ -149,6 +149,8 @@ def inputs(config, batch: int, latent: int, text_tokens: int) -> tuple:
         cond["pooled"] = like(batch, config.pooled_dim)
     if getattr(config, "micro_ids", 0):
         cond["micro"] = like(batch, config.micro_ids)
+    if getattr(config, "beside", 0):
+        cond["beside"] = like(batch, latent, latent, config.beside)
     if getattr(config, "guidance", False):
         cond["guidance"] = like(batch)
     return like(batch, latent, latent, config.channels), like(batch), Conditioning(**cond)
