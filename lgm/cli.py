@@ -147,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     released.add_argument("--single-file", action="append", help="a checkpoint in an original layout, read instead of "
                           "the folder's; may be repeated, as for networks in files of their own")
     released.add_argument("--true-guidance", type=float, help="of Flux: extrapolate from --negative by this scale")
+    released.add_argument("--skip-layers", help="of SD3.5: guide away from the network without these blocks, as "
+                                                "7,8,9 or 7,8,9:scale=2.8,start=0.01,stop=0.2")
     released.add_argument("--tile", type=int, help="decode in tiles of so many pixels, for images too large to decode")
     released.add_argument("--dtype", choices=("float32", "bfloat16"), help="of networks but the VAE (default: float32)")
     released.add_argument("--noise", help="a .npy of x_T [N, h, w, C] in latent pixels instead of --seed's")
@@ -291,7 +293,7 @@ def _sample(arguments, overrides) -> int:
                    "mask")
     if arguments.interval is not None:
         common["interval"] = _numbers("--interval", arguments.interval, "0.1,0.8")
-    released = given("size", "lora", "single_file", "dtype", "noise", "true_guidance", "tile")
+    released = given("size", "lora", "single_file", "dtype", "noise", "true_guidance", "skip_layers", "tile")
     if arguments.folder is None:
         if released:
             raise ConfigError(f"--{min(released).replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")

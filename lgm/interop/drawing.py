@@ -16,6 +16,7 @@ from lgm.files import write_atomically
 from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.lora import LoRA, read_lora
 from lgm.interop.pipelines import latent_size, text_to_image
+from lgm.interop.skip_layers import read_skip
 from lgm.models import Model
 from lgm.parallel import make_layout, shardings
 from lgm.pictures import check_seed, drawing_words, starting_picture
@@ -40,6 +41,7 @@ def draw_from_folder(
     dtype: str = "float32",
     noise: str | Path | None = None,
     true_guidance: float = 1.0,
+    skip_layers: str | None = None,
     tile: int | None = None,
     **words,
 ) -> np.ndarray:
@@ -58,6 +60,8 @@ def draw_from_folder(
     size = read_size(size) if isinstance(size, str) else size
     start = starting_picture(image, strength, mask, size)
     start_noise = None if noise is None else read_noise(noise)
+    if skip_layers is not None:
+        read_skip(skip_layers)
     merged = [lora_of(text) for text in lora]
     pipeline, params = load_pipeline(
         folder, dtype=dtype, single_file=single_file, loras=merged, shard=over_all_devices()
@@ -70,7 +74,7 @@ def draw_from_folder(
         image = np.repeat(start.image[None], len(captions), 0)
         picture = {"image": image, "strength": strength, "mask": start.mask}
     images = text_to_image(pipeline, params, captions, size=size, seed=seed, noise=start_noise,
-                           true_guidance=true_guidance, tile=tile, **picture, **words)
+                           true_guidance=true_guidance, skip_layers=skip_layers, tile=tile, **picture, **words)
     images = np.round(images * 255).astype(np.uint8)
     if out is None:
         return images

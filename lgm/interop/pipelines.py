@@ -15,6 +15,7 @@ import numpy as np
 from lgm import sampling
 from lgm.interop.diffusers_dir import Pipeline
 from lgm.interop.prompts import condition, unconditional
+from lgm.interop.skip_layers import read_skip, skipped
 from lgm.models import Conditioning, Params
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.models.tiling import tiled_decode
@@ -73,6 +74,7 @@ def text_to_image(
     mask: np.ndarray | None = None,
     t5_tokens: int | None = None,
     true_guidance: float = 1.0,
+    skip_layers: str | Mapping[str, Any] | None = None,
     tile: int | None = None,
 ) -> np.ndarray:
     """Images [B, H, W, 3], float32 in [0, 1], of B prompts (DiT's are classes: "class 207" or a name the folder has).
@@ -91,6 +93,8 @@ def text_to_image(
             that inpaints needs both: it is told what is kept, starts from noise alone at strength 1 and draws it all.
         t5_tokens: the length that texts are padded to for T5.
         true_guidance: Flux alone: extrapolate from `negative` by this scale, at twice the cost.
+        skip_layers: SD3 and SD3.5 alone: guide away from what the network says without these blocks, too
+            (`skip_layers.read_skip`).
         tile: decode in overlapping tiles of so many pixels a side, which bounds the memory of large images.
 
     Raises ValueError, one line, for what cannot be.
@@ -146,8 +150,15 @@ def text_to_image(
         if mask is not None:
             drawn_anew = jnp.asarray(latent_mask(mask, z.shape[1:3]))
             method = sampling.inpainting(method, z, drawn_anew, noise)
+    away = None
+    if skip_layers is not None:
+        if how is None or isinstance(how, sampling.Projected) or tuple(interval) != (0.0, 1.0):
+            raise ValueError("skip_layers goes with guidance above 1 by the rule plain or rescaled, without an "
+                             "interval")
+        told = walk.times[:-1] if walk.told is None else walk.told
+        away = skipped(pipeline, read_skip(skip_layers), told[-left:] if left else told)
     arguments = (params[pipeline.layout.denoiser], cond, uncond)
-    predict = _predictor(pipeline, wrap, method.variance)
+    predict = _predictor(pipeline, wrap, method.variance, how, away)
     x = sampling.loop(method, process, target, predict, x, walk, arguments, sampling.keys(seed, range(len(x))), left)
     if image is not None and mask is not None:
         x = jnp.where(drawn_anew > 0, x, z)  # the last step of a table ends above t = 0, with some noise
@@ -210,13 +221,17 @@ def _course(pipeline: Pipeline, steps: int, shape: tuple[int, ...], schedule: Ma
 
 
 @functools.lru_cache(maxsize=8)
-def _predictor(pipeline: Pipeline, wrap: sampling.Wrap, variance: bool):
+def _predictor(pipeline: Pipeline, wrap: sampling.Wrap, variance: bool, how: sampling.Rule | None,
+               away: sampling.Skipped | None):
     """`predict(x_t, t_B, arguments)`, the same object for the same pipeline and guidance; with its `variance`."""
     named = {"method": "with_variance"} if variance else {}
 
     def predict(x, t_B, arguments: tuple[Params, Conditioning, Conditioning | None]):
         params, cond, uncond = arguments
-        network = lambda x, t, c: pipeline.denoiser.apply(params, x, t, c, **named)
+        network = lambda x, t, c, **words: pipeline.denoiser.apply(params, x, t, c, **named, **words)
+        if away is not None:
+            weak = functools.partial(network, skip=away.layers)
+            return sampling.skipping(network, weak, cond, uncond, how, away)(x, t_B)
         return wrap(network, cond, uncond)(x, t_B)
 
     return predict

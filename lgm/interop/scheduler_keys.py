@@ -43,6 +43,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "EulerAncestralDiscreteScheduler": _TABLE | _RESCALED | _spaced("linspace"),
     "HeunDiscreteScheduler": _KARRAS | _NARROW | _CLIPPING | dict(clip_sample=False),
     "LMSDiscreteScheduler": _KARRAS,
+    "KDPM2DiscreteScheduler": _KARRAS | _NARROW,
+    "KDPM2AncestralDiscreteScheduler": _KARRAS | _NARROW,
     "DEISMultistepScheduler": _MULTISTEP | dict(algorithm_type="deis", solver_type="logrho"),
     "DPMSolverSinglestepScheduler": _TABLE | _RAMPS | _THRESHOLDING | _FLOW_SIGMAS | _DYNAMIC | dict(
         solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint", lower_order_final=False,

@@ -25,6 +25,8 @@ SOLVER_OF = {
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "HeunDiscreteScheduler": "heun",
     "FlowMatchHeunDiscreteScheduler": "heun",
+    "KDPM2DiscreteScheduler": "dpm_2",
+    "KDPM2AncestralDiscreteScheduler": "dpm_2_ancestral",
     "DEISMultistepScheduler": "deis",
     "DPMSolverSinglestepScheduler": "dpmpp_2s",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
@@ -36,7 +38,7 @@ TARGET_OF = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 BETAS_OF = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squared_cosine"}
 _SPACING_OF = {"linspace": "linspace", "leading": "leading", "trailing": "trailing"}
 _BY_SIGMA = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
-             "LMSDiscreteScheduler")  # fmt: skip
+             "LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # fmt: skip
 # whose last entry under zero terminal SNR keeps so much signal, sigma = 4096, because they divide by it
 _KEEPING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
             "UniPCMultistepScheduler")  # fmt: skip
@@ -45,9 +47,7 @@ _OPEN = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMu
          "DEISMultistepScheduler")  # fmt: skip
 _UNLIKE = {name: "is for networks that are told log(sigma) / 4, which no system here is"
            for name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")}
-_UNLIKE |= {f"{name}Scheduler": f"is not read; an EulerDiscreteScheduler with --solver={solver} draws like it"
-            for name, solver in (("KDPM2Discrete", "dpm_2"), ("KDPM2AncestralDiscrete", "dpm_2_ancestral"),
-                                 ("DPMSolverSDE", "dpmpp_sde"))}
+_UNLIKE["DPMSolverSDEScheduler"] = "is not read; a KDPM2DiscreteScheduler with --solver=dpmpp_sde draws like it"
 _LEVELS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas",
            "lu": "use_lu_lambdas"}  # fmt: skip
 VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
@@ -194,7 +194,7 @@ def _diffusion(said: Mapping[str, Any], name: str, solver: str) -> Schedule:
                          f"{spacing!r} and steps_offset={said['steps_offset']} leaves noise in the result; 'leading' "
                          "without an offset, or 'linspace', end without")
     clips = name != "TCDScheduler" and said.get("clip_sample")  # which has the key and does not use it
-    rounded = levels == "karras" and multistep or levels == "lu"
+    rounded = levels == "karras" and (multistep or name.startswith("KDPM2")) or levels == "lu"
     if name == "DPMSolverMultistepScheduler" and process["schedule"] == "squared_cosine":
         rounded = False
     return Schedule(
@@ -210,7 +210,7 @@ def _diffusion(said: Mapping[str, Any], name: str, solver: str) -> Schedule:
         last="first" if to_first else "data",
         scaled_start=by_sigma and spacing in ("linspace", "trailing"),
         scaled_end=by_sigma and to_first,
-        whole=("rounded" if rounded else "cut") if multistep and levels != "table" else None,
+        whole="rounded" if rounded else "cut" if multistep and levels != "table" else None,
         clip=float(said["clip_sample_range"]) if clips else None,
         variance=variance,
         distilled=said.get("original_inference_steps", 50),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 from jax import checkpoint_policies as policies
 from jax.ad_checkpoint import checkpoint_name
 
@@ -34,13 +35,19 @@ def recomputed(fn: Callable, remat: Remat) -> Callable:
     return fn if POLICIES[remat] is None else jax.checkpoint(fn, policy=POLICIES[remat])
 
 
-def run_blocks(blocks: Any, x: Any, step: Callable[[Any, Any, Any], Any], config, told: Any = None) -> Any:
-    """x <- step(block, x, told) over stacked blocks.
+def run_blocks(blocks: Any, x: Any, step: Callable[[Any, Any, Any], Any], config, told: Any = None,
+               skip: Collection[int] = ()) -> Any:
+    """x <- step(block, x, told) over stacked blocks, but those of the numbers `skip`.
 
     x and told are trees of arrays with a leading batch: what the blocks change, and what all of them read. Blocks run
     under a scan of `config.group` at a time, or all laid out when one group holds them, with `config.remat`; where the
     mesh has stages that the stack can fill, through the pipeline.
     """
+
+    if skip:  # a number that is carried beside each block: to leave parts of a stack out would copy the rest
+        made, depth = step, len(jax.tree.leaves(blocks)[0])
+        blocks = blocks, jnp.asarray([i not in skip for i in range(depth)])
+        step = lambda pair, x, told: jax.lax.cond(pair[1], lambda: made(pair[0], x, told), lambda: x)
 
     def block_step(block, x, told):
         return step(block, jax.tree.map(lambda a: checkpoint_name(a, "block"), x), told)

@@ -208,7 +208,8 @@ class MMDiT(nnx.Module):
         self.modulation = Linear(width, 2 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.out = Linear(width, patch, ("embed", None), zero=True, rngs=rngs)
 
-    def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning, skip: tuple[int, ...] = ()) -> jax.Array:
+        """The prediction; without the blocks of the numbers `skip`, for skip-layer guidance."""
         config, dtype = self.config, self.config.dtype
         b, h, w, _ = x_BHWC.shape
         if h % config.patch_size or w % config.patch_size:
@@ -226,9 +227,11 @@ class MMDiT(nnx.Module):
         signal = jax.nn.silu(signal)
         mask = None if mask is None else join(jnp.ones((b, rows * columns), bool), mask)
         step = lambda block, tokens, told: block(*tokens, *told)
-        for blocks in (self.dual, self.blocks):
+        for blocks, first in ((self.dual, 0), (self.blocks, config.dual_attention)):
             if blocks is not None:
-                image, text = run_blocks(blocks, (image, text), step, config, (signal, mask))
-        image, _ = self.last(image, text, signal, mask)
+                left_out = tuple(i - first for i in skip)
+                image, text = run_blocks(blocks, (image, text), step, config, (signal, mask), left_out)
+        if config.depth - 1 not in skip:
+            image, _ = self.last(image, text, signal, mask)
         scale, shift = jnp.split(self.modulation(signal), 2, -1)
         return unpatchify(self.out(modulated_norm(image, shift, scale)), config.patch_size, rows).astype(x_BHWC.dtype)

@@ -7,6 +7,7 @@ from lgm.sampling.guidance import (
     RULES,
     Projected,
     Rule,
+    Skipped,
     Wrap,
     classifier_free,
     embedded,
@@ -16,6 +17,7 @@ from lgm.sampling.guidance import (
     projected,
     rescaled,
     rule,
+    skipping,
 )
 from lgm.sampling.jumps import jump
 from lgm.sampling.solvers import SOLVERS, Solver, Walk, loop, sample, solver, trace
@@ -25,6 +27,7 @@ __all__ = [
     "RULES",
     "SOLVERS",
     "SPACINGS",
+    "Skipped",
     "Projected",
     "Rule",
     "Solver",
@@ -48,6 +51,7 @@ __all__ = [
     "rescaled",
     "rule",
     "sample",
+    "skipping",
     "solver",
     "telling",
     "times",

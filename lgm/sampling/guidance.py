@@ -162,6 +162,30 @@ def _projected_of(scale: float, parallel: float = 0.0, limit: float = 0.0, momen
     return Projected(scale, parallel, limit, momentum)
 
 
+class Skipped(NamedTuple):
+    """Skip-layer guidance (SD3.5-medium's released sampler): away from what the network says without the blocks
+    `layers`, by `scale` times the difference from the conditional prediction, for t from `low` to `high`."""
+
+    layers: tuple[int, ...]
+    scale: float
+    low: float
+    high: float
+
+
+def skipping(predict: Predict, weak: Predict, cond, uncond, rule: Rule,
+             skipped: Skipped) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`predict(x, t)` guided by `rule` and away from `weak`, the network without some layers; all of t are equal."""
+    doubled = paired(predict, cond, uncond)
+
+    def guided(x, t):
+        c, u = jnp.split(doubled(jnp.concatenate([x, x]), jnp.concatenate([t, t])), 2)
+        inside = _inside(t[0], (skipped.low, skipped.high))
+        away = lambda: skipped.scale * (c - weak(x, t, cond).astype(c.dtype))
+        return rule(c, u) + jax.lax.cond(inside, away, lambda: jnp.zeros_like(c))
+
+    return guided
+
+
 RULES: dict[str, Callable[..., Rule | Projected]] = {"plain": plain, "rescaled": rescaled, "projected": _projected_of}
 
 

@@ -82,6 +82,32 @@ def test_sd3_not_square_of_long_prompts(systems):
 
 
 @pytest.mark.slow
+def test_sd35_guided_away_from_skipped_layers(systems):
+    """diffusers' skip_guidance_layers, the last block and one of dual attention among them; ten steps, of which those
+    between start and stop are guided so."""
+    system = systems("stable_diffusion_3", qk_norm="rms_norm", dual_attention_layers=(0,), num_layers=3)
+    theirs, folder, pipeline, params = system
+    noise = np.random.default_rng(0).standard_normal((2, 8, 8, 16)).astype(np.float32)
+    latents = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
+    plain = None
+    for layers, start, stop in ((None, 0.0, 1.0), ([0, 1], 0.01, 0.5), ([2], 0.3, 0.9)):
+        words = {} if layers is None else dict(skip_guidance_layers=layers, skip_layer_guidance_scale=2.2,
+                                               skip_layer_guidance_start=start, skip_layer_guidance_stop=stop)
+        expected = theirs(PROMPTS, num_inference_steps=10, guidance_scale=3.0, latents=latents, height=16, width=16,
+                          output_type="np", max_sequence_length=T5_TOKENS, **words).images  # fmt: skip
+        asked = None if layers is None else dict(layers=layers, scale=2.2, start=start, stop=stop)
+        ours = text_to_image(pipeline, params, PROMPTS, steps=10, guidance=3.0, size=(16, 16), noise=noise,
+                             t5_tokens=T5_TOKENS, skip_layers=asked)  # fmt: skip
+        assert psnr(ours, expected) > LEAST_PSNR, (layers, psnr(ours, expected))
+        plain = ours if plain is None else plain
+        assert layers is None or psnr(plain, ours) < 60
+    with pytest.raises(ValueError, match="skip_layers: layer 3 is not among this network's 3, 0 to 2"):
+        text_to_image(pipeline, params, PROMPTS, guidance=3.0, skip_layers="3")
+    with pytest.raises(ValueError, match="skip_layers goes with guidance above 1"):
+        text_to_image(pipeline, params, PROMPTS, guidance=1.0, skip_layers="1")
+
+
+@pytest.mark.slow
 def test_flux_not_square_and_kept_from_words(systems):
     """diffusers' true_cfg_scale; without it a negative prompt changes nothing, which is said."""
     system = systems("flux")

@@ -23,6 +23,7 @@ DDIM, DDPM, PNDM = diffusers.DDIMScheduler, diffusers.DDPMScheduler, diffusers.P
 EULER, ANCESTRAL = diffusers.EulerDiscreteScheduler, diffusers.EulerAncestralDiscreteScheduler
 DPM, UNIPC = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
 LCM, TCD = diffusers.LCMScheduler, diffusers.TCDScheduler
+KDPM2, KDPM2A = diffusers.KDPM2DiscreteScheduler, diffusers.KDPM2AncestralDiscreteScheduler
 DEIS, SINGLESTEP = diffusers.DEISMultistepScheduler, diffusers.DPMSolverSinglestepScheduler
 HEUN, LMS = diffusers.HeunDiscreteScheduler, diffusers.LMSDiscreteScheduler
 
@@ -52,6 +53,8 @@ CASES = {
     "heun": (HEUN, SD),
     "heun karras clipped": (HEUN, dict(SD, use_karras_sigmas=True, clip_sample=True)),
     "lms": (LMS, SD),
+    "dpm 2 karras": (KDPM2, dict(SD, use_karras_sigmas=True)),
+    "dpm 2 a": (KDPM2A, dict(SD, timestep_spacing="trailing")),
     "deis": (DEIS, dict(SD, solver_order=3)),
     "deis karras": (DEIS, dict(SD, use_karras_sigmas=True, prediction_type="v_prediction")),
     "dpm++ 2s": (SINGLESTEP, dict(SD, lower_order_final=True)),
@@ -250,8 +253,10 @@ def test_every_grid_is_that_of_diffusers(name):
             continue
         theirs.set_timesteps(steps)
         told = theirs.timesteps.numpy().astype(float)
-        once = {"HeunDiscreteScheduler": [0, *range(1, len(told), 2)], "PNDMScheduler": np.unique(told, True)[1][::-1]}
-        pick = once.get(name, slice(None))
+        halves = [0, *range(1, 2 * steps - 1, 2)]
+        once = {"HeunDiscreteScheduler": halves, "PNDMScheduler": np.unique(told, True)[1][::-1]}
+        pick = slice(None, None, 2) if name.startswith("KDPM2") else once.get(name, slice(None))
+        of_sigmas = halves if name.startswith("KDPM2") else pick
         schedule = read_schedule({**theirs.config, **options, "_class_name": name})
         walk = schedule.walk(steps)
         ours = 1000 * (walk.times[:-1] if walk.told is None else walk.told)
@@ -262,7 +267,7 @@ def test_every_grid_is_that_of_diffusers(name):
         if hasattr(theirs, "sigmas"):
             process = schedule.build()
             sigma = np.asarray(process.b(walk.times[:-1]) / process.a(walk.times[:-1]))
-            np.testing.assert_allclose(sigma, theirs.sigmas.numpy()[:-1][pick], rtol=1e-3, err_msg=str(options))
+            np.testing.assert_allclose(sigma, theirs.sigmas.numpy()[:-1][of_sigmas], rtol=1e-3, err_msg=str(options))
         compared += 1
     assert compared > 10
 

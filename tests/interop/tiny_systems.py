@@ -107,9 +107,9 @@ def stable_diffusion_xl():
     )  # fmt: skip
 
 
-def stable_diffusion_3(with_t5=True, **options):
+def stable_diffusion_3(with_t5=True, num_layers=2, **options):
     transformer = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        sample_size=8, patch_size=2, in_channels=16, num_layers=num_layers, attention_head_dim=8, num_attention_heads=4,
         caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=48, out_channels=16,
         pos_embed_max_size=12, **options,
     )  # fmt: skip
