@@ -13,6 +13,7 @@ from lgm.interop.fields import expect
 from lgm.interop.scheduler_keys import obeyed
 from lgm.interop.schedules import FLOW_ENTRIES, Schedule
 from lgm.parsing import near_miss
+from lgm.untrusted import shown
 
 # our solver for each class of theirs; all share the process, so any other solver may be taken instead
 SOLVER_OF = {
@@ -52,8 +53,7 @@ _LEVELS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas
            "lu": "use_lu_lambdas"}  # fmt: skip
 VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
 # what a class can do besides that has no equal here
-_REFUSED = ("trained_betas", "thresholding", "sigma_min", "sigma_max", "solver_p", "disable_corrector",
-            "invert_sigmas")  # fmt: skip
+_REFUSED = ("trained_betas", "thresholding", "sigma_min", "sigma_max", "solver_p", "invert_sigmas")  # fmt: skip
 _FIXED = {
     "DDPMScheduler": {"variance_type": tuple(VARIANCES)},
     "PNDMScheduler": {"skip_prk_steps": (True,)},
@@ -66,7 +66,7 @@ _FIXED = {
                                     "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
                                     "solver_order": (2, 1, 3), "use_dynamic_shifting": (False,),
                                     "variance_type": (None,)},
-    "UniPCMultistepScheduler": {"solver_type": ("bh2", "midpoint", "heun", "logrho"), "predict_x0": (True,),
+    "UniPCMultistepScheduler": {"solver_type": ("bh2", "bh1", "midpoint", "heun", "logrho"), "predict_x0": (True,),
                                 "solver_order": (2, 1, 3), "lower_order_final": (True,),
                                 "use_dynamic_shifting": (False,), "shift_terminal": (None,)},
 }  # fmt: skip
@@ -155,10 +155,15 @@ def _multistep(said: Mapping[str, Any], solver: str) -> dict[str, Any]:
             raise ValueError("scheduler_config.json: solver_order=3 of sde-dpmsolver++ is not supported; 1 or 2 is")
         names = {1: "ddpm", 2: "dpmpp_2m_sde"} if stochastic else {1: "ddim", 2: "dpmpp_2m", 3: "dpmpp_3m"}
         solver = names[order]
+    numbers = said.get("disable_corrector", [])
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+        raise ValueError(f"scheduler_config.json: disable_corrector={shown(numbers)} should list numbers of steps")
     return dict(
         solver=solver,
         order=order,
         exact=said["solver_type"] == "heun",
+        variant="bh1" if said["solver_type"] == "bh1" and solver == "unipc" else "bh2",
+        uncorrected=tuple(number for number in numbers if number >= 0),
         lower_at_end=bool(said["lower_order_final"]),
         euler_at_end=bool(said.get("euler_at_final")),
     )

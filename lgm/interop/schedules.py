@@ -33,18 +33,18 @@ FLOW_ENTRIES = 1000
 class Schedule:
     """How a released model is sampled.
 
-    process: options of `lgm.process.build`. target: what the network predicts. solver: its name; `order`, `exact`
-    (the slope's exponential integral in full at order 2), `lower_at_end` and `euler_at_end` qualify a multistep
-    one, `variance` DDPM's (`posterior`), `clip` bounds the data that a prediction implies. spacing: where in the
-    table (or in [0, 1] of a flow) the steps lie, moved up by `offset` entries; `levels` respaces them. between:
-    steps may lie between two entries, where sigma is linear. open_end: entries are spaced for one more step, which
-    would be at the first entry. stride: each step ends N // steps entries below its start, wherever the next
-    begins. lowest_lambda: entries of less log(a / b) are left out. last: the sampler ends at the data, or at the
-    table's first entry. scaled_start: x_T is b(T) noise rather than noise; scaled_end: what is left at the first
-    entry is divided by a. distilled: a model of consistency was distilled on so many entries, evenly apart, and is
-    told of its time by `scaling`. A flow's times are moved by `shift` or, with `dynamic`, by the number of image
-    tokens: (tokens, shift) at either end of a straight line. whole: the network is told whole timesteps. config:
-    the scheduler_config.json all this is from.
+    process: options of `lgm.process.build`. target: what the network predicts. solver: its name; `order`, `exact` (the
+    slope's exponential integral in full at order 2), `lower_at_end` and `euler_at_end` qualify a multistep one,
+    `uncorrected`, numbers of steps, and `variant` UniPC, `variance` DDPM's (`posterior`), `clip` bounds the data that a
+    prediction implies. spacing: where in the table (or in [0, 1] of a flow) the steps lie, moved up by `offset`
+    entries; `levels` respaces them. between: steps may lie between two entries, where sigma is linear. open_end:
+    entries are spaced for one more step, which would be at the first entry. stride: each step ends N // steps entries
+    below its start, wherever the next begins. lowest_lambda: entries of less log(a / b) are left out. last: the sampler
+    ends at the data, or at the table's first entry. scaled_start: x_T is b(T) noise rather than noise; scaled_end: what
+    is left at the first entry is divided by a. distilled: a model of consistency was distilled on so many entries,
+    evenly apart, and is told of its time by `scaling`. A flow's times are moved by `shift` or, with `dynamic`, by the
+    number of image tokens: (tokens, shift) at either end of a straight line. whole: the network is told whole
+    timesteps. config: the scheduler_config.json all this is from.
     """
 
     process: dict[str, Any]
@@ -53,6 +53,8 @@ class Schedule:
     spacing: Literal["leading", "trailing", "linspace", "distilled", "flow", "flow_levels"]
     order: int = 2
     exact: bool = False
+    variant: Literal["bh2", "bh1"] = "bh2"
+    uncorrected: tuple[int, ...] = ()
     variance: Literal["small", "large", "learned"] = "small"
     lower_at_end: bool = False
     euler_at_end: bool = False
@@ -92,6 +94,9 @@ class Schedule:
             limits += [(float(times[-2]), 1)]
         # PLMS begins with two evaluations where there is a second step
         name = "ddim" if self.solver == "plms" and len(times) == 2 else self.solver
+        if name == "unipc":
+            kept = tuple(float(times[i]) for i in self.uncorrected if i < len(times) - 1)
+            return _unipc(self.order, tuple(limits), self.variant, kept)
         return _method(name, self.order, self.exact, self.variance, tuple(limits), self.clip, self.stride,
                        self.target == "v", self.scaling, self.scaled_end)
 
@@ -188,7 +193,10 @@ def _apart(told: np.ndarray, times: np.ndarray) -> np.ndarray | None:
     return None if np.abs(told - times[:-1]).max() < 1e-6 else told
 
 
-@functools.cache  # one object a solver, so that a compiled step is found again
+_unipc = functools.cache(unipc.unipc)  # one object a solver, so that a compiled step is found again
+
+
+@functools.cache
 def _method(name: str, order: int, exact: bool, variance: str, limits: tuple, clip: float | None, keep_noise: bool,
             velocity: bool, scaling: float, scaled_end: bool) -> Solver:
     if name in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"):
@@ -196,8 +204,6 @@ def _method(name: str, order: int, exact: bool, variance: str, limits: tuple, cl
         found = multistep.dpmpp(order, eta=float(name.endswith("sde")), curvature=0.5, exact=exact, limits=limits)
     elif name == "deis":
         found = multistep.deis(order, limits)
-    elif name == "unipc":
-        found = unipc.unipc(order, limits=limits)
     elif name == "plms":
         found = multistep.plms(velocity)
     elif name == "ddpm":

@@ -76,6 +76,9 @@ CASES = {
     "tcd v": (TCD, dict(SD, prediction_type="v_prediction", rescale_betas_zero_snr=True, clip_sample=True)),
     "unipc": (UNIPC, dict(SD, timestep_spacing="trailing")),
     "unipc 3": (UNIPC, dict(SD, solver_order=3)),
+    # to sigma_min, for diffusers' own last step to the data is inf x 0 under bh1
+    "unipc bh1": (UNIPC, dict(SD, solver_type="bh1", final_sigmas_type="sigma_min")),
+    "unipc not corrected": (UNIPC, dict(SD, disable_corrector=[0, 2, 99], solver_order=3)),
     "unipc karras": (UNIPC, dict(SD, use_karras_sigmas=True)),
     "unipc of a flow": (UNIPC, dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
 }  # fmt: skip
