@@ -40,6 +40,7 @@ from lgm.train.loop import Preempted
 from lgm.train.optimizer import build_optimizer, decay_start, warmup_stable_decay
 from lgm.train.start import open_system
 from lgm.train.state import TrainState, init_state, make_step, run_once
+from lgm.train.steady import compiled_once
 
 NEVER = 2**30  # the step at which a trunk would cool down
 CHUNK = 16  # steps in one call, at most: a call's overhead is shared, and a kill is heard in time
@@ -90,7 +91,8 @@ class Group:
     def step(self, state: TrainState, part: list[int], step: int, line) -> tuple[TrainState, jax.Array]:
         """A part's state `chunk` steps on, and its losses; the rate falls along `line` = (first, last step)."""
         rows = self.own(part, [self.rows(member, step) for member in range(len(self.runs))])
-        return self.advance(state, self.seeds(part), self.rates(part), *line, self.frozen, self.data, rows)
+        given = dict(seed=self.seeds(part), rate=self.rates(part), start=line[0], end=line[1], rows=rows)
+        return self.advance(state, (self.frozen, self.data), jax.device_put(given))
 
     def weights(self, states: list[TrainState], member: int) -> Any:
         """The EMA weights of one run, with what is frozen."""
@@ -241,7 +243,7 @@ class Drive:
 
     def look(self, step: int, losses: list[jax.Array], amount: int) -> None:
         """Tell of progress, and record runs whose loss is not finite: they have no result from this amount on."""
-        values = np.stack([np.asarray(loss) for loss in losses], -1).reshape(self.group.chunk, -1)
+        values = np.stack(jax.device_get(losses), -1).reshape(self.group.chunk, -1)
         finite = values[-1][np.isfinite(values[-1])]
         self.note(step * self.group.config.batch_size, float(finite.mean()) if len(finite) else float("nan"))
         for member in np.flatnonzero(~np.isfinite(values).all(0) & ~self.diverged):
@@ -254,13 +256,16 @@ class Drive:
 
 
 def _advance(config: Config, system: System, stacked: bool):
-    """`advance(state, seed, rate, start, end, frozen, data, rows [K, B]) -> (state, losses [K])`, compiled."""
+    """`advance(state, (frozen, data), given) -> (state, losses [K])`, compiled once, with "seed", "rate", "start",
+    "end" and "rows" [K, B] in `given`."""
     loss, draw = make_loss(config, system), make_draw(config, system)
     warmup = round(config.optimizer.warmup_images / config.batch_size)
 
-    def advance(state, seed, rate, start, end, frozen, data, rows_KB):
-        schedule = lambda step: warmup_stable_decay(step, rate, warmup, start, end, config.optimizer.final)
-        step = make_step(dataclasses.replace(config, seed=seed), loss, build_optimizer(config, schedule), draw)
+    def advance(state, fixed, given):
+        (frozen, data), rows_KB = fixed, given["rows"]
+        schedule = lambda step: warmup_stable_decay(step, given["rate"], warmup, given["start"], given["end"],
+                                                    config.optimizer.final)  # fmt: skip
+        step = make_step(dataclasses.replace(config, seed=given["seed"]), loss, build_optimizer(config, schedule), draw)
 
         def one(state, rows_B):
             state, metrics = step(state, frozen, {name: array[rows_B] for name, array in data.items()})
@@ -273,8 +278,9 @@ def _advance(config: Config, system: System, stacked: bool):
 
     if stacked:
         # losses of all runs, step by step
-        advance = jax.vmap(advance, in_axes=(0, 0, 0, None, None, None, None, 0), out_axes=(0, 1))
+        own = dict(seed=0, rate=0, start=None, end=None, rows=0)
+        advance = jax.vmap(advance, in_axes=(0, None, own), out_axes=(0, 1))
     # a small network's program takes longer to compile than to run: level 1 takes three quarters of the default's time,
     # and its steps are as fast, products being a library's
     level = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(advance, donate_argnums=0, compiler_options=level)
+    return compiled_once(jax.jit(advance, donate_argnums=0, compiler_options=level))
