@@ -39,6 +39,7 @@ EXAMPLES = {
 
 
 CONFIGURED = ("train", "sweep", "launch", "plan")  # verbs that take --config.KEY=VALUE
+LONGEST = 1000  # letters of an error's line
 DISTRIBUTED = ("train", "sweep", "sample", "evaluate", "export")  # several processes where the cluster starts several
 
 
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(error, ConfigError):
             member.settle()
         line = " ".join(str(error).split())
+        if len(line) > LONGEST:  # of a name that is a whole text, both ends
+            line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
         print(f"lgm {arguments.verb}: {'a store cannot be used: ' if store else ''}{line}", file=sys.stderr)
         return member.leave(getattr(error, "exit_code", 2))
 

@@ -118,6 +118,11 @@ def test_bad_sampling_arguments_write_nothing(tiny_run, tmp_path, capsys, argume
     assert not out.exists()
 
 
+def test_a_name_that_is_a_whole_text_is_cut(tmp_path, capsys):
+    line = refused(capsys, ["sample", f"--workdir={'x' * 5000}", "--prompt=a", f"--out={tmp_path / 'a.png'}"])
+    assert len(line) < 1100 and "xxx ... xxx" in line
+
+
 def test_an_absent_run_or_checkpoint_is_named(tiny_run, tmp_path, capsys):
     for verb, rest in (("sample", ["--prompt=face", "--out=x.png"]), ("evaluate", ["--out=x.json"])):
         assert "config.json" in refused(capsys, [verb, f"--workdir={tmp_path}", *rest])
