@@ -29,7 +29,8 @@ def pytest_configure(config):
 
 
 # the files that take longest, which begin first: pytest's workers take file after file, and end together
-LONG = ("processes/", "parallel/", "planning/", "train/", "scaling/", "test_drawing.py", "launching/", "test_fuzz.py")
+# those that mostly wait, on a scheduler, first of all: beside those of several processes, which fill any core
+LONG = ("launching/", "processes/", "parallel/", "planning/", "train/", "scaling/", "test_drawing.py", "test_fuzz.py")
 
 
 def pytest_collection_modifyitems(items):

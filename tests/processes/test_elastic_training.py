@@ -34,7 +34,7 @@ def config(tmp_path_factory, torture):
     """A denoiser's run of 30 steps whose batch of 12 divides over four processes and over three."""
     path, text = tmp_path_factory.mktemp("config") / "small.py", torture.CONFIG
     for old, new in (("batch_size=4, total_images=160", "batch_size=12, total_images=360"), ("lr=3e-3", "lr=1e-4"),
-                     ("batch_size=4, max_images=4", "batch_size=12, max_images=12"), ("face-hat", "face-smiling"),
+                     ("batch_size=4, max_images=4", "batch_size=12, max_images=0"), ("face-hat", "face-smiling"),
                      ("every_images=8, checkpoint_every_images=12", "every_images=24, checkpoint_every_images=84"),
                      ("steps=2, count=2, every_images=80", "steps=2, count=0"), ("every_images=40", "every_images=120"),
                      ):  # fmt: skip
