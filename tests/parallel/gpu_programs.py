@@ -1,0 +1,104 @@
+"""Compiles what a run does on GPUs for H100s that are not there and prints, as JSON, what is in each program. A program
+of its own, so that the CUDA plugin is loaded in no other."""
+
+import collections
+import json
+import re
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from lgm import config as schema
+from lgm import drawing
+from lgm.evaluate import heldout, snr_grid
+from lgm.parallel import shardings
+from lgm.parsing import read_config_file
+from lgm.planning.abstract import abstract_system, frozen_axes
+from lgm.planning.program import placed, trace
+from lgm.train.placing import layout_of
+
+# an H100 SXM as XLA:GPU wants it described, from its data sheet and its programming guide
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3350000000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 85899345920 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64 device_vendor: "NVIDIA Corporation"
+  platform_version: "Compute Capability 9.0a" device_address_bits: 64 pcie_bandwidth: 34359738368 ecc_enabled: true
+  name: "NVIDIA H100 80GB HBM3" driver_version: "13.0.0" runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } runtime_version { major: 13 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+# no timing, for there is no GPU; without one the Triton products of small float32 matrices find no tiles either
+# and machine code that is never run need not be fast
+OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 0,
+           "xla_llvm_disable_expensive_passes": True}  # fmt: skip
+
+
+def found(lowered) -> dict[str, int]:
+    """What a compiled program calls of cuDNN's attention, and how often."""
+    text = lowered.compile(compiler_options=OPTIONS).as_text()
+    return dict(collections.Counter(re.findall(r'custom_call_target="__cudnn\$(fmha\w+)"', text)))
+
+
+def programs(config: schema.Config, count: int, wanted: list[str]) -> dict[str, dict[str, int]]:
+    """What is in a config's programs `wanted` on `count` H100s: the train step, the sampler from captions to latents,
+    the decoder, the encoder, the held-out loss and the errors by level of noise."""
+    devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}").devices
+    layout = layout_of(config, devices)
+    system, frozen, _ = abstract_system(config, layout)
+    frozen = placed(frozen, shardings(layout, frozen, frozen_axes(system, frozen)))
+    abstract = jax.eval_shape(system.init, jax.random.key(0))
+    trained = placed(abstract, shardings(layout, abstract, system.logical_axes()))
+    size, (ids, mask) = config.batch_size, system.tokenize([""])
+    on = lambda shape, dtype: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=layout.batch)
+    words = on(ids.shape[1:], ids.dtype), on(mask.shape[1:], mask.dtype)
+    side = config.data.resolution
+    latents, images = on(system.latent_shape(), jnp.float32), on((side, side, 3), jnp.uint8)
+    rows, ratios = on((), jnp.int32), on((), jnp.float32)
+
+    def drawn(trained, frozen, ids, mask, rows):
+        params = system.whole(trained, frozen)
+        return drawing._draw_chunk(system, config.sampling, params, frozen, ids, mask, rows, 0, None)
+
+    drawing.spread = lambda layout, *rows: rows  # whose places are told by the arguments
+    params = system.whole(trained, frozen)
+    lowered = {
+        "train": lambda: trace(config, layout, None)[1].lower(),
+        "sample": lambda: jax.jit(drawn).lower(trained, frozen, *words, rows),
+        "decode": lambda: drawing._decode.lower(system, frozen, latents),
+        "encode": lambda: drawing._encode.lower(system, frozen, images),
+        "heldout": lambda: heldout._errors.lower(system, 2, params, latents, *words, rows, 0),
+        "levels": lambda: snr_grid._v_errors.lower(system, params, latents, *words, ratios, rows, rows),
+    }
+    return {name: found(lowered[name]()) for name in wanted}
+
+
+def merged(values: dict, changes: dict) -> dict:
+    """Nested values with those of `changes`; a key that ends in "=" stands for all of a dict."""
+    new = dict(values)
+    for key, value in changes.items():
+        whole = not isinstance(value, dict) or key.endswith("=")
+        new[key.rstrip("=")] = value if whole else merged(new.get(key) or {}, value)
+    return new
+
+
+def main(cases: list[dict]) -> None:
+    for case in cases:
+        start = time.perf_counter()
+        values = read_config_file(case["spec"], ()) if "spec" in case else {}
+        config = schema.from_dict(merged(values, case["changes"]))
+        row = programs(config, case["count"], case["programs"])
+        print(json.dumps({"seconds": time.perf_counter() - start, "programs": row}), flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
