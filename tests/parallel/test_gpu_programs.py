@@ -1,4 +1,4 @@
-"""What XLA:GPU makes, without a GPU, of train steps, samplers and measurements of every family on 1 and on 8 H100s: all
+"""What XLA:GPU makes, without a GPU, of a train step, sampler and measurements with masked text on 8 H100s: all
 compile, and 16-bit attention is cuDNN's, forward and backward, without a mask of scores."""
 
 import functools
@@ -21,29 +21,12 @@ def case(sites, spec=None, programs=RUN, remat=False, **changes):
     return dict(sites=sites, remat=remat, given=dict(spec=spec, programs=programs, changes=changes))
 
 
-def words(width, length=77):
-    """A text encoder that is trained, whose mask tells which words a caption has."""
-    encoder = dict(family="clip_text", vocab_size=4096, width=width, depth=1, heads=4, max_length=length)
-    return {"text=": dict(encoder=encoder)}
-
-
 EMOJI = dict(text=dict(encoder=dict(depth=1)))
-POD = "configs/pod.py:"
 MMDIT = dict(depth=2, group=1)  # the last block, which has no text after it, is not scanned
-UNET = dict(layers_per_block=1, transformer_depth=(0, 1, 1), mid_depth=1)  # 7 transformers, to themselves and the text
-# head sizes, image and text tokens of the real ones; two or three blocks
+# head sizes, image and text tokens of the real one; two blocks
 CASES = {
     "emoji mmdit, masked": case(2, "configs/emoji.py:model=mmdit,process=flow", (*RUN, "levels", "decode", "encode"),
                                 model=MMDIT, **EMOJI),
-    "emoji unet, masked": case(14, "configs/emoji.py:model=unet,process=eps",
-                               model=dict(layers_per_block=1, transformer_depth=(1, 1)), **EMOJI),
-    "dit": case(1, model=dict(family="dit", depth=2, dtype="bfloat16"), loss=dict(variance=1.0),
-                **{"text=": dict(classes=["a", "b"])}),
-    "sd3": case(2, POD + "sd3_medium", remat=True, model=MMDIT),
-    "sd3, masked": case(2, POD + "sd3_medium", remat=True, model=MMDIT | dict(text_dim=512, pooled_dim=512),
-                        **words(512, 333)),
-    "flux": case(2, POD + "flux_dev", remat=True, model=dict(depth=1, single_depth=1)),
-    "sdxl": case(14, POD + "sdxl", remat=True, model=UNET),
 }  # fmt: skip
 
 
@@ -62,7 +45,7 @@ def rows(count: int) -> dict[str, dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("count", [8])
 def test_programs_compile_with_cudnn_attention(count, name):
     if importlib.util.find_spec("jax_cuda13_plugin") is None or importlib.util.find_spec("nvidia.cudnn") is None:
         pytest.skip("needs the CUDA compiler, which needs no GPU: pip install 'lgm[plan-gpu]'")
