@@ -1,21 +1,28 @@
-"""Compile, for 8 H100s that are not there, what a run with masked text does; its 16-bit attention must be cuDNN's.
+"""Compile, for H100s that are not there, what runs of every family do; their 16-bit attention must be cuDNN's.
 
     pip install -e '.[plan-gpu]' && python tools/check_gpu_programs.py
+    python tools/check_gpu_programs.py --gpus=8 --case='flux'
 
-Two blocks of the emoji MMDiT, FSDP over 8: train step, sampler, held-out loss, errors by level of noise, decoder and
-encoder, by XLA:GPU, which needs no GPU. Prints one JSON line: how often each program calls cuDNN's attention. Exits
-with 1 where that is not what the network holds, and with 2 where the compiler is not installed. It does not run what it
-compiles: `check_attention_gpu.py` does, on a GPU.
+Train step, sampler, held-out loss and errors by level of noise of networks of two or three blocks with the real head
+sizes and lengths, on one H100 and, by FSDP, on 8, by XLA:GPU, which needs no GPU. Prints a JSON line a case: how often
+each program calls cuDNN's attention. Exits with 1 where that is not what the network holds, and with 2 where the
+compiler is not installed. It does not run what it compiles: `check_attention_gpu.py` does, on a GPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
+import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import re
 import sys
+import time
+from collections.abc import Sequence
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -61,7 +68,7 @@ def found(lowered) -> dict[str, int]:
     return dict(collections.Counter(re.findall(r'custom_call_target="__cudnn\$(fmha\w+)"', text)))
 
 
-def programs(config: schema.Config, count: int, wanted: list[str]) -> dict[str, dict[str, int]]:
+def programs(config: schema.Config, count: int, wanted: Sequence[str]) -> dict[str, dict[str, int]]:
     """What is in a config's programs `wanted` on `count` H100s: the train step, the sampler from captions to latents,
     the decoder, the encoder, the held-out loss and the errors by level of noise."""
     devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}").devices
@@ -104,25 +111,74 @@ def merged(values: dict, changes: dict) -> dict:
 
 
 FORWARD, BACKWARD = "fmhaSoftmax", "fmhaSoftmaxBackward"
-CHANGES = dict(batch_size=16, sampling=dict(steps=2), model=dict(depth=2, group=1), text=dict(encoder=dict(depth=1)))
-# what calls attention, in the body of a scan over blocks and in the last block, which is not scanned: a sampler and the
-# held-out loss hold the network twice; the autoencoder's one head of 512 is too wide for the kernel
-EXPECTED = {
-    "train": {FORWARD: 2, BACKWARD: 2}, "sample": {FORWARD: 4}, "heldout": {FORWARD: 4}, "levels": {FORWARD: 2},
-    "decode": {}, "encode": {},
+RUN = ("train", "sample", "heldout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A config, and how often it holds attention: once in the body of a scan over blocks."""
+
+    sites: int
+    changes: dict[str, Any]
+    spec: str | None = None
+    programs: tuple[str, ...] = RUN
+    remat: bool = False  # whether the backward pass computes attention once more
+
+    def expected(self) -> dict[str, dict[str, int]]:
+        """What each program calls. A sampler and the held-out loss hold the network twice; the autoencoder's one head
+        of 512 is too wide for the kernel."""
+        forward = {"train": self.sites * (1 + self.remat), "sample": 2 * self.sites, "heldout": 2 * self.sites,
+                   "levels": self.sites}  # fmt: skip
+        calls = {name: {FORWARD: count} for name, count in forward.items()} | {"decode": {}, "encode": {}}
+        calls["train"][BACKWARD] = self.sites
+        return {name: calls[name] for name in self.programs}
+
+    def config(self, count: int) -> schema.Config:
+        values = read_config_file(self.spec, ()) if self.spec else {}
+        always = {"name": "case", "batch_size": 16, "total_images": 1600, "sampling": dict(steps=2),
+                  "mesh=": dict(data=1, fsdp=count)}  # fmt: skip
+        return schema.from_dict(merged(values, always | self.changes))
+
+
+# a text encoder that is trained, whose mask tells which words a caption has
+WORDS = dict(family="clip_text", vocab_size=4096, width=512, depth=1, heads=4, max_length=333)
+EMOJI = dict(text=dict(encoder=dict(depth=1)))
+POD = "configs/pod.py:"
+MMDIT = dict(depth=2, group=1)  # the last block, which has no text after it, is not scanned
+UNET = dict(layers_per_block=1, transformer_depth=(0, 1, 1), mid_depth=1)  # 7 transformers, to themselves and the text
+CASES = {
+    "emoji mmdit, masked": Case(2, dict(model=MMDIT, **EMOJI), "configs/emoji.py:model=mmdit,process=flow",
+                                (*RUN, "levels", "decode", "encode")),
+    "emoji unet, masked": Case(14, dict(model=dict(layers_per_block=1, transformer_depth=(1, 1)), **EMOJI),
+                               "configs/emoji.py:model=unet,process=eps"),
+    "dit": Case(1, {"model": dict(family="dit", depth=2, dtype="bfloat16"), "loss": dict(variance=1.0),
+                    "text=": dict(classes=["a", "b"])}),
+    "sd3": Case(2, dict(model=MMDIT), POD + "sd3_medium", remat=True),
+    "sd3, masked": Case(2, {"model": MMDIT | dict(text_dim=512, pooled_dim=512), "text=": dict(encoder=WORDS)},
+                        POD + "sd3_medium", remat=True),
+    "flux": Case(2, dict(model=dict(depth=1, single_depth=1)), POD + "flux_dev", remat=True),
+    "sdxl": Case(14, dict(model=UNET), POD + "sdxl", remat=True),
 }  # fmt: skip
 
 
 def main() -> int:
     """Compile and compare; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--gpus", type=int, action="append", help="how many H100s; 1 and 8 unless told")
+    parser.add_argument("--case", action="append", choices=CASES, help="of which network; all unless told")
+    arguments = parser.parse_args()
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
         print("the GPU compiler is not installed: pip install -e '.[plan-gpu]'", file=sys.stderr)
         return 2
-    values = read_config_file("configs/emoji.py:model=mmdit,process=flow", ())
-    config = schema.from_dict(merged(values, CHANGES | {"mesh=": dict(data=1, fsdp=8)}))
-    found = programs(config, 8, list(EXPECTED))
-    print(json.dumps(found))
-    return int(found != EXPECTED)
+    wrong = 0
+    for count, name in itertools.product(arguments.gpus or (1, 8), arguments.case or CASES):
+        case, start = CASES[name], time.perf_counter()
+        calls = programs(case.config(count), count, case.programs)
+        row = {"case": name, "gpus": count, "seconds": round(time.perf_counter() - start, 1), "calls": calls}
+        if calls != case.expected():
+            row["expected"], wrong = case.expected(), wrong + 1
+        print(json.dumps(row), flush=True)
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

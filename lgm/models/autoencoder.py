@@ -12,6 +12,7 @@ from flax import nnx
 
 from lgm.models.attention import attention
 from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
+from lgm.models.keys import Keys
 
 EPSILON = 1e-6  # of every group norm
 
@@ -77,7 +78,7 @@ PRESETS = {
 class Attention(nnx.Module):
     """One head of self-attention over all pixels, added to its input."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, groups: int, *, rngs: Keys):
         self.norm = GroupNorm(channels, groups, epsilon=EPSILON, silu=False)
         self.qkv = Linear(channels, 3 * channels, ("embed", "heads"), parts=3, rngs=rngs)
         self.out = Linear(channels, channels, ("heads", "embed"), rngs=rngs)
@@ -92,7 +93,7 @@ class Attention(nnx.Module):
 class Middle(nnx.Module):
     """Two residual blocks with attention between them, at the lowest resolution."""
 
-    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: AutoencoderConfig, *, rngs: Keys):
         width = config.block_channels[-1]
         block = lambda: ResBlock(width, width, groups=config.norm_groups, epsilon=EPSILON, rngs=rngs)
         self.first, self.last = block(), block()
@@ -121,7 +122,7 @@ class Level(nnx.Module):
 class Encoder(nnx.Module):
     """Image to the moments of the latents: [B, H, W, channels] -> [B, H / f, W / f, 2 latent_channels]."""
 
-    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: AutoencoderConfig, *, rngs: Keys):
         widths, last = config.block_channels, len(config.block_channels) - 1
         self.conv_in = Conv(config.channels * config.patch_size**2, widths[0], rngs=rngs)
         # padded below and to the right only, as the released weights were trained
@@ -149,7 +150,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to image: [B, h, w, latent_channels] -> [B, f h, f w, channels]."""
 
-    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: AutoencoderConfig, *, rngs: Keys):
         widths, last = config.block_channels[::-1], len(config.block_channels) - 1
         self.conv_in = Conv(config.latent_channels, widths[0], rngs=rngs)
         self.middle = Middle(config, rngs=rngs)
@@ -172,7 +173,7 @@ class Decoder(nnx.Module):
 class Autoencoder(nnx.Module):
     """`encode` gives the Gaussian posterior of the latents, `decode` the image of latents; both unstandardized."""
 
-    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: AutoencoderConfig, *, rngs: Keys):
         self.config = config
         self.encoder, self.decoder = Encoder(config, rngs=rngs), Decoder(config, rngs=rngs)
         latent = config.latent_channels

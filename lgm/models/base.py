@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.models.keys import Keys
+
 Params = Any  # a nested dict of arrays
 
 
@@ -48,7 +50,7 @@ class Model:
 
     def init(self, key: jax.Array) -> Params:
         """Float32 parameters drawn from `key`, as a nested dict. Jit it with out_shardings to create them sharded."""
-        return nnx.to_pure_dict(nnx.state(self.module(self.config, rngs=nnx.Rngs(key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(self.module(self.config, rngs=Keys(key)), nnx.Param))
 
     def apply(self, params: Params, *args, method: str = "__call__", **kwargs):
         """Pure: denoisers take (x [B, H, W, C], t [B] in [0, 1], cond) and return the prediction, shaped like x.
@@ -94,7 +96,7 @@ class Model:
 @functools.cache
 def _split(model: Model):
     """(graphdef, abstract state) of a model's module, built once a configuration."""
-    return nnx.split(nnx.eval_shape(lambda: model.module(model.config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: model.module(model.config, rngs=Keys(0))))
 
 
 def count(tree: Params) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.models.convolution import Linear
+from lgm.models.keys import Keys
 from lgm.models.text_layers import ACTIVATIONS, Embedding, LayerNorm, SelfAttention, keys_that_count, run, stack
 
 EPSILON = 1e-12  # of every layer norm
@@ -53,7 +54,7 @@ PRESETS = {
 class Block(nnx.Module):
     """Attention and feed-forward network, each added to its input and then normalized."""
 
-    def __init__(self, config: BERTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: BERTConfig, *, rngs: Keys):
         width, inner = config.width, config.mlp_width or 4 * config.width
         self.attn = SelfAttention(width, config.heads, rngs=rngs)
         self.norm1, self.norm2 = LayerNorm(width, EPSILON), LayerNorm(width, EPSILON)
@@ -68,14 +69,14 @@ class Block(nnx.Module):
 class BERT(nnx.Module):
     """Token ids to token features and a sentence vector; see `BERTConfig`."""
 
-    def __init__(self, config: BERTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: BERTConfig, *, rngs: Keys):
         self.config = config
         width = config.width
         self.tokens = Embedding(config.vocab_size, width, ("vocab", "embed"), rngs=rngs)
         self.positions = Embedding(config.max_length, width, (None, "embed"), rngs=rngs)
         self.types = Embedding(config.token_types, width, (None, "embed"), rngs=rngs)
         self.norm = LayerNorm(width, EPSILON)
-        self.blocks = stack(lambda key: Block(config, rngs=nnx.Rngs(key)), config.depth, rngs)
+        self.blocks = stack(lambda key: Block(config, rngs=Keys(key)), config.depth, rngs)
         self.pooler = Linear(width, width, ("embed", "heads"), rngs=rngs) if config.pooler else None
 
     def __call__(self, tokens_BL, mask_BL=None, types_BL=None) -> tuple[jax.Array, jax.Array]:

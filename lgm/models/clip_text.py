@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.models.convolution import Linear
+from lgm.models.keys import Keys
 from lgm.models.text_layers import ACTIVATIONS, Embedding, LayerNorm, SelfAttention, keys_that_count, run, stack
 
 EPSILON = 1e-5  # of every layer norm
@@ -67,7 +68,7 @@ PRESETS = {
 class Block(nnx.Module):
     """Pre-norm attention and feed-forward network, each added to its input."""
 
-    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: CLIPTextConfig, *, rngs: Keys):
         width, inner = config.width, config.mlp_width or 4 * config.width
         self.activation = config.activation
         self.norm1, self.norm2 = LayerNorm(width, EPSILON), LayerNorm(width, EPSILON)
@@ -83,11 +84,11 @@ class Block(nnx.Module):
 class CLIPText(nnx.Module):
     """Token ids to token features and a pooled feature; see `CLIPTextConfig`."""
 
-    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: CLIPTextConfig, *, rngs: Keys):
         self.config = config
         self.tokens = Embedding(config.vocab_size, config.width, ("vocab", "embed"), rngs=rngs)
         self.positions = Embedding(config.max_length, config.width, (None, "embed"), std=0.01, rngs=rngs)
-        self.blocks = stack(lambda key: Block(config, rngs=nnx.Rngs(key)), config.depth, rngs)
+        self.blocks = stack(lambda key: Block(config, rngs=Keys(key)), config.depth, rngs)
         self.norm = LayerNorm(config.width, EPSILON)
         axes, size = ("embed", "heads"), config.projection_dim
         self.projection = Linear(config.width, size, axes, bias=False, rngs=rngs) if size else None

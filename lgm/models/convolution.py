@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.models.flops import textbook
+from lgm.models.keys import Keys
 from lgm.parallel import constrain, current, gathered, platform
 from lgm.parallel.halo import convolve_rows
 
@@ -24,7 +25,7 @@ class Conv(nnx.Module):
     """
 
     def __init__(self, in_channels, out_channels, size=3, *, stride=1, padding=None, zero=False,
-                 axes=("conv", "channels"), rngs: nnx.Rngs):
+                 axes=("conv", "channels"), rngs: Keys):
         self.stride, self.axes = stride, axes
         self.padding = ((size // 2, size // 2),) * 2 if padding is None else padding
         init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
@@ -67,7 +68,7 @@ class Linear(nnx.Module):
     matrix all the same; a mesh splits within every part.
     """
 
-    def __init__(self, in_features, out_features, axes, *, parts=1, parts_in=1, bias=True, zero=False, rngs: nnx.Rngs):
+    def __init__(self, in_features, out_features, axes, *, parts=1, parts_in=1, bias=True, zero=False, rngs: Keys):
         init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
         self.axes, self.parts, self.parts_in = axes, parts, parts_in
         stored = ("fused", None) if parts > 1 else (None, "fused") if parts_in > 1 else axes
@@ -160,7 +161,7 @@ class ResBlock(nnx.Module):
     starts at zero, so that the block starts as its shortcut.
     """
 
-    def __init__(self, in_channels, out_channels, *, groups, epsilon, zero=False, rngs: nnx.Rngs):
+    def __init__(self, in_channels, out_channels, *, groups, epsilon, zero=False, rngs: Keys):
         self.norm1 = GroupNorm(in_channels, groups, epsilon=epsilon)
         self.conv1 = Conv(in_channels, out_channels, axes=("channels", "conv"), rngs=rngs)
         self.norm2 = GroupNorm(out_channels, groups, epsilon=epsilon)

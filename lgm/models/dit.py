@@ -19,6 +19,7 @@ from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks
 from lgm.models.convolution import Linear
 from lgm.models.embeddings import patchify, sincos_2d, sinusoids, timestep_embedding, unpatchify
+from lgm.models.keys import Keys
 from lgm.models.mmdit import MLP
 from lgm.models.text_layers import Embedding, stack
 
@@ -83,7 +84,7 @@ PRESETS |= {name.replace("dit", "sit", 1): dict(shape, time="reversed") for name
 class Embedders(nnx.Module):
     """Time and class as one signal [B, width]."""
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DiTConfig, *, rngs: Keys):
         self.reversed = config.time == "reversed"
         self.time = MLP(TIME_FEATURES, config.width, config.width, jax.nn.silu, rngs=rngs)
         self.label = Embedding(config.classes + 1, config.width, ("vocab", "embed"), rngs=rngs)
@@ -96,7 +97,7 @@ class Embedders(nnx.Module):
 class Block(nnx.Module):
     """Self-attention and a feed-forward network, each shifted, scaled and gated by the signal (adaLN-Zero)."""
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DiTConfig, *, rngs: Keys):
         width = config.width
         self.heads = config.heads
         self.embedders = Embedders(config, rngs=rngs) if config.embedders == "per_block" else None
@@ -117,12 +118,12 @@ class Block(nnx.Module):
 class DiT(nnx.Module):
     """Denoiser: (x [B, H, W, C], t [B] in [0, 1], cond with label or nothing) -> like x."""
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DiTConfig, *, rngs: Keys):
         self.config = config
         width, patch = config.width, config.patch_size**2
         self.patches = Linear(patch * config.channels, width, (None, "embed"), rngs=rngs)
         self.embedders = Embedders(config, rngs=rngs) if config.embedders == "shared" else None
-        self.blocks = stack(lambda key: Block(config, rngs=nnx.Rngs(key)), config.depth, rngs)
+        self.blocks = stack(lambda key: Block(config, rngs=Keys(key)), config.depth, rngs)
         self.modulation = Linear(width, 2 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.out = Linear(width, patch * config.out_channels, ("embed", None), zero=True, rngs=rngs)
 

@@ -21,6 +21,7 @@ from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks
 from lgm.models.convolution import Linear
 from lgm.models.embeddings import timestep_embedding
+from lgm.models.keys import Keys
 from lgm.models.mmdit import MLP, RMSNorm, modulated_norm
 from lgm.models.rotary import Table, rotary_grid, rotate
 from lgm.models.text_layers import stack
@@ -79,7 +80,7 @@ PRESETS = {
 class Heads(nnx.Module):
     """Queries and keys, normalized, and values [B, T, N, D / N] from one product."""
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, rngs: Keys):
         self.heads = heads
         self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, rngs=rngs)
         self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
@@ -93,7 +94,7 @@ class Heads(nnx.Module):
 class Stream(nnx.Module):
     """One modality's half of a double-stream block: modulation, attention, feed-forward network."""
 
-    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: FluxConfig, *, rngs: Keys):
         width = config.width
         self.modulation = Linear(width, 6 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.heads = Heads(width, config.heads, rngs=rngs)
@@ -116,7 +117,7 @@ class Stream(nnx.Module):
 class DoubleBlock(nnx.Module):
     """Joint attention over image and text tokens, whose weights are apart."""
 
-    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: FluxConfig, *, rngs: Keys):
         self.image, self.text = Stream(config, rngs=rngs), Stream(config, rngs=rngs)
 
     def __call__(self, image_BTD, text_BLD, signal_BD, table: Table, mask):
@@ -130,7 +131,7 @@ class DoubleBlock(nnx.Module):
 class SingleBlock(nnx.Module):
     """Attention and feed-forward network of the same input, whose outputs share one product."""
 
-    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: FluxConfig, *, rngs: Keys):
         width = config.width
         self.modulation = Linear(width, 3 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.heads = Heads(width, config.heads, rngs=rngs)
@@ -150,7 +151,7 @@ class SingleBlock(nnx.Module):
 class Flux(nnx.Module):
     """Denoiser: (x [B, H, W, C], t [B] in [0, 1], cond with text, pooled and, if distilled, guidance) -> like x."""
 
-    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: FluxConfig, *, rngs: Keys):
         self.config = config
         width, patch = config.width, config.patch_size**2 * config.channels
         self.patches = Linear(patch, width, (None, "embed"), rngs=rngs)
@@ -158,8 +159,8 @@ class Flux(nnx.Module):
         self.guidance = MLP(TIME_FEATURES, width, width, jax.nn.silu, rngs=rngs) if config.guidance else None
         self.pooled = MLP(config.pooled_dim, width, width, jax.nn.silu, rngs=rngs)
         self.text = Linear(config.text_dim, width, (None, "embed"), rngs=rngs)
-        self.double = stack(lambda key: DoubleBlock(config, rngs=nnx.Rngs(key)), config.depth, rngs)
-        self.single = stack(lambda key: SingleBlock(config, rngs=nnx.Rngs(key)), config.single_depth, rngs)
+        self.double = stack(lambda key: DoubleBlock(config, rngs=Keys(key)), config.depth, rngs)
+        self.single = stack(lambda key: SingleBlock(config, rngs=Keys(key)), config.single_depth, rngs)
         self.modulation = Linear(width, 2 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.out = Linear(width, patch, ("embed", None), zero=True, rngs=rngs)
 

@@ -17,6 +17,7 @@ from flax import nnx
 
 from lgm.models.base import Model, Params
 from lgm.models.convolution import Linear
+from lgm.models.keys import Keys
 from lgm.parallel import gathered
 
 Adapter = dict[str, dict[str, jax.Array]]  # path of a matrix -> {"down": [..., in, rank], "up": [..., rank, out]}
@@ -61,7 +62,7 @@ class AdaptedModule:
     module: type[nnx.Module]
     lora: LoRAConfig
 
-    def __call__(self, config, *, rngs: nnx.Rngs) -> nnx.Module:
+    def __call__(self, config, *, rngs: Keys) -> nnx.Module:
         base = Model(config, self.module)
         network = self.module(config, rngs=rngs)
         axes = _flat(base.logical_axes(), lambda leaf: isinstance(leaf, tuple))

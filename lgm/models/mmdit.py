@@ -19,6 +19,7 @@ from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks
 from lgm.models.convolution import Linear
 from lgm.models.embeddings import patchify, sincos_2d, timestep_embedding, unpatchify
+from lgm.models.keys import Keys
 from lgm.models.text_layers import stack
 from lgm.parallel.tokens import join, padded, part
 
@@ -80,7 +81,7 @@ PRESETS = {
 class MLP(nnx.Module):
     """Linear, activation, linear."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, rngs: Keys):
         self.activation = activation
         self.fc1 = Linear(inputs, hidden, ("embed", "mlp"), rngs=rngs)
         self.fc2 = Linear(hidden, outputs, ("mlp", "embed"), rngs=rngs)
@@ -113,7 +114,7 @@ def modulated_norm(x_BTD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -
 class Attention(nnx.Module):
     """Queries, keys and values of a modality, and what is made of the attended values unless it is `closing`."""
 
-    def __init__(self, config: MMDiTConfig, closing: bool = False, *, rngs: nnx.Rngs):
+    def __init__(self, config: MMDiTConfig, closing: bool = False, *, rngs: Keys):
         width = config.width
         self.heads = config.heads
         self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, rngs=rngs)
@@ -142,7 +143,7 @@ class Stream(nnx.Module):
     for an image that also attends to itself alone, with weights and modulation of its own.
     """
 
-    def __init__(self, config: MMDiTConfig, *, closing: bool = False, dual: bool = False, rngs: nnx.Rngs):
+    def __init__(self, config: MMDiTConfig, *, closing: bool = False, dual: bool = False, rngs: Keys):
         width = config.width
         self.parts = 2 if closing else 9 if dual else 6
         self.modulation = Linear(width, self.parts * width, ("embed", "features"), zero=True, rngs=rngs)
@@ -172,7 +173,7 @@ class Stream(nnx.Module):
 class Block(nnx.Module):
     """Joint attention over text and image tokens; a `closing` block returns no text."""
 
-    def __init__(self, config: MMDiTConfig, *, closing: bool = False, dual: bool = False, rngs: nnx.Rngs):
+    def __init__(self, config: MMDiTConfig, *, closing: bool = False, dual: bool = False, rngs: Keys):
         self.closing = closing
         self.image = Stream(config, dual=dual, rngs=rngs)
         self.text = Stream(config, closing=closing, rngs=rngs)
@@ -192,7 +193,7 @@ class Block(nnx.Module):
 class MMDiT(nnx.Module):
     """Denoiser: (x [B, H, W, C], t [B] in [0, 1], cond with text, pooled and optionally text_mask) -> like x."""
 
-    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: MMDiTConfig, *, rngs: Keys):
         self.config = config
         width, patch = config.width, config.patch_size**2 * config.channels
         self.patches = Linear(patch, width, (None, "embed"), rngs=rngs)
@@ -202,8 +203,8 @@ class MMDiT(nnx.Module):
         self.text = Linear(config.text_dim, width, (None, "embed"), rngs=rngs)
         # every kind of block is a stack of its own
         dual, plain = config.dual_attention, config.depth - 1 - config.dual_attention
-        self.dual = stack(lambda key: Block(config, dual=True, rngs=nnx.Rngs(key)), dual, rngs) if dual else None
-        self.blocks = stack(lambda key: Block(config, rngs=nnx.Rngs(key)), plain, rngs) if plain else None
+        self.dual = stack(lambda key: Block(config, dual=True, rngs=Keys(key)), dual, rngs) if dual else None
+        self.blocks = stack(lambda key: Block(config, rngs=Keys(key)), plain, rngs) if plain else None
         self.last = Block(config, closing=True, rngs=rngs)
         self.modulation = Linear(width, 2 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.out = Linear(width, patch, ("embed", None), zero=True, rngs=rngs)

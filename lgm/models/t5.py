@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from lgm.models.convolution import Linear
+from lgm.models.keys import Keys
 from lgm.models.text_layers import ACTIVATIONS, Embedding, SelfAttention, keys_that_count, run, stack
 
 EPSILON = 1e-6  # of every norm
@@ -69,7 +70,7 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm attention with a relative bias and unscaled scores, then a (gated) feed-forward network."""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, *, rngs: Keys):
         width, inner = config.width, config.mlp_width
         self.activation, self.gated = config.activation, config.gated
         self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
@@ -87,11 +88,11 @@ class Block(nnx.Module):
 class T5Encoder(nnx.Module):
     """Token ids to token features; see `T5Config`."""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, *, rngs: Keys):
         self.config = config
         self.tokens = Embedding(config.vocab_size, config.width, ("vocab", "embed"), std=1.0, rngs=rngs)
         self.relative_bias = Embedding(config.buckets, config.heads, (None, "heads"), rngs=rngs)
-        self.blocks = stack(lambda key: Block(config, rngs=nnx.Rngs(key)), config.depth, rngs)
+        self.blocks = stack(lambda key: Block(config, rngs=Keys(key)), config.depth, rngs)
         self.norm = RMSNorm(config.width)
 
     def __call__(self, tokens_BL: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.models.convolution import Linear
+from lgm.models.keys import Keys
 from lgm.parallel import gathered
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -22,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Embedding(nnx.Module):
     """A table [entries, width]; called with integers it gives their rows in `dtype`."""
 
-    def __init__(self, entries: int, width: int, axes: tuple[str | None, str], *, std: float = 0.02, rngs: nnx.Rngs):
+    def __init__(self, entries: int, width: int, axes: tuple[str | None, str], *, std: float = 0.02, rngs: Keys):
         init = nnx.initializers.normal(std)
         self.axes = axes
         self.table = nnx.Param(init(rngs.params(), (entries, width)), axes=axes)
@@ -50,7 +51,7 @@ class LayerNorm(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention whose q, k and v are one product; scores are scaled by `scale` or head width^-1/2."""
 
-    def __init__(self, width, heads, head_width=None, *, bias=True, scale=None, rngs: nnx.Rngs):
+    def __init__(self, width, heads, head_width=None, *, bias=True, scale=None, rngs: Keys):
         self.heads, self.scale = heads, scale
         inner = heads * (head_width or width // heads)
         self.qkv = Linear(width, 3 * inner, ("embed", "heads"), parts=3, bias=bias, rngs=rngs)
@@ -70,7 +71,7 @@ def keys_that_count(mask_BL: jax.Array | None) -> jax.Array | None:
     return None if mask_BL is None else mask_BL[:, None, None, :].astype(bool)
 
 
-def stack(make: Callable[[jax.Array], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+def stack(make: Callable[[jax.Array], nnx.Module], depth: int, rngs: Keys) -> nnx.Module:
     """`depth` blocks `make(key)` as one module whose parameters have a leading axis of layers."""
     return jax.vmap(make)(jax.random.split(rngs.params(), depth))
 

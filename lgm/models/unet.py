@@ -15,6 +15,7 @@ from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, recomputed, run_blocks
 from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
 from lgm.models.embeddings import sinusoids
+from lgm.models.keys import Keys
 from lgm.models.text_layers import LayerNorm, stack
 
 EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
@@ -100,7 +101,7 @@ PRESETS = {
 class CrossAttention(nnx.Module):
     """Queries of the pixels, keys and values of the text; without bias but for the last product."""
 
-    def __init__(self, width: int, text_dim: int, heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, text_dim: int, heads: int, *, rngs: Keys):
         self.heads = heads
         self.q = Linear(width, width, ("embed", "heads"), bias=False, rngs=rngs)
         self.kv = Linear(text_dim, 2 * width, ("embed", "heads"), parts=2, bias=False, rngs=rngs)
@@ -114,7 +115,7 @@ class CrossAttention(nnx.Module):
 class SelfAttention(nnx.Module):
     """Attention among pixels, q, k and v from one product; without bias but for the last product."""
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, rngs: Keys):
         self.heads = heads
         self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, bias=False, rngs=rngs)
         self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
@@ -133,7 +134,7 @@ def attend(q_BTD, k_BSD, v_BSD, heads: int, mask_BS: jax.Array | None) -> jax.Ar
 class TransformerBlock(nnx.Module):
     """Self-attention, cross-attention and a GEGLU feed-forward (Shazeer 2020, 2002.05202), each after a layer norm."""
 
-    def __init__(self, width: int, heads: int, text_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, text_dim: int, *, rngs: Keys):
         self.norm1, self.norm3 = LayerNorm(width, EPSILON), LayerNorm(width, EPSILON)
         self.norm2 = LayerNorm(width, EPSILON) if text_dim else None
         self.attention = SelfAttention(width, heads, rngs=rngs)
@@ -157,11 +158,11 @@ def gelu(x: jax.Array) -> jax.Array:
 class Transformer(nnx.Module):
     """`depth` stacked transformer blocks over the pixels of a feature map, between two projections, added to it."""
 
-    def __init__(self, width: int, heads: int, depth: int, config: UNetConfig, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, depth: int, config: UNetConfig, *, rngs: Keys):
         self.config = config
         self.norm = GroupNorm(width, config.norm_groups, epsilon=PROJECTION_EPSILON, silu=False)
         self.proj_in = Linear(width, width, ("embed", "features"), rngs=rngs)
-        make = lambda key: TransformerBlock(width, heads, config.text_dim, rngs=nnx.Rngs(key))
+        make = lambda key: TransformerBlock(width, heads, config.text_dim, rngs=Keys(key))
         self.blocks = stack(make, depth, rngs)
         self.proj_out = Linear(width, width, ("embed", "features"), zero=True, rngs=rngs)
 
@@ -176,7 +177,7 @@ class Transformer(nnx.Module):
 class Layer(nnx.Module):
     """A residual block and, where the level has attention, a transformer."""
 
-    def __init__(self, in_channels, out_channels, heads, depth, config: UNetConfig, *, rngs: nnx.Rngs):
+    def __init__(self, in_channels, out_channels, heads, depth, config: UNetConfig, *, rngs: Keys):
         self.remat = config.remat
         self.residual = ResBlock(
             in_channels, out_channels, groups=config.norm_groups, epsilon=EPSILON, zero=True, rngs=rngs
@@ -198,7 +199,7 @@ class Level(nnx.Module):
 class UNet(nnx.Module):
     """What a noisy latent holds, as the process's prediction target: `unet(x, t, cond)` is shaped like x."""
 
-    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: UNetConfig, *, rngs: Keys):
         self.config = config
         widths, depths, heads = config.block_channels, config.transformer_depth, config.heads
         last, embedding = len(widths) - 1, config.embedding_dim
@@ -283,7 +284,7 @@ class UNet(nnx.Module):
 class Embedder(nnx.Module):
     """Two products with a SiLU between: features [B, F] to an embedding [B, E]."""
 
-    def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, features: int, width: int, *, rngs: Keys):
         self.fc1 = Linear(features, width, (None, "embed"), rngs=rngs)
         self.fc2 = Linear(width, width, ("embed", "features"), rngs=rngs)
 

@@ -13,6 +13,7 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from lgm.models.convolution import Conv, upsample  # noqa: E402
+from lgm.models.keys import Keys
 from lgm.parallel import constrain, make_layout, using  # noqa: E402
 
 EVERY, ROWS = dict(fsdp=2, tensor=2, context=2), dict(context=8)
@@ -32,7 +33,7 @@ CASES = [  # (mesh, options of Conv, doubled first?)
 def value_and_gradients(layout, options, doubled):
     rng = np.random.default_rng(0)
     options = dict(size=3) | options
-    graph, params = nnx.split(Conv(8, 16, options.pop("size"), **options, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(Conv(8, 16, options.pop("size"), **options, rngs=Keys(0)))
     x = jnp.asarray(rng.normal(size=(2, 8, 8, 8)), jnp.float32)
 
     def scalar(params, x):

@@ -1,18 +1,30 @@
-"""Config files in small: of how all is kept, and how much is little."""
+"""Every config file in small: of how all is kept, of how much it is little, and it trains on several processes."""
 
+import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lgm import config as schema
 from lgm.parsing import ConfigError
-from lgm.planning.rehearsal import STEPS, rehearsal
+from lgm.planning.rehearsal import STEPS, rehearsal, write_rehearsal
+from lgm.scaling import sweep
 
 ROOT = Path(__file__).parents[2]
 ALONE = ("autoencoder.py", "quickstart.py", "quickstart_unet.py", "emoji.py:model=mmdit,process=flow",
          "emoji.py:model=mmdit,process=eps", "emoji.py:model=unet,process=v",
          "emoji.py:model=unet,process=edm")  # fmt: skip
+PODS = {"pod.py:sd3_medium": "stable_diffusion_3", "pod.py:flux_dev": "flux"}
+SWEEPS = {"scaling/smoke.py": None, "scaling/one_gpu.py": None, "scaling/pod.py:mmdit-flow": "stable_diffusion_3"}
+TRAINED = ALONE[:4]  # every file; each further form of one is two minutes of two cores: LGM_REHEARSE=all takes all
+if os.environ.get("LGM_REHEARSE") == "all":
+    PODS |= {"pod.py:sdxl": "stable_diffusion_xl", "pod.py:sd35_large": "stable_diffusion_3"}
+    SWEEPS["scaling/pod.py:unet-eps"], TRAINED = "stable_diffusion_xl", ALONE
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -40,3 +52,50 @@ def test_every_axis_that_splits_is_there_in_small():
     assert (mesh.data, mesh.fsdp, mesh.tensor, mesh.context, mesh.stage) == (2, 2, 2, 1, 1)
     mesh = rehearsal(config, devices=4).mesh
     assert (mesh.data, mesh.fsdp, mesh.tensor) == (1, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny diffusers folders by the name of their maker."""
+    sys.path.append(str(ROOT / "tests" / "interop"))
+    import tiny_systems
+
+    root = tmp_path_factory.mktemp("released")
+    for name in sorted(set(PODS.values())):
+        getattr(tiny_systems, name)().save_pretrained(root / name)
+    place = root / "flux" / "transformer" / "config.json"  # diffusers' Flux does not say what size it was trained at
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"sample_size": 8}))
+    return root
+
+
+@pytest.mark.slow
+def test_every_config_file_trains_in_small_on_two_processes_of_two_devices(folders, tmp_path):
+    configs = {name: (schema.load(str(ROOT / "configs" / name)), None) for name in TRAINED}
+    configs |= {name: (schema.load(str(ROOT / "configs" / name)), maker) for name, maker in PODS.items()}
+    for name, maker in SWEEPS.items():
+        whole = sweep.load(str(ROOT / "configs" / name))
+        first = {key: dataclasses.replace(one, sizes=one.sizes[:1]) for key, one in whole.architectures.items()}
+        configs[name] = sweep.expand(dataclasses.replace(whole, architectures=first))[0].configs[-1], maker
+    jobs = []
+    for number, (config, maker) in enumerate(configs.values()):
+        path = write_rehearsal(config, tmp_path / f"{number}.json", 4, maker and str(folders / maker))
+        jobs.append(["train", f"--config={path}", f"--workdir={tmp_path / str(number)}"])
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    command = lambda i: [sys.executable, str(ROOT / "tests" / "processes" / "verbs.py"), str(i), "2", address,
+                         str(tmp_path / "jobs.json")]  # fmt: skip
+    said = [tmp_path / f"said-{i}.txt" for i in range(2)]
+    processes = [subprocess.Popen(command(i), stdout=said[i].open("w"), stderr=subprocess.STDOUT,
+                                  env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}) for i in range(2)]
+    codes = [process.wait(1800) for process in processes]
+    print(said[0].read_text())
+    assert codes == [0, 0], said[0].read_text()[-3000:]
+    for number, (config, _) in enumerate(configs.values()):
+        rows = [json.loads(line) for line in (tmp_path / str(number) / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
+        assert any(key.startswith("heldout") for row in rows for key in row)
+        drawn = config.sampling.count or config.sampling.prompts
+        assert bool(list((tmp_path / str(number)).glob("samples/*.png"))) == bool(drawn)

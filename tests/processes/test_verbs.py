@@ -20,7 +20,8 @@ from lgm.data import open_images
 from lgm.drawing import draw_latents
 from lgm.train.main import load_run
 
-sys.path.append(str(Path(__file__).parents[1] / "interop"))
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("interop", "scaling")]
+import tiny_sweep  # noqa: E402
 import tiny_systems  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the text")]
@@ -57,6 +58,12 @@ def rows(workdir):
 
 def train(config, workdir, *words):
     return ["train", f"--config={config}", f"--workdir={workdir}", *(f"--config.{word}" for word in words)]
+
+
+def swept(root, workdir):
+    """One run of a sweep by itself, as a job of `lgm launch sweep` starts it."""
+    return ["sweep", f"--config={tiny_sweep.write(root, ('seeds=(0, 1)', 'seeds=(0,)'))}", f"--workdir={workdir}",
+            "--only=0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +111,7 @@ def after(root, config, base):
         ["sample", f"--workdir={base}", f"--out={root / 'two.png'}", *PROMPTS],
         ["evaluate", f"--workdir={base}", f"--out={root / 'two.json'}"],
         ["export", f"--workdir={base}", f"--out={root / 'two'}"],
+        swept(root, root / "swept"),
         train(config, root / "nan", *WORDS),
     ]
     codes, texts = several(2, jobs, root, "poison", devices=2)
@@ -168,6 +176,20 @@ def test_pictures_figures_and_exports_are_those_of_one_process(base, after, tmp_
     assert main(["export", f"--workdir={base}", f"--out={tmp_path / 'one'}"]) == 0
     files = lambda folder: {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert files(tmp_path / "one") == files(root / "two")  # bit for bit
+
+
+def test_a_sweeps_run_on_two_processes_is_that_of_one(after, tmp_path):
+    root, _ = after
+    assert main(swept(root, tmp_path / "one")) == 0
+    results = lambda folder: {path.relative_to(folder): json.loads(path.read_text())["figures"]
+                              for path in folder.glob("runs/*/*/result.json")}  # fmt: skip
+    one, two = results(tmp_path / "one"), results(root / "swept")
+    assert one.keys() == two.keys() and len(one) == 2  # a trunk's two cooldowns
+    for place, row in one.items():
+        assert {"v_loss", "vlb_bits", "frechet_distance"} <= row.keys() == two[place].keys()
+        for key, value in row.items():
+            like = pytest.approx(value, rel=2e-3, abs=1e-5) if isinstance(value, float) else value
+            assert two[place][key] == like, (place, key)
 
 
 def test_a_planted_nan_is_reported_once_with_its_parameter(after):

@@ -13,6 +13,7 @@ def child(jobs: list[list[str]], poison: bool) -> int:
     from lgm.cli import main
     from lgm.processes import member
 
+    compile_in_the_first_process_alone()
     member.join()
     for number, words in enumerate(jobs, 1):
         if poison and number == len(jobs):
@@ -22,6 +23,33 @@ def child(jobs: list[list[str]], poison: bool) -> int:
             return member.leave(code)
         print(f"{number}/{len(jobs)} {' '.join(words[:2])}: {time.monotonic() - began:.1f} s", flush=True)
     return member.leave(0)
+
+
+def compile_in_the_first_process_alone() -> None:
+    """Programs of all processes are compiled by the first and read from the compilation cache by the others, for they
+    share two cores here. What this cannot show, that processes which compile by themselves make equal programs, the
+    tests of `lgm train` by several show, which start without this."""
+    import time
+
+    import jax
+    from jax._src import cache_key, compiler, distributed
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # JAX tells CPUs of one kind apart by the process that they belong to, so that one never finds another's programs
+    places = lambda devices: repr([(device.id, device.process_index) for device in devices.flat])
+    cache_key._hash_accelerator_config = lambda hashed, devices: hashed.update(places(devices).encode())
+    compile_and_write = compiler._compile_and_write_cache
+
+    def wait(backend, computation, devices, options, callbacks, name, key):
+        shared = len({device.process_index for device in devices}) > 1 and not callbacks
+        until = time.monotonic() + 300 * (shared and distributed.global_state.process_id != 0)
+        while time.monotonic() < until:
+            if (program := compiler._cache_read(name, key, options, backend, devices)[0]) is not None:
+                return program
+            time.sleep(0.05)
+        return compile_and_write(backend, computation, devices, options, callbacks, name, key)
+
+    compiler._compile_and_write_cache = wait
 
 
 def poisoned() -> None:
