@@ -78,7 +78,8 @@ def _small(model: dict[str, Any]) -> dict[str, Any]:
         small = {"block_channels": [16] * levels, "layers_per_block": 1, "norm_groups": 4}
         if model["family"] == "autoencoder":
             return small
-        return small | {"heads": [2] * levels, "transformer_depth": [min(d, 1) for d in model["transformer_depth"]],
+        last = max((level for level, depth in enumerate(model["transformer_depth"]) if depth), default=levels)
+        return small | {"heads": [2] * levels, "transformer_depth": [int(level == last) for level in range(levels)],
                         "mid_depth": min(model["mid_depth"], 1)}  # fmt: skip
     small = {"width": 32, "depth": 2, "heads": 2}
     return small | ({"single_depth": 2, "rotary_axes": [4, 6, 6]} if "single_depth" in model else {})

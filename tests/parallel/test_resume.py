@@ -21,9 +21,8 @@ OTHERS = (
 )
 
 
-@pytest.mark.parametrize(("family", "others"), [
-    ("dit", OTHERS[::3]), pytest.param("flux", OTHERS[1:3], marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "others"), [("dit", OTHERS[::3]), ("flux", OTHERS[1:3])])
 def test_a_state_saved_on_one_mesh_is_restored_on_others_and_goes_on_alike(family, others):
     command = [sys.executable, str(FOLDER / "resume_on_meshes.py"), family, json.dumps([FIRST, others])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent.parent)
