@@ -1,36 +1,64 @@
-"""Intervals: runs drawn again with replacement, every draw fitted again."""
+"""Intervals: tables drawn from a fitted law with the noise that its residuals show, each fitted again.
+
+Drawing runs with replacement instead leaves out, in every draw, a third of a plan that was made to have no run too
+many: its intervals held the truth always, at up to twice the width that 95% asks for (`tools/fit_coverage.py` counts).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
+from lgm.scaling import cells, noise, projection, solver
+from lgm.scaling.solver import Points
+from lgm.scaling.table import Runs
+
 LEVEL = 0.95
+STILL = 1e-9  # noise below which a table is exact
+VALLEY = (0.05, 1.5)  # exponents from which draws start where a plan does not tell them
 
 
-def weights(run: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
-    """[draws, rows]: how often each row appears when as many training runs as there are get drawn with replacement.
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Laws [draws, 5] of simulated tables, which unknowns ended on a bound [draws, 5], and the noise of the tables."""
 
-    Rows that share a number in `run` (sizes of data cooled down from one trunk) share their noise, and come and go
-    together.
+    law: np.ndarray
+    at_bound: np.ndarray
+    noise: noise.Noise
+
+
+def draw(runs: Runs, law: np.ndarray, delta: float, draws: int, seed: int = 0, told: bool = True) -> Draws:
+    """Laws that might as well have been found instead of `law` [5].
+
+    delta: Huber's of the method that found it, infinite for least squares. told: whether the plan tells the exponents
+    at all; where it does not, draws start from exponents far apart, for the valley of equally good ones to be seen.
     """
-    names, member = np.unique(run, return_inverse=True)
-    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
-    return counts[:, member].astype(np.float64)
+    found = cells.gather(runs)
+    points = Points.of(found.n, found.d, np.exp(found.mean(np.log(runs.loss))))
+    inner = points.inward(law)
+    value, *shares = (part[0] for part in solver.terms(points, inner[None]))
+    jacobian = np.stack([*shares, -points.x * shares[0], -points.y * shares[1]], -1)
+    whole = Points(np.log(runs.n) - points.centre[0], np.log(runs.d) - points.centre[1], np.log(runs.loss),
+                   points.centre)
+    residual = whole.log_loss - solver.terms(whole, inner[None])[0][0]
+    errors = noise.measure(found, residual, jacobian, delta)
+    if max(errors.sizes()) < STILL and told:
+        return Draws(np.repeat(law[None], draws, 0), np.zeros((draws, 5), bool), errors)
+    start = np.repeat(law[None, 3:], draws, 0)
+    if not told:
+        low, high = np.log(VALLEY)
+        start = np.exp(np.random.default_rng(seed + 2).uniform(low, high, (draws, 2)))
+    drawn, _ = projection.fit(points.x, points.y, np.exp(value), found.rows, 1 + errors.draw(draws, seed), start)
+    low, high = points.bounds()
+    return Draws(points.outward(drawn), (drawn <= low + solver.GONE + 1e-9) | (drawn >= high - 1e-9), errors)
 
 
-def tail(units: int, unknowns: int) -> float:
-    """The lower tail of a percentile interval that covers `LEVEL` for few independent units too.
+def interval(values: np.ndarray, at: np.ndarray | float | None = None) -> np.ndarray:
+    """[2, ...]: the 95% interval of draws along the first axis: percentiles, and `at`, the value at the fit itself.
 
-    Plain percentiles of a bootstrap are short by the factor sqrt((n - p) / n), and by normal tails where Student's of
-    n - p degrees of freedom are due; Hesterberg's expanded percentiles (1411.5279, section 5.3.2) make up for both.
+    Corrections for median bias were tried: they gain nothing where a law is well told and lose cover (88 for 95%) where
+    an exponent is hardly told at all.
     """
-    from scipy.special import ndtr, stdtrit
-
-    free = max(units - unknowns, 1)
-    return float(ndtr(np.sqrt(units / free) * stdtrit(free, (1 - LEVEL) / 2)))
-
-
-def interval(values: np.ndarray, units: int, unknowns: int = 5) -> np.ndarray:
-    """[2, ...]: the interval of the draws along the first axis; draws that are not numbers are left out."""
-    lower = tail(units, unknowns)
-    return np.nanquantile(values, [lower, 1 - lower], axis=0)
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.stack([low, high] if at is None else [np.minimum(low, at), np.maximum(high, at)])

@@ -9,8 +9,7 @@ import numpy as np
 from lgm.scaling import bootstrap, laws, parametric
 from lgm.scaling.laws import Cost
 from lgm.scaling.solver import Points
-
-TOGETHER = 16  # tables whose draws are fitted in one batch
+from lgm.scaling.table import Runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,29 +23,29 @@ class Coverage:
 
 
 def measure(method: str, n: np.ndarray, d: np.ndarray, law: np.ndarray, noise: np.ndarray, budget: float,
-            cost: Cost, delta: float = parametric.HUBER_DELTA, draws: int = 400, seed: int = 0) -> dict[str, Coverage]:
+            cost: Cost, delta: float = parametric.HUBER_DELTA, draws: int = 400, seed: int = 0,
+            run: np.ndarray | None = None) -> dict[str, Coverage]:
     """Fit many simulated tables of the runs (n, d), and compare each interval with the truth.
 
     Args:
       noise: errors of ln L [tables, runs]. budget: FLOPs at which the best N and its loss are predicted too.
-      draws: bootstrap draws of each table.
-    Returns coverage of E, alpha, beta, `N_opt` and `loss` at the budget, and the share of tables whose fit converged
-    under `converged`.
+      draws: of each table. run: [runs] the training run of each row, its own by default.
+    Returns coverage of E, alpha, beta, `a` (of N_opt ~ C^a), `N_opt` and `loss` at the budget, and the share of tables
+    whose fit converged under `converged`.
     """
     exact = Points.of(n, d, laws.loss(law, n, d))
     start = parametric.starts(exact)[60]  # one of the grid, far from any law worth simulating
     tables = dataclasses.replace(exact, log_loss=exact.log_loss + noise)
     fit = parametric.refit(method, tables, np.repeat(start[None], len(noise), 0), delta=delta)
-    parts = []
-    for i in range(0, len(noise), TOGETHER):
-        log_loss = np.repeat(tables.log_loss[i:i + TOGETHER], draws, 0)
-        weights = bootstrap.weights(np.arange(len(n)), len(log_loss), seed + i)
-        drawn = parametric.refit(method, dataclasses.replace(exact, log_loss=log_loss),
-                                 np.repeat(fit.law[i:i + TOGETHER], draws, 0), weights, delta)
-        values = np.stack(list(_quantities(drawn.law, cost, budget).values()))
-        values = np.where(drawn.converged(1e-3), values, np.nan)
-        parts.append(bootstrap.interval(values.reshape(len(values), -1, draws).transpose(2, 0, 1), len(n)))
-    ends = np.concatenate(parts, -1)
+    rows = np.arange(len(n))
+    run = rows if run is None else run
+    ends = []
+    for i in range(len(noise)):
+        runs = Runs("", n, d, np.exp(tables.log_loss[i]), None, run, rows, "tokens")
+        drawn = bootstrap.draw(runs, fit.law[i], parametric.huber_delta(method, delta), draws, seed + i).law
+        of = lambda law: np.stack(list(_quantities(law, cost, budget).values()), -1)
+        ends.append(bootstrap.interval(of(drawn), of(fit.law[i])))
+    ends = np.stack(ends, -1)
     result = {}
     for place, (name, truth) in enumerate(_quantities(law, cost, budget).items()):
         low, high = ends[:, place]
@@ -59,7 +58,8 @@ def measure(method: str, n: np.ndarray, d: np.ndarray, law: np.ndarray, noise: n
 def _quantities(law: np.ndarray, cost: Cost, budget: float) -> dict[str, np.ndarray]:
     values = laws.parameters(law)
     best_n, _, loss = laws.optimum(law, cost, budget)
-    return {name: values[name] for name in ("E", "alpha", "beta")} | {"N_opt": best_n, "loss": loss}
+    return {name: values[name] for name in ("E", "alpha", "beta")} | {
+        "a": laws.exponents(law, cost)["N"], "N_opt": best_n, "loss": loss}
 
 
 def isoflop_plan(law: np.ndarray, cost: Cost, budgets: np.ndarray,

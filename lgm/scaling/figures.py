@@ -7,6 +7,7 @@ import re
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,6 +17,7 @@ from lgm.scaling.families import Family, Settings
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LABELS = {"huber": "Huber", "least_absolute": "least absolute", "variable_projection": "variable projection"}
+POINTS = 4000
 STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
@@ -40,7 +42,7 @@ def draw(analysed: list[Family], settings: Settings, budgets) -> dict[str, bytes
             figures[f"{name}_residuals"] = residuals(family, settings)
             if "ranges" in family.checks:
                 figures[f"{name}_sensitivity"] = sensitivities(family, settings)
-        able = [f for f in analysed if not f.reason and f.cost and not f.estimates[settings.method].frontier_refused]
+        able = [family for family in analysed if not family.silent(settings.method)]
         if len(able) > 1:
             figures["comparison"] = comparison(able, settings, budgets)
         return {name: _bytes(figure) for name, figure in figures.items()}
@@ -59,9 +61,12 @@ def slugs_of(names: list[str]) -> dict[str, str]:
 
 def _bytes(figure: Figure) -> bytes:
     """PNG with a palette, a third of the bytes of one without: all figures stand in one report."""
-    drawn, buffer = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120)
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    figure.set_dpi(120)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    buffer = io.BytesIO()
+    pixels.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -94,9 +99,15 @@ def _named_ticks(axis, values: np.ndarray, name) -> None:
         axis.set_ticks(values, [name(value) for value in values])
 
 
-def _band(estimate, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.array(estimate.interval(values))
+def _band(estimate, cost, part: int, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of a part of (N, D, loss) of the optimum along budgets."""
+    low, high = estimate.between(lambda law: laws.optimum(law[..., None, :], cost, budgets)[part])
     return low, high
+
+
+def _some(runs):
+    """At most `POINTS` of the runs: more are a smear that takes long to draw."""
+    return runs.take(np.arange(len(runs)) % -(-len(runs) // POINTS) == 0)
 
 
 def losses(family: Family, settings: Settings, budgets) -> Figure:
@@ -105,7 +116,8 @@ def losses(family: Family, settings: Settings, budgets) -> Figure:
     figure = Figure(figsize=(11, 4.2))
     axes = figure.subplots(1, 2 if family.cost else 1, squeeze=False)[0]
     sizes, colour, norm, map_ = _sizes(family)
-    axes[0].scatter(runs.d, runs.loss, c=[colour(n) for n in runs.n], s=18, zorder=3)
+    shown = _some(runs)
+    axes[0].scatter(shown.d, shown.loss, c=colour(shown.n), s=18, zorder=3)
     for n in sizes if len(sizes) <= 12 else np.geomspace(sizes[0], sizes[-1], 7):
         near = np.abs(np.log(runs.n / n)) < (0.01 if len(sizes) <= 12 else np.log(sizes[-1] / sizes[0]) / 7)
         d = np.geomspace(runs.d[near].min() / 1.2, runs.d[near].max() * 1.2, 50)
@@ -113,14 +125,14 @@ def losses(family: Family, settings: Settings, budgets) -> Figure:
     axes[0].set(xscale="log", yscale="log", xlabel=runs.unit, ylabel="loss",
                 title="Runs and the fitted law" + ("" if estimate.fit.convergence.converged else " (NOT CONVERGED)"))
     if family.cost:
-        axes[1].scatter(runs.flops, runs.loss, c=[colour(n) for n in runs.n], s=16)
+        axes[1].scatter(shown.flops, shown.loss, c=colour(shown.n), s=16)
         axes[1].set(xscale="log", yscale="log", xlabel="training FLOPs", title="Compute frontier")
-        if not estimate.frontier_refused:
+        if not family.silent(settings.method):
             top = max([runs.flops.max(), *budgets])
             c = np.geomspace(runs.flops.min(), top * 1.3, 80)
             axes[1].plot(c, laws.optimum(estimate.fit.law, family.cost, c)[2], color="black", lw=1.5,
                          label="lowest loss for the FLOPs, with 95% interval")
-            axes[1].fill_between(c, *_band(estimate, laws.optimum(estimate.draws[:, None], family.cost, c)[2]),
+            axes[1].fill_between(c, *_band(estimate, family.cost, 2, c),
                                  color="black", alpha=0.15, lw=0)
             if len(budgets):
                 axes[1].plot(budgets, laws.optimum(estimate.fit.law, family.cost, np.array(budgets))[2], "*", ms=11,
@@ -179,16 +191,16 @@ def isoflops(family: Family, settings: Settings, budgets) -> Figure:
         right.plot(c, n, color=COLOURS[1], label="parabolas")
         right.fill_between(c, *between, color=COLOURS[1], alpha=0.15, lw=0)
     estimate = family.estimates[settings.method]
-    if not estimate.frontier_refused:
+    if not family.silent(settings.method):
         right.plot(c, laws.optimum(estimate.fit.law, family.cost, c)[0], color=COLOURS[0],
                    label=f"law, {LABELS[settings.method]}")
-        right.fill_between(c, *_band(estimate, laws.optimum(estimate.draws[:, None], family.cost, c)[0]),
+        right.fill_between(c, *_band(estimate, family.cost, 0, c),
                            color=COLOURS[0], alpha=0.15, lw=0)
     right.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="parameters", title="Best size for a budget")
     right.axvspan(runs.flops.max(), c[-1], color="#f3f3f3", zorder=-2, lw=0)
     right.text(runs.flops.max(), 0.02, " beyond the data", transform=right.get_xaxis_transform(), color="#666",
                fontsize=8)
-    if found.reason is None or not estimate.frontier_refused:
+    if found.reason is None or not family.silent(settings.method):
         right.legend(loc="upper left", fontsize=9)
     return figure
 
@@ -203,7 +215,7 @@ def exponents(family: Family) -> Figure:
                           color="#a33", fontsize=9)
                 continue
             take = lambda law: np.exp(law[..., 2]) if index == 2 else law[..., index]
-            value, (low, high) = take(estimate.fit.law), estimate.interval(take(estimate.draws))
+            value, (low, high) = take(estimate.fit.law), estimate.between(take)
             axis.plot([low, high], [row, row], lw=2.5, color=COLOURS[row], solid_capstyle="butt")
             axis.plot(value, row, "o", color=COLOURS[row])
             axis.annotate(f"{value:.3g}", (value, row), xytext=(0, 6), textcoords="offset points", ha="center",
@@ -220,7 +232,7 @@ def exponents(family: Family) -> Figure:
 
 def convergence(family: Family) -> Figure:
     """The profile of the least-squares objective over (alpha, beta) with the draws, and where every start ended."""
-    if family.estimates["variable_projection"].frontier_refused:
+    if family.silent("variable_projection"):
         figure = Figure(figsize=(6, 4.2))
         _ends(figure.subplots(), family)
         return figure
@@ -233,7 +245,7 @@ def convergence(family: Family) -> Figure:
 
 def _profile(figure, axis, family: Family) -> None:
     runs, estimate = family.runs, family.estimates["variable_projection"]
-    points = solver.Points.of(runs.n, runs.d, runs.loss)
+    points = solver.Points.of(runs.n, runs.d, runs.loss).some(POINTS // 10)
     centre = estimate.fit.law[3:]
     drawn = estimate.draws[:, 3:]
     low, high = np.quantile(drawn, [0.01, 0.99], axis=0)
@@ -246,7 +258,7 @@ def _profile(figure, axis, family: Family) -> None:
     levels = np.array([1, 1.01, 1.03, 1.1, 1.3, 2, 4])
     filled = axis.contourf(axes[0], axes[1], ratio.T, levels=levels, cmap="Blues_r", extend="max",
                            norm=BoundaryNorm(levels, 256, extend="max"))
-    axis.plot(*drawn[:400].T, ".", ms=2.5, color=COLOURS[1], alpha=0.5, label="bootstrap draws")
+    axis.plot(*drawn[:400].T, ".", ms=2.5, color=COLOURS[1], alpha=0.5, label="draws")
     axis.plot(*centre, "+", ms=12, mew=2, color="black", label="fit")
     axis.set(xlim=axes[0][[0, -1]], ylim=axes[1][[0, -1]], xlabel="alpha", ylabel="beta",
              title="Least squares: best error at each (alpha, beta)")
@@ -277,8 +289,9 @@ def residuals(family: Family, settings: Settings) -> Figure:
     figure = Figure(figsize=(11, 3.8))
     axes = figure.subplots(1, 2 if held else 1, squeeze=False)[0]
     sizes, colour, norm, map_ = _sizes(family)
-    errors = 100 * (laws.loss(fit.law, runs.n, runs.d) / runs.loss - 1)
-    axes[0].scatter(runs.d, errors, c=[colour(n) for n in runs.n], s=18)
+    shown = _some(runs)
+    errors = 100 * (laws.loss(fit.law, shown.n, shown.d) / shown.loss - 1)
+    axes[0].scatter(shown.d, errors, c=colour(shown.n), s=18)
     axes[0].axhline(0, color="black", lw=0.8)
     axes[0].set(xscale="log", xlabel=runs.unit, ylabel="fitted above measured, %",
                 title=f"Errors of the law, {LABELS[settings.method]}")
@@ -313,7 +326,7 @@ def sensitivities(family: Family, settings: Settings) -> Figure:
     for axis, name, index in zip(axes, ("alpha", "beta"), (3, 4), strict=True):
         labels, place = [], 0.0
         if name not in estimate.refused:
-            low, high = estimate.interval(estimate.draws[:, index])
+            low, high = estimate.between(lambda law, index=index: law[..., index])
             axis.axvspan(low, high, color="#dfe9f3", lw=0, zorder=-2)
         axis.axvline(estimate.fit.law[index], color=COLOURS[0], lw=1)
         one = checks["leave_one_run_out"][name]
@@ -366,13 +379,13 @@ def comparison(analysed: list[Family], settings: Settings, budgets) -> Figure:
         estimate, colour = family.estimates[settings.method], COLOURS[index % len(COLOURS)]
         runs = family.runs
         c = np.geomspace(runs.flops.min(), max([runs.flops.max(), *budgets]) * 1.3, 80)
-        value, drawn = (laws.optimum(law, family.cost, c) for law in (estimate.fit.law, estimate.draws[:, None]))
-        left.plot(runs.flops, runs.loss, "o", ms=2.5, alpha=0.35, color=colour)
+        value = laws.optimum(estimate.fit.law, family.cost, c)
+        left.plot(_some(runs).flops, _some(runs).loss, "o", ms=2.5, alpha=0.35, color=colour)
         for axis, part in ((left, 2), (right, 0)):
             inside = c <= runs.flops.max()
             axis.plot(c[inside], value[part][inside], color=colour, lw=1.6, label=runs.family)
             axis.plot(c[~inside], value[part][~inside], color=colour, lw=1.2, ls="--")
-            axis.fill_between(c, *_band(estimate, drawn[part]), color=colour, alpha=0.15, lw=0)
+            axis.fill_between(c, *_band(estimate, family.cost, part, c), color=colour, alpha=0.15, lw=0)
     left.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="loss", title="Lowest loss for the FLOPs")
     right.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="parameters",
               title="Best size for the FLOPs (dashed: beyond the data)")

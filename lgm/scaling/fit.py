@@ -12,8 +12,8 @@ import numpy as np
 
 from lgm import __version__
 from lgm.files import place, read_json, write_atomically
-from lgm.parallel.chips import CHIPS
-from lgm.scaling import families, laws, table
+from lgm.scaling import families, identify, laws, predicting, table
+from lgm.scaling.bootstrap import interval
 from lgm.scaling.families import Estimate, Family, Settings
 from lgm.scaling.machine import Machine
 from lgm.scaling.table import Limits
@@ -23,6 +23,8 @@ LIMITS, SETTINGS = Limits(), Settings()
 
 def planned_pod(path: str | Path) -> Machine:
     """The pod of a plan that `lgm plan --json=PATH` wrote, or of the best of several. Raises ValueError, one line."""
+    from lgm.parallel.chips import CHIPS  # imports JAX, which a fit has no use for
+
     plan = read_json(place(path, "--plan"), f"--plan={path} is not what `lgm plan --json=PATH` writes")
     try:
         plan = plan.get("best", plan)
@@ -83,7 +85,7 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
         "settings": dataclasses.asdict(settings),
         "pod": dataclasses.asdict(pod) if pod else None,
         "families": {f.runs.family: _family(f, settings, budgets, pod) for f in analysed},
-        "comparisons": [families.compare(a, b, settings, list(budgets)) for a, b in pairs],
+        "comparisons": [predicting.compare(a, b, settings, list(budgets)) for a, b in pairs],
     })
 
 
@@ -93,10 +95,11 @@ def _family(family: Family, settings: Settings, budgets, pod: Machine | None) ->
     predictions = []
     for budget in budgets:
         hours = {"pod_hours": pod.hours(budget), "chip_hours": pod.hours(budget) * pod.chips} if pod else {}
-        predictions.append(families.predict(family, settings, budget) | hours)
+        predictions.append(predicting.budget(family, settings, budget) | hours)
     return {
         "points": {
-            "used": len(runs), "runs": len(np.unique(runs.run)), "sizes": len(np.unique(runs.n)), "unit": runs.unit,
+            "used": len(runs), "runs": len(np.unique(runs.run)), "unit": runs.unit,
+            "sizes": identify.distinct(runs.n) if len(runs) else 0,
             "params": span(runs.n), runs.unit: span(runs.d), "loss": span(runs.loss),
             "flops": span(runs.flops) if runs.flops is not None else None,
             "dropped": [{"row": row, "reason": reason} for row, reason in runs.dropped], "notes": list(runs.notes),
@@ -104,6 +107,7 @@ def _family(family: Family, settings: Settings, budgets, pod: Machine | None) ->
         "reason": family.reason,
         "cost": dataclasses.asdict(family.cost) if family.cost else None,
         "methods": {name: _method(estimate, family) for name, estimate in family.estimates.items()},
+        "untold": family.untold,
         "isoflop": _isoflop(family, budgets),
         **family.checks,
         "predictions": predictions,
@@ -112,25 +116,23 @@ def _family(family: Family, settings: Settings, budgets, pod: Machine | None) ->
 
 def _method(estimate: Estimate, family: Family) -> dict:
     fit, refused = estimate.fit, estimate.refused
-    values, draws = laws.parameters(fit.law), laws.parameters(estimate.draws)
+    values = laws.parameters(fit.law)
+    between = {name: estimate.between(lambda law, name=name: laws.parameters(law)[name]) for name in values}
     errors = np.log(family.runs.loss) - np.log(laws.loss(fit.law, family.runs.n, family.runs.d))
+    run, row = estimate.drawn.noise.sizes()
     result = {name: None if name in refused else float(value) for name, value in values.items()}
-    result |= {
+    return result | {
         "objective": fit.objective,
         "converged": fit.convergence.converged,
-        "intervals": {name: None if name in refused else estimate.interval(draws[name]) for name in values},
+        "intervals": {name: None if name in refused else between[name].tolist() for name in values},
         "refused": refused,
         "points_used": len(family.runs), "points_dropped": len(family.runs.dropped),
         "drop_reasons": dict(collections.Counter(reason for _, reason in family.runs.dropped)),
         "scatter": float(np.sqrt((errors**2).sum() / max(len(errors) - 5, 1))),
-        "convergence": dataclasses.asdict(fit.convergence) | {"reason": fit.convergence.reason,
-                                                             "draws_converged": estimate.drawn_converged},
+        "noise": {"run": run, "row": row},
+        "convergence": dataclasses.asdict(fit.convergence) | {"reason": fit.convergence.reason},
+        "frontier": predicting.frontier(family, fit.method),
     }
-    frontier = None
-    if not estimate.frontier_refused and family.cost:
-        value, drawn = laws.exponents(fit.law, family.cost), laws.exponents(estimate.draws, family.cost)
-        frontier = {name: {"value": float(value[name]), "interval": estimate.interval(drawn[name])} for name in value}
-    return result | {"frontier": frontier}
 
 
 def _isoflop(family: Family, budgets) -> dict | None:
@@ -139,13 +141,12 @@ def _isoflop(family: Family, budgets) -> dict | None:
         return None
     slices = [{"budget": s.budget, "points": len(s.rows), "params": s.n if s.reason is None else None,
                "loss": s.loss if s.reason is None else None, "reason": s.reason} for s in found.slices]
-    result = {"slices": slices, "reason": found.reason, "N": None, "D": None, "predictions": []}
+    result = {"slices": slices, "reason": found.reason, "lost": found.lost,
+              "N": None, "D": None, "predictions": []}
     if found.reason is None:
-        from lgm.scaling.bootstrap import interval
-
         p, slope, drawn = family.cost.p, found.line[1], found.draws[:, 1]
         for name, value, draws in (("N", slope, drawn), ("D", 1 - p * slope, 1 - p * drawn)):
-            result[name] = {"value": float(value), "interval": interval(draws, found.units, 3).tolist()}
+            result[name] = {"value": float(value), "interval": interval(draws, value).tolist()}
         for budget in budgets:
             n, d, between_n, between_d = found.optimum(family.cost, budget)
             result["predictions"].append({
@@ -199,8 +200,10 @@ def headline(result: dict) -> list[str]:
             if row["reason"]:
                 lines.append(f"{at}: no prediction: {row['reason']}")
             else:
-                low, high = row["intervals"]["loss"]
-                lines.append(f"{at}: N={row['params']:.3g}, {points['unit']}={row[points['unit']]:.3g}, "
-                             f"loss {row['loss']:.4g} [{low:.4g}, {high:.4g}]")
+                said = lambda name, digits, row=row: "not stated" if row[name] is None else (
+                    f"{row[name]:.{digits}g} [{row['intervals'][name][0]:.{digits}g}, "
+                    f"{row['intervals'][name][1]:.{digits}g}]")
+                unit = points["unit"]
+                lines.append(f"{at}: N={said('params', 3)}, {unit}={said(unit, 3)}, loss {said('loss', 4)}")
     return lines
 

@@ -12,12 +12,14 @@ import dataclasses
 
 import numpy as np
 
-from lgm.scaling import bootstrap
+from lgm.scaling import bootstrap, cells, noise
 from lgm.scaling.laws import Cost
 from lgm.scaling.table import Runs
 
 SAME_BUDGET = 1.1  # budgets within this factor are one
 SIZES = 4  # a parabola has three coefficients
+BUDGETS = 4  # a line has two coefficients, and its error needs more than one point to spare
+REACH = 2.0  # of the sizes' span: how far from their centre a draw's minimum may lie
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,28 +39,28 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Isoflop:
-    """Minima of all budgets and N_opt = exp(offset) C^slope, with bootstrap draws [draws, 2] of (offset, slope).
+    """Minima of all budgets and N_opt = exp(offset) C^slope, with draws [draws, 2] of (offset, slope).
 
-    `reason` says why no exponent is stated; None where it is.
+    `reason` says why no exponent is stated; None where it is. lost: the share of the draws' parabolas without a minimum
+    near the sizes tried, whose minimum is put where the search ends.
     """
 
     slices: tuple[Slice, ...]
     line: np.ndarray
     draws: np.ndarray
     reason: str | None
-    units: int = 0
+    lost: float = 0.0
 
     def optimum(self, cost: Cost, budget: float) -> tuple[float, float, np.ndarray, np.ndarray]:
         """N and D of lowest loss at a budget and their intervals."""
-        n = np.exp(self.line[0] + self.line[1] * np.log(budget))
-        drawn = np.exp(self.draws[:, 0] + self.draws[:, 1] * np.log(budget))
-        d = lambda n: budget / (cost.k * n**cost.p)
-        between = lambda values: bootstrap.interval(values, self.units, 3)
-        return n, d(n), between(drawn), between(d(drawn))
+        size = lambda line: np.exp(line[..., 0] + line[..., 1] * np.log(budget))
+        data = lambda line: budget / (cost.k * size(line) ** cost.p)
+        between = lambda part: bootstrap.interval(part(self.draws), part(self.line))
+        return size(self.line), data(self.line), between(size), between(data)
 
 
-def fit(runs: Runs, weights: np.ndarray) -> Isoflop:
-    """Parabolas and their line, with one draw for each row of weights [draws, rows]."""
+def fit(runs: Runs, draws: int, seed: int = 0) -> Isoflop:
+    """Parabolas and their line, and so many draws: the same budgets with the noise that the parabolas leave."""
     groups = _groups(runs)
     none = np.full(2, np.nan), np.full((0, 2), np.nan)
     if runs.flops is None:
@@ -67,17 +69,33 @@ def fit(runs: Runs, weights: np.ndarray) -> Isoflop:
         return Isoflop((), *none, f"no budget (within a factor {SAME_BUDGET:g}) has {SIZES} sizes")
     slices = tuple(_slice(runs, rows) for rows in groups)
     good = [s for s in slices if s.reason is None]
-    if len(good) < 3:
-        reason = f"{len(good)} of {len(slices)} budgets have their minimum inside the sizes tried; a line needs 3"
+    if len(good) < BUDGETS:
+        reason = (f"{len(good)} of {len(slices)} budgets have their minimum inside the sizes tried; a line and its "
+                  f"error need {BUDGETS}")
         return Isoflop(slices, *none, reason)
     log_c = np.log([s.budget for s in good])
-    ones = np.ones((1, len(runs)))
-    line = _line(log_c, np.stack([_vertex(runs, s.rows, ones)[0] for s in good], -1))[0]
-    minima = np.stack([_vertex(runs, s.rows, weights)[0] for s in good], -1)
-    draws = _line(log_c, minima)
-    lost = float(np.isnan(draws[:, 1]).mean())
-    reason = f"in {lost:.0%} of the draws fewer than 3 budgets have a minimum" if lost > 0.05 else None
-    return Isoflop(slices, line, draws, reason, len(np.unique(runs.run[np.concatenate([s.rows for s in good])])))
+    line = _line(log_c, np.log([[s.n for s in good]]))[0]
+    parabolas, errors = [_parabola(runs, s.rows) for s in good], _errors(runs, good, draws, seed)
+    minima = np.stack([_minimum(*parabola, runs.loss[s.rows] * (1 + errors[i]))
+                       for i, (parabola, s) in enumerate(zip(parabolas, good, strict=True))], -1)
+    drawn = _line(log_c, minima[:, 0])
+    low, high = bootstrap.interval(drawn[:, 1], line[1])
+    reason = f"the 95% interval of its exponent, {low:.2g} to {high:.2g}, is wider than 1" if high - low > 1 else None
+    return Isoflop(slices, line, drawn, reason, float(minima[:, 1].mean()))
+
+
+def _errors(runs: Runs, good: list[Slice], draws: int, seed: int) -> list[np.ndarray]:
+    """Relative errors [draws, rows] of each budget, as large as those about its parabola; less what they were."""
+    rows = np.concatenate([s.rows for s in good])
+    sides = np.cumsum([0, *(len(s.rows) for s in good)])
+    basis = np.zeros((len(rows), 3 * len(good)))
+    for i, s in enumerate(good):
+        basis[sides[i]:sides[i + 1], 3 * i:3 * i + 3] = np.vander(np.log(runs.n[s.rows] / s.n), 3)
+    fitted = np.concatenate([np.polyval(s.coefficients, np.log(runs.n[s.rows])) for s in good])
+    left = runs.loss[rows] / fitted - 1
+    found = noise.measure(cells.each(runs.take(rows)), left, basis, np.inf)
+    errors = (1 + found.draw(draws, seed)) * fitted / runs.loss[rows] - 1
+    return np.split(errors, sides[1:-1], axis=1)
 
 
 def _groups(runs: Runs) -> list[np.ndarray]:
@@ -96,45 +114,39 @@ def _groups(runs: Runs) -> list[np.ndarray]:
 
 def _slice(runs: Runs, rows: np.ndarray) -> Slice:
     budget = float(np.exp(np.log(runs.flops[rows]).mean()))
-    log_n, coefficients = _vertex(runs, rows, np.ones((1, len(runs))))
     x = np.log(runs.n[rows])
+    coefficients = np.polyfit(x - x.mean(), runs.loss[rows], 2)
+    log_n = x.mean() - coefficients[1] / (2 * coefficients[0]) if coefficients[0] else np.inf
     reason = None
-    if coefficients[0, 0] <= 0:
+    if coefficients[0] <= 0:
         reason = "the loss has no minimum in size"
-    elif not x.min() <= log_n[0] <= x.max():
+    elif not x.min() <= log_n <= x.max():
         reason = "the minimum lies outside the sizes tried"
-    n = float(np.exp(log_n[0]))
-    return Slice(budget, rows, coefficients[0], n, float(np.polyval(coefficients[0], log_n[0])), reason)
+    lowest = float(np.polyval(coefficients, log_n - x.mean())) if np.isfinite(log_n) else np.nan
+    two, one, zero = coefficients
+    at_zero = np.array([two, one - 2 * two * x.mean(), zero - one * x.mean() + two * x.mean() ** 2])
+    with np.errstate(over="ignore"):
+        return Slice(budget, rows, at_zero, float(np.exp(log_n)), lowest, reason)
 
 
-def _vertex(runs: Runs, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ln N of the minimum [draws], NaN where there is none, and coefficients [draws, 3] of weighted parabolas."""
+def _parabola(runs: Runs, rows: np.ndarray) -> tuple[np.ndarray, float, float, float]:
+    """The matrix [3, rows] that makes losses a parabola, and what its argument is: (ln N - centre) / spread; reach."""
     x = np.log(runs.n[rows])
     centre, spread = x.mean(), x.std()
-    basis = np.stack([((x - centre) / spread) ** k for k in (2, 1, 0)], -1)
-    w = weights[:, rows]
-    gram = np.einsum("bn,ni,nj->bij", w, basis, basis)
-    right = np.einsum("bn,ni,n->bi", w, basis, runs.loss[rows])
-    singular = np.linalg.cond(gram) > 1e10
-    gram[singular] = np.eye(3)
-    c = np.linalg.solve(gram, right[..., None])[..., 0]
-    c[singular] = np.nan
-    with np.errstate(invalid="ignore", divide="ignore"):
-        vertex = centre - spread * c[:, 1] / (2 * c[:, 0])
-        # a draw whose minimum runs far out of the sizes has none
-        lost = ~(c[:, 0] > 0) | (np.abs(vertex - centre) > 2 * (x.max() - x.min()))
-    vertex[lost] = np.nan if len(weights) > 1 else vertex[lost]
-    two, one, zero = c[:, 0] / spread**2, c[:, 1] / spread, c[:, 2]
-    return vertex, np.stack([two, one - 2 * two * centre, zero - one * centre + two * centre**2], -1)
+    return np.linalg.pinv(np.vander((x - centre) / spread, 3)), centre, spread, REACH * np.ptp(x)
+
+
+def _minimum(matrix, centre, spread, reach, losses: np.ndarray) -> np.ndarray:
+    """[draws, 2]: ln N of each draw's minimum and whether it has none within reach, but its lower end there."""
+    two, one, _ = matrix @ losses.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        away = np.where(two > 0, -spread * one / (2 * two), -np.sign(one) * np.inf)
+    lost = ~(np.abs(away) <= reach)
+    return np.stack([centre + np.clip(np.nan_to_num(away, posinf=reach, neginf=-reach), -reach, reach), lost], -1)
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(offset, slope) [draws, 2] of least squares through y [draws, points] where it is a number, 3 points at least."""
-    there = ~np.isnan(y)
-    count = there.sum(-1)
-    mean = lambda values: np.where(there, values, 0).sum(-1) / np.maximum(count, 1)
-    mean_x, mean_y = mean(np.broadcast_to(x, y.shape)), mean(y)
-    dx = np.where(there, x - mean_x[:, None], 0)
-    slope = (dx * np.where(there, y - mean_y[:, None], 0)).sum(-1) / np.maximum((dx**2).sum(-1), 1e-300)
-    result = np.stack([mean_y - slope * mean_x, slope], -1)
-    return np.where((count >= 3)[:, None], result, np.nan)
+    """(offset, slope) [draws, 2] of least squares through y [draws, points]."""
+    dx = x - x.mean()
+    slope = y @ dx / (dx**2).sum()
+    return np.stack([y.mean(-1) - slope * x.mean(), slope], -1)

@@ -16,7 +16,7 @@ import itertools
 
 import numpy as np
 
-from lgm.scaling import solver
+from lgm.scaling import projection, solver
 from lgm.scaling.solver import Points
 
 METHODS = ("huber", "least_absolute", "variable_projection")
@@ -25,6 +25,8 @@ SMOOTHING = 1e-4  # Huber's delta in place of an absolute value where many fits 
 TOLERANCE = 1e-6  # of the relative gradient
 MAX_STEPS = 4000  # of Newton: where a term of the law vanishes, its logarithm walks down to the bound for a thousand
 LINEAR_PROGRAMS = 400  # at most, each as dear as a hundred of Newton's steps
+FOLLOWED = 16  # starts of 150 that are followed to the last digit
+MANY = 2000  # rows: above, starts are tried on so many of them, and absolute errors are smoothed as in batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,22 +79,32 @@ class Fit:
 
 
 def fit(method: str, n: np.ndarray, d: np.ndarray, loss: np.ndarray, delta: float = HUBER_DELTA,
-        max_steps: int = MAX_STEPS) -> Fit:
-    """Fit one method to parameters n, data d and losses [points]; `delta` is Huber's."""
+        max_steps: int = MAX_STEPS, near: np.ndarray | None = None) -> Fit:
+    """Fit one method to parameters n, data d and losses [points]; `delta` is Huber's.
+
+    near: the law [5] of a table that has most of these rows, for a few starts about it instead of a grid of them.
+    """
     points = Points.of(n, d, loss)
     found = {"huber": _huber, "least_absolute": _least_absolute, "variable_projection": _variable_projection}
-    return found[method](points, delta, max_steps)
+    if near is not None:
+        shifts = 0.1 * np.array([[0, 0, 0, 0, 0], [1, -1, 0, 0.3, -0.3], [-1, 1, 0, -0.3, 0.3], [1, 1, -0.3, 0.3, 0.3]])
+        near = points.outward(points.inward(near) + shifts)
+    return found[method](points, delta, max_steps, near)
 
 
 def refit(method: str, points: Points, law: np.ndarray, weights: np.ndarray | None = None,
           delta: float = HUBER_DELTA) -> solver.Solution:
     """The same method for a batch of weights [batch, points] (or of losses), from laws near the answers [batch, 5].
 
-    Least absolute deviations are smoothed within `SMOOTHING` of zero here, where thousands of them are wanted.
+    Least absolute deviations are smoothed within `SMOOTHING` of zero here, where many of them are wanted.
     """
-    if method == "variable_projection":
-        return solver.solve(points, law, weights, relative=True, tolerance=TOLERANCE)
-    return solver.solve(points, law, weights, delta=delta if method == "huber" else SMOOTHING, tolerance=TOLERANCE)
+    return solver.solve(points, law, weights, huber_delta(method, delta), method == "variable_projection", MAX_STEPS,
+                        TOLERANCE)
+
+
+def huber_delta(method: str, delta: float) -> float:
+    """The delta of Huber's function that a method minimises in batches: infinite for least squares."""
+    return {"huber": delta, "least_absolute": SMOOTHING, "variable_projection": np.inf}[method]
 
 
 def certify(law: np.ndarray, n: np.ndarray, d: np.ndarray, loss: np.ndarray, delta: float = HUBER_DELTA) -> float:
@@ -111,11 +123,33 @@ def starts(points: Points) -> np.ndarray:
     return points.outward(np.array(grid))
 
 
-def _huber(points: Points, delta: float, max_steps: int) -> Fit:
-    found = solver.solve(points, starts(points), delta=delta, max_steps=max_steps)
+def _huber(points: Points, delta: float, max_steps: int, near: np.ndarray | None) -> Fit:
+    begin = _good_starts(points, delta, max_steps, FOLLOWED) if near is None else near
+    found = solver.solve(points, begin, delta=delta, max_steps=max_steps)
     best = int(found.objective.argmin())
-    check = _quasi_newton(points, found.law[best], delta, max_steps)
-    return _fit("huber", points, found, best, max_steps, found.gradient[best], (check, found.objective[best]))
+    own = found.objective[best]
+    check = _quasi_newton(points, found.law[best], delta, max_steps) if len(points.x) <= MANY else own
+    return _fit("huber", points, found, best, max_steps, found.gradient[best], (check, own))
+
+
+def _good_starts(points: Points, delta: float, max_steps: int, most: int) -> np.ndarray:
+    """Where all starts lead to when errors as large as most are still squared: the lowest place and others above it.
+
+    That the others come to the same end in the objective itself is the proof that there is one end.
+    """
+    every, some = starts(points), points.some(MANY // 4)
+    least, _ = projection.fit(some.x, some.y, np.exp(some.log_loss), np.ones(len(some.x)), np.ones((1, len(some.x))),
+                              np.full((1, 2), 0.4))
+    typical = float(np.median(np.abs(solver.terms(some, least)[0][0] - some.log_loss)))
+    found = solver.solve(some, every, delta=max(delta, SMOOTHING, typical), max_steps=min(max_steps, 100),
+                         tolerance=1e-3)
+    order = np.argsort(found.objective)
+    return found.law[order[np.unique(np.geomspace(1, len(order), _count(points, most)).astype(int)) - 1]]
+
+
+def _count(points: Points, most: int) -> int:
+    """How many starts are followed to the end: fewer of a table of very many rows."""
+    return int(np.clip(600_000 // len(points.x), 3, most))
 
 
 def _fit(method, points, found, best, limit, gradient, check) -> Fit:
@@ -138,11 +172,12 @@ def _quasi_newton(points: Points, law: np.ndarray, delta: float, max_steps: int)
     from scipy.optimize import minimize
 
     low, high = points.bounds()
-    weights, scale = np.full((1, len(points.x)), 1 / len(points.x)), None
+    scale = None
 
     def value(inner):
-        objective, gradient, *_ = solver.evaluate(points, inner[None], points.log_loss[None], weights, delta, False)
-        return objective[0] / scale, gradient[0] / scale
+        residual, jacobian = _linear(points, inner)
+        psi = np.clip(residual, -delta, delta)
+        return (psi * residual - 0.5 * psi**2).mean() / scale, psi @ jacobian / (len(psi) * scale)
 
     lowest = np.inf
     for shift in (-0.05, 0.05):
@@ -150,13 +185,16 @@ def _quasi_newton(points: Points, law: np.ndarray, delta: float, max_steps: int)
         scale = 1.0
         scale = value(start)[0] or 1.0
         end = minimize(value, start, jac=True, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)),
-                       options={"maxiter": max_steps, "maxfun": 2 * max_steps, "ftol": 0, "gtol": 1e-12})
+                       options={"maxiter": min(max_steps, 300), "maxfun": 900, "ftol": 0, "gtol": 1e-12})
         lowest = min(lowest, end.fun * scale)
     return lowest
 
 
-def _least_absolute(points: Points, delta: float, max_steps: int) -> Fit:
-    smooth = solver.solve(points, starts(points), delta=SMOOTHING, max_steps=max_steps)
+def _least_absolute(points: Points, delta: float, max_steps: int, near: np.ndarray | None) -> Fit:
+    if len(points.x) > MANY:
+        return dataclasses.replace(_huber(points, SMOOTHING, max_steps, near), method="least_absolute")
+    begin = _good_starts(points, SMOOTHING, max_steps, FOLLOWED) if near is None else near
+    smooth = solver.solve(points, begin, delta=SMOOTHING, max_steps=max_steps)
     order = np.argsort(smooth.objective)
     spread = order[np.linspace(0, len(order) - 1, 6).astype(int)]
     max_steps = min(max_steps, LINEAR_PROGRAMS)
@@ -182,7 +220,7 @@ def _linear_programs(points: Points, law: np.ndarray, max_steps: int) -> tuple[n
     from scipy.sparse import csr_array, eye_array, hstack, vstack
 
     low, high = points.bounds()
-    inner, radius, count, steps = points.inward(law), 0.1, len(points.x), 0
+    inner, radius, count, steps = points.inward(law), 1e-3, len(points.x), 0
     residual, jacobian = _linear(points, inner)
     ones = eye_array(count, format="csr")
     for _ in range(max_steps):
@@ -233,78 +271,40 @@ def _subgradient(points: Points, law: np.ndarray) -> float:
     return float(np.abs(columns @ signs + fixed[free]).max(initial=0.0))
 
 
-def _variable_projection(points: Points, delta: float, max_steps: int) -> Fit:
-    from scipy.optimize import minimize
-
-    grid = np.geomspace(0.02, 3.0, 48)
-    alphas, betas = (g.ravel() for g in np.meshgrid(grid, grid, indexing="ij"))
-    heights = profile(points, alphas, betas)[1].reshape(48, 48)
-    corners = _lowest(heights)
-    ends = []
-    for i, j in corners:
-        end = minimize(lambda z: _profile_and_slope(points, z), np.log([grid[i], grid[j]]), jac=True, method="L-BFGS-B",
-                       bounds=[tuple(np.log(solver.EXPONENTS))] * 2,
-                       options={"maxiter": max_steps, "ftol": 0, "gtol": 1e-13})
-        alpha, beta = np.exp(end.x)
-        ends.append((end.fun, alpha, beta, end.nit))
-    laws_ = np.stack([_law(points, alpha, beta) for _, alpha, beta, _ in ends])
+def _variable_projection(points: Points, delta: float, max_steps: int, near: np.ndarray | None) -> Fit:
+    begin = _low_corners(points) if near is None else near[:, 3:]
+    loss = np.exp(points.log_loss)
+    ends, used = projection.fit(points.x, points.y, loss, np.ones(len(loss)), np.ones((len(begin), len(loss))),
+                                begin, min(max_steps, projection.STEPS))
     # the last digits by Newton's method in all five unknowns, whose gradient is the proof
-    spare = max(0, max_steps - max(end[3] for end in ends))
-    found = solver.solve(points, laws_, relative=True, max_steps=spare)
-    found = dataclasses.replace(found, steps=found.steps + np.array([end[3] for end in ends]))
+    laws_ = points.outward(ends)
+    found = solver.solve(points, laws_, relative=True, max_steps=max(0, max_steps - used.max()))
+    found = dataclasses.replace(found, steps=found.steps + used)
     best = int(found.objective.argmin())
-    projected = float(np.min([end[0] for end in ends])) / 2
+    projected = float(solver.solve(points, laws_, relative=True, max_steps=0).objective.min())
     return _fit("variable_projection", points, found, best, max_steps, found.gradient[best],
                 (projected, found.objective[best]))
 
 
-def _lowest(heights: np.ndarray, count: int = 8) -> list[tuple[int, int]]:
-    """Where to start from: the lowest cell of the grid and others spread over the lowest hundredth."""
-    order = np.argsort(heights, axis=None)
-    chosen = order[np.unique(np.geomspace(1, max(len(order) // 100, count), count).astype(int)) - 1]
-    return [tuple(int(v) for v in np.unravel_index(index, heights.shape)) for index in chosen]
+def _low_corners(points: Points) -> np.ndarray:
+    """(alpha, beta) to start from: the lowest place of a grid and others spread over the lowest hundredth."""
+    grid = np.geomspace(0.02, 3.0, 48)
+    alphas, betas = (g.ravel() for g in np.meshgrid(grid, grid, indexing="ij"))
+    order = np.argsort(profile(points.some(MANY), alphas, betas)[1])
+    chosen = order[np.unique(np.geomspace(1, len(order) // 100, _count(points, 8)).astype(int)) - 1]
+    return np.stack([alphas[chosen], betas[chosen]], -1)
 
 
 def profile(points: Points, alphas: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best non-negative (A, B, E), in centred units [g, 3], and mean squared relative error [g] at each (alpha, beta).
-
-    Three unknowns have seven sets of positive ones: all are solved and the best feasible one taken.
-    """
-    loss = np.exp(points.log_loss)
-    basis = np.stack([np.exp(-alphas[:, None] * points.x), np.exp(-betas[:, None] * points.y),
-                      np.ones((len(alphas), len(points.x)))], 1) / loss
-    gram = basis @ basis.transpose(0, 2, 1) / len(loss)
-    target = basis.mean(-1)
-    best, value = np.zeros((len(alphas), 3)), np.ones(len(alphas))
-    for size in (1, 2, 3):
-        for kept in map(list, itertools.combinations(range(3), size)):
-            part = gram[np.ix_(range(len(alphas)), kept, kept)]
-            ridge = 1e-14 * np.einsum("gii->g", part)[:, None, None] * np.eye(size)
-            solved = np.linalg.solve(part + ridge, target[:, kept, None])[..., 0]
-            error = ((np.einsum("gk,gkn->gn", solved, basis[:, kept]) - 1) ** 2).mean(-1)
-            better = (solved >= 0).all(-1) & (error < value)
-            value = np.where(better, error, value)
-            best[better] = 0.0
-            best[np.ix_(better, kept)] = solved[better]
-    return best, value
-
-
-def _profile_and_slope(points: Points, z: np.ndarray) -> tuple[float, np.ndarray]:
-    """The profile at exp(z) and its slope: by the envelope theorem that of the objective at the best (A, B, E)."""
-    alpha, beta = np.exp(z)
-    (coefficients,), (value,) = profile(points, np.array([alpha]), np.array([beta]))
-    loss = np.exp(points.log_loss)
-    first = coefficients[0] * np.exp(-alpha * points.x) / loss
-    second = coefficients[1] * np.exp(-beta * points.y) / loss
-    error = first + second + coefficients[2] / loss - 1
-    slope = np.array([-(2 * error * first * points.x).mean() * alpha, -(2 * error * second * points.y).mean() * beta])
-    return value, slope
-
-
-def _law(points: Points, alpha: float, beta: float) -> np.ndarray:
-    (coefficients,), _ = profile(points, np.array([alpha]), np.array([beta]))
-    low, high = points.bounds()
-    inner = np.r_[np.log(np.maximum(coefficients, 1e-300)), alpha, beta]
-    return points.outward(np.clip(inner, low, high))
-
-
+    """At each (alpha, beta) the best non-negative (A, B, E), centred [g, 3], and its mean squared relative error [g]."""
+    parts = []
+    size = max(1, projection.CHUNK // len(points.x))
+    inverse = np.exp(-points.log_loss)
+    for i in range(0, len(alphas), size):
+        alpha, beta = alphas[i:i + size, None], betas[i:i + size, None]
+        basis = np.stack([np.exp(-alpha * points.x), np.exp(-beta * points.y), np.ones((len(alpha), len(inverse)))],
+                         1) * inverse
+        best, value = projection.non_negative(basis @ basis.transpose(0, 2, 1) / len(inverse), basis.mean(-1))
+        parts.append((best, np.maximum(value + 1, 0.0)))
+    best, value = zip(*parts, strict=True)
+    return np.concatenate(best), np.concatenate(value)

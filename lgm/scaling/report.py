@@ -28,7 +28,7 @@ CAPTIONS = {
             "between parameters and data can reach.",
     "isoflop": "Left: a parabola through the sizes at each budget, its minimum a star. Right: the best size against "
                "the budget, from the parabolas and from the law.",
-    "exponents": "What each method says, with 95% bootstrap intervals.",
+    "exponents": "What each method says, with 95% intervals.",
     "convergence": "Left: how much worse the best least-squares fit gets when alpha and beta are held elsewhere; a "
                    "long valley means that the data cannot tell them apart. Right: objectives reached from all starts.",
     "residuals": "Left: errors of the law at every run; a pattern in them means the law's form is wrong. Right: the "
@@ -47,7 +47,7 @@ def page(result: dict, figures: dict[str, bytes]) -> str:
         f"<p class=note>{escape(data['file'])}, {data['rows']} rows, SHA-256 {data['sha256'][:16]}, column "
         f"<b>{escape(data['loss'])}</b>. L(N, D) = E + "
         f"A/N<sup>α</sup> + B/D<sup>β</sup>. Predictions and checks by the method <b>{LABELS[settings['method']]}</b>; "
-        f"95% intervals from {settings['draws']} bootstrap draws of training runs.</p>",
+        f"95% intervals from {settings['draws']} simulated tables with the noise of this one.</p>",
         _verdicts(result),
     ]
     if result["comparisons"]:
@@ -131,7 +131,8 @@ def _methods(family: dict) -> str:
     for method, fitted in family["methods"].items():
         rows.append([LABELS[method], *(_stated(fitted, name) for name in names), f"{100 * fitted['scatter']:.2g}%",
                      _n(fitted["objective"], 4), _converged(fitted)])
-    cells = lambda part, *names: [_with(part[name]["value"], part[name]["interval"]) for name in names]
+    told = lambda part: _refused(part["reason"]) if part["value"] is None else _with(part["value"], part["interval"])
+    cells = lambda part, *names: [told(part[name]) for name in names]
     frontier = [[LABELS[method], *cells(fitted["frontier"], "N", "D", "loss")]
                 for method, fitted in family["methods"].items() if fitted["frontier"]]
     found = family["isoflop"]
@@ -155,9 +156,10 @@ def _predictions(family: dict) -> str:
         if row["reason"]:
             rows.append([*cells, _refused("none: " + row["reason"]), "", "", "", ""])
             continue
-        between = row["intervals"]
-        rows.append([*cells, _with(row["params"], between["params"]), _with(row[unit], between[unit]),
-                     _with(row["loss"], between["loss"], 4), _between(between["loss_of_one_run"], 4),
+        told = lambda name, digits=3, row=row: _refused(row["refused"][name]) if row[name] is None else _with(
+            row[name], row["intervals"][name], digits)
+        one = row["intervals"].get("loss_of_one_run")
+        rows.append([*cells, told("params"), told(unit), told("loss", 4), _between(one, 4) if one else "",
                      f"{_n(row['beyond_data']['flops'], 2)}×"])
     head = ["FLOPs", *(["pod-hours"] if pods else []), "parameters", unit, "loss", "one run's loss, 95%",
             "of the largest run's FLOPs"]
@@ -186,9 +188,9 @@ def _convergence(family: dict) -> str:
         check = "–" if proof["check"] is None else f"{proof['check']:.0e}"
         rows.append([LABELS[method], f"{proof['gradient']:.1e}", f"{proof['agreeing']} of {proof['starts']}",
                      f"{max(proof['spread']):.1e}", f"{proof['steps']} of {proof['limit']}", check,
-                     f"{proof['draws_converged']:.1%}", _converged(fitted)])
+                     _converged(fitted)])
     head = ["method", "relative gradient", "starts agreeing", "their exponents apart by", "steps",
-            "another optimizer's excess", "draws converged", "optimum"]
+            "another optimizer's excess", "optimum"]
     return _table(head, rows)
 
 
@@ -201,7 +203,7 @@ def _held_out(family: dict) -> str:
     unit = family["points"]["unit"]
     rows = [[_n(row["params"]), _n(row[unit]), _n(row["measured"], 4), _with(row["predicted"], row["interval"], 4),
              f"{100 * row['error']:+.2f}%", "inside" if row["inside"] else _refused("outside")] for row in held["runs"]]
-    title = (f"<p class=note>{held['fitted']} points of the other training runs predict those at the largest budget, "
+    title = (f"<p class=note>{held['fitted']} points of the other training runs predict {escape(held['what'])}, "
              f"{_n(held['budget'])} {escape(held['unit'])}:</p>")
     return title + _table(["parameters", unit, "measured", "predicted for a new run", "error", "95%"], rows)
 

@@ -35,6 +35,13 @@ class Points:
         centre = float(x.mean()), float(y.mean())
         return cls(x - centre[0], y - centre[1], np.log(loss), centre)
 
+    def some(self, count: int) -> Points:
+        """At most so many of the points, spread over sizes and data, in the same units."""
+        if len(self.x) <= count:
+            return self
+        rows = np.lexsort((self.y, self.x))[np.linspace(0, len(self.x) - 1, count).astype(int)]
+        return Points(self.x[rows], self.y[rows], self.log_loss[..., rows], self.centre)
+
     def inward(self, law: np.ndarray) -> np.ndarray:
         """A law in terms of the centred logarithms."""
         shift = np.stack([law[..., 3] * self.centre[0], law[..., 4] * self.centre[1]], -1)
@@ -179,6 +186,18 @@ def terms(points: Points, law: np.ndarray) -> tuple[np.ndarray, ...]:
     first, second, third = np.exp(u - top), np.exp(v - top), np.exp(e - top)
     total = first + second + third
     return top + np.log(total), first / total, second / total, third / total
+
+
+def scores(points: Points, law: np.ndarray, delta: float, relative: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Each point's part [n, 5] of the gradient of the sum over points, at a centred law [5], and the sum's Hessian."""
+    value, *shares = (part[0] for part in terms(points, law[None]))
+    residual = value - points.log_loss
+    factor = np.exp(np.minimum(residual, 50.0)) if relative else np.ones_like(residual)
+    error = factor - 1 if relative else residual
+    jacobian = np.stack([*shares, -points.x * shares[0], -points.y * shares[1]], -1)
+    weights = np.full((1, len(residual)), 1 / len(residual))
+    hessian = evaluate(points, law[None], points.log_loss[None], weights, delta, relative)[3][0] * len(residual)
+    return (np.clip(error, -delta, delta) * factor)[:, None] * jacobian, hessian
 
 
 def evaluate(points, law, log_loss, weights, delta, relative):
