@@ -14,12 +14,16 @@ from lgm.scaling.table import Runs
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """Of one quantity: its truth, the rate at which 95% intervals contain it, and their median ends."""
+    """Of one quantity: its truth, the rate at which 95% intervals contain it, and their median ends.
+
+    width: the median over 3.92 standard deviations of the estimates, by their quantiles: 1 where it is what it must be.
+    """
 
     truth: float
     rate: float
     low: float
     high: float
+    width: float
 
 
 def measure(method: str, n: np.ndarray, d: np.ndarray, law: np.ndarray, noise: np.ndarray, budget: float,
@@ -39,20 +43,21 @@ def measure(method: str, n: np.ndarray, d: np.ndarray, law: np.ndarray, noise: n
     fit = parametric.refit(method, tables, np.repeat(start[None], len(noise), 0), delta=delta)
     rows = np.arange(len(n))
     run = rows if run is None else run
-    ends = []
+    ends, of = [], lambda law: np.stack(list(_quantities(law, cost, budget).values()), -1)
     for i in range(len(noise)):
         runs = Runs("", n, d, np.exp(tables.log_loss[i]), None, run, rows, "tokens")
         drawn = bootstrap.draw(runs, fit.law[i], parametric.huber_delta(method, delta), draws, seed + i).law
-        of = lambda law: np.stack(list(_quantities(law, cost, budget).values()), -1)
         ends.append(bootstrap.interval(of(drawn), of(fit.law[i])))
-    ends = np.stack(ends, -1)
-    result = {}
+    ends, result = np.stack(ends, -1), {}
+    low, high = np.quantile(of(fit.law), [0.025, 0.975], axis=0)
+    scatter = dict(zip(_quantities(law, cost, budget), high - low, strict=True))
     for place, (name, truth) in enumerate(_quantities(law, cost, budget).items()):
         low, high = ends[:, place]
         result[name] = Coverage(float(truth), float(((low <= truth) & (truth <= high)).mean()),
-                                float(np.median(low)), float(np.median(high)))
+                                float(np.median(low)), float(np.median(high)),
+                                float(np.median(high - low) / scatter[name]))
     share = float(fit.converged().mean())
-    return result | {"converged": Coverage(1.0, share, share, share)}
+    return result | {"converged": Coverage(1.0, share, share, share, 1.0)}
 
 
 def _quantities(law: np.ndarray, cost: Cost, budget: float) -> dict[str, np.ndarray]:

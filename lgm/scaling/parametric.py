@@ -296,7 +296,7 @@ def _low_corners(points: Points) -> np.ndarray:
 
 
 def profile(points: Points, alphas: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At each (alpha, beta) the best non-negative (A, B, E), centred [g, 3], and its mean squared relative error [g]."""
+    """At each (alpha, beta) the best non-negative (A, B, E), centred [g, 3], and mean squared relative error [g]."""
     parts = []
     size = max(1, projection.CHUNK // len(points.x))
     inverse = np.exp(-points.log_loss)

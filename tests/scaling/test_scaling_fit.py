@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lgm.cli import main
-from lgm.scaling import coverage, families, fit, laws, sensitivity, table
+from lgm.scaling import coverage, families, fit, laws, parametric, sensitivity, table
 from lgm.scaling.machine import Machine
 
 COST = laws.Cost(6 * 64, 1.0, 1.0)
@@ -199,7 +199,7 @@ def test_the_largest_runs_are_held_out_whole():
     n, d, run = np.tile(n, 2), np.tile(d, 2), np.repeat(np.arange(10), 3)
     loss = laws.loss(LAWS["unet"], n, d) * np.exp(0.003 * np.random.default_rng(2).standard_normal(30))
     runs = table.Runs("all", n, d, loss, 384 * n * d, run, np.arange(30) + 2, "images")
-    held = sensitivity.held_out(runs, "huber", 1e-3, 100, 0)
+    held = sensitivity.held_out(runs, parametric.fit("huber", n, d, loss), 1e-3, 100, 0)
     assert held["reason"] is None and held["fitted"] == 24 and [row["row"] for row in held["runs"]] == [16, 31]
     assert max(abs(row["error"]) for row in held["runs"]) < 0.03
 
