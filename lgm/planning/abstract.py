@@ -74,6 +74,8 @@ def abstract_system(config: Config, layout: Layout | None = None) -> tuple[Syste
         folder = tokenizer = FolderText(pipeline, (config.data.resolution,) * 2, lengths)
         encoders = {place: model for place, model in pipeline.models.items() if place.startswith("text_encoder")}
         frozen["text"] = {place: held_in(model.abstract(), config.model.dtype) for place, model in encoders.items()}
+    elif config.text and config.text.classes:
+        tokenizer = Blank(1)  # a label
     elif config.text:
         text = build(config.text.encoder)
         tokenizer = Blank(config.text.encoder.max_length)

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from lgm import config as schema
+from lgm.models import Conditioning
 from lgm.parsing import read_config_file
-from lgm.planning.abstract import abstract_system
+from lgm.planning.abstract import abstract_batch, abstract_system
 from lgm.train.work import frozen_flops, training_flops
 
 
@@ -72,3 +75,16 @@ def test_latents_and_text_that_are_not_computed_in_the_step_are_not_counted(tiny
     text = frozen_flops(changed, frozen)
     # one layer of width 32 over 16 tokens
     assert text == pytest.approx(transformer(16, 32, 128, 1), rel=1e-6)
+
+
+def test_a_model_that_is_told_classes_is_planned_without_a_text_encoder():
+    values = {"name": "dit", "batch_size": 4, "total_images": 8, "text": {"classes": ["a", "b"]},
+              "model": dict(family="dit", width=32, depth=2, heads=2, channels=32, patch_size=1, classes=2,
+                            base_size=8)}  # fmt: skip
+    config = schema.from_dict(values)
+    system, frozen, _ = abstract_system(config)
+    batch = abstract_batch(config, system)
+    assert batch["tokens"].shape == (4, 1)
+    latent = jax.ShapeDtypeStruct((1, *system.latent_shape()), jnp.float32)
+    forward = system.denoiser.flops(latent, jnp.zeros(1), Conditioning(label=jnp.zeros(1, jnp.int32)))
+    assert training_flops(system, frozen) == pytest.approx(3 * forward, rel=0.05)  # but for the first layer's input
