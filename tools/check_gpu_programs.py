@@ -77,7 +77,7 @@ def programs(config: schema.Config, count: int, wanted: Sequence[str]) -> dict[s
     frozen = placed(frozen, shardings(layout, frozen, frozen_axes(system, frozen)))
     abstract = jax.eval_shape(system.init, jax.random.key(0))
     trained = placed(abstract, shardings(layout, abstract, system.logical_axes()))
-    size, (ids, mask) = config.batch_size, system.tokenize([""])
+    size, (ids, mask) = config.batch_size, system.unconditional(1)
     on = lambda shape, dtype: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=layout.batch)
     words = on(ids.shape[1:], ids.dtype), on(mask.shape[1:], mask.dtype)
     side = config.data.resolution

@@ -136,7 +136,7 @@ def _pipeline(config: Config, notes: list[str]) -> Pipeline:
         return pipeline
     name = published_pipeline(config)
     encoders = PUBLISHED[name][1]
-    shown = " and ".join(preset for _, preset in encoders.values())
+    shown = " and ".join(preset for _, preset in encoders.values()) or "classes"
     notes.append(f"config.text.folder={source!r} is not here: planned with the published {shown}")
     layout = LAYOUTS[name]
     models = {place: _preset(*which, dtype=config.model.dtype) for place, which in encoders.items()}
@@ -158,7 +158,7 @@ def _preset(family: str, name: str, **changes: Any) -> Model:
 def abstract_batch(config: Config, system: System) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of one training batch: latents, or images where each step encodes them, tokens and their mask."""
     count, side = config.batch_size, config.data.resolution
-    ids, mask = system.tokenize([""])
+    ids, mask = system.unconditional(1)
     batch = {"tokens": jax.ShapeDtypeStruct((count, *ids.shape[1:]), ids.dtype),
              "mask": jax.ShapeDtypeStruct((count, *mask.shape[1:]), mask.dtype)}
     if config.data.latents == "memory":

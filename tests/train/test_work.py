@@ -83,8 +83,9 @@ def test_a_model_that_is_told_classes_is_planned_without_a_text_encoder():
                             base_size=8)}  # fmt: skip
     config = schema.from_dict(values)
     system, frozen, _ = abstract_system(config)
-    batch = abstract_batch(config, system)
-    assert batch["tokens"].shape == (4, 1)
+    assert abstract_batch(config, system)["tokens"].shape == (4, 1)
+    folder = schema.from_dict(values | {"text": {"folder": "not/here"}})  # planned with the published classes
+    assert abstract_batch(folder, abstract_system(folder)[0])["tokens"].shape == (4, 1)
     latent = jax.ShapeDtypeStruct((1, *system.latent_shape()), jnp.float32)
     forward = system.denoiser.flops(latent, jnp.zeros(1), Conditioning(label=jnp.zeros(1, jnp.int32)))
     assert training_flops(system, frozen) == pytest.approx(3 * forward, rel=0.05)  # but for the first layer's input
