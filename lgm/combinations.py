@@ -9,6 +9,7 @@ from lgm.parsing import ConfigError, as_dict, parse
 
 if TYPE_CHECKING:
     from lgm.config import Config
+    from lgm.models.autoencoder import AutoencoderConfig
 
 DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
 ENCODERS = ("clip_text", "bert")  # of features and one vector
@@ -84,14 +85,19 @@ def _check_encoder(config: Config, need) -> None:
                                   "config.text.folder; set it to 0")
 
 
-def check_parts(config: Config, factor: int) -> None:
-    """What can be seen once a denoiser's parts are there, whose autoencoder has `factor` pixels a latent.
+def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
+    """What can be seen once a denoiser's autoencoder is there.
 
-    Refuses a model that is told text where there is none, and a resolution that latents or patches do not divide.
+    Refuses a model of other channels than latents have, one that is told text where there is none, and a resolution
+    that latents or patches do not divide.
     """
+    factor, channels = autoencoder.factor, autoencoder.latent_channels
     if beside := getattr(config.model, "beside", 0):
         raise ConfigError(f"config.model.beside={beside} is of a model that inpaints, and no data set here has masks "
                           "to train one with; set it to 0, or draw with `lgm sample --from=FOLDER --image=X --mask=Y`")
+    if config.model.channels != channels:
+        raise ConfigError(f"config.model.channels={config.model.channels} is not the {channels} of the latents of "
+                          f"config.autoencoder={config.autoencoder!r}; set it to {channels}")
     widths = {name: getattr(config.model, name, 0) for name in ("text_dim", "pooled_dim", "micro_ids")}
     told = ", ".join(f"{name}={width}" for name, width in widths.items() if width)
     if config.text is None and told:

@@ -200,7 +200,7 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
 
     shard = sharder(layout)
     autoencoder, weights = load_autoencoder(config.autoencoder)
-    check_parts(config, autoencoder.config.factor)
+    check_parts(config, autoencoder.config)
     frozen = {"autoencoder": weights if shard is None else put(weights, shard(autoencoder))}
     text = tokenizer = folder = None
     if config.text and config.text.folder:

@@ -145,6 +145,7 @@ def test_what_cannot_be_is_one_line_with_key_value_and_remedy(family, key, value
 @pytest.mark.parametrize(("change", "line"), [
     (["--config.data.resolution=60"], "config.data.resolution=60 is no multiple of 8"),
     (["--config.model.patch_size=2", "--config.data.resolution=72"], "config.data.resolution=72 is no multiple of 16"),
+    (["--config.model.channels=16"], "config.model.channels=16 is not the 32 of the latents"),
     (["--config.model.position_size=7"], "more than config.model.position_size=7"),
     (["--config.text=None"], "is told text (text_dim=32, pooled_dim=32): give config.text"),
     (["--config.text.encoder.family=t5"], "config.text.encoder."),

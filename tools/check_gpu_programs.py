@@ -135,8 +135,7 @@ class Case:
 
     def config(self, count: int) -> schema.Config:
         values = read_config_file(self.spec, ()) if self.spec else {}
-        always = {"name": "case", "batch_size": 16, "total_images": 1600, "sampling": dict(steps=2),
-                  "mesh=": dict(data=1, fsdp=count)}  # fmt: skip
+        always = {"batch_size": 16, "sampling": dict(steps=2), "mesh=": dict(data=1, fsdp=count)}
         return schema.from_dict(merged(values, always | self.changes))
 
 
@@ -151,7 +150,8 @@ CASES = {
                                 (*RUN, "levels", "decode", "encode")),
     "emoji unet, masked": Case(14, dict(model=dict(layers_per_block=1, transformer_depth=(1, 1)), **EMOJI),
                                "configs/emoji.py:model=unet,process=eps"),
-    "dit": Case(1, {"model": dict(family="dit", depth=2, dtype="bfloat16"), "loss": dict(variance=1.0),
+    "dit": Case(1, {"name": "dit", "total_images": 1600, "model": dict(family="dit", depth=2, channels=32, dtype="bfloat16"),
+                    "process": dict(name="ddpm"), "loss": dict(target="eps", variance=1.0),
                     "text=": dict(classes=["a", "b"])}),
     "sd3": Case(2, dict(model=MMDIT), POD + "sd3_medium", remat=True),
     "sd3, masked": Case(2, {"model": MMDIT | dict(text_dim=512, pooled_dim=512), "text=": dict(encoder=WORDS)},

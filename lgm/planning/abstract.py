@@ -65,7 +65,7 @@ def abstract_system(config: Config, layout: Layout | None = None) -> tuple[Syste
     """(system, `jax.ShapeDtypeStruct`s of all that is frozen, what stands in for folders that are not here)."""
     notes: list[str] = []
     autoencoder = _autoencoder(config, notes)
-    check_parts(config, autoencoder.config.factor)
+    check_parts(config, autoencoder.config)
     frozen: dict[str, Any] = {"autoencoder": autoencoder.abstract()}
     text = tokenizer = folder = None
     if config.text and config.text.folder:
