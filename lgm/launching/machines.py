@@ -11,30 +11,75 @@ from lgm.parsing import ConfigError, near_miss
 
 @dataclasses.dataclass(frozen=True)
 class TPU:
-    """One generation. dimensions: of a topology. single_host: the most chips that one host has as a slice by itself; a
-    larger slice has 4 a host. devices: those that JAX shows of one chip. gke: the label cloud.google.com/
-    gke-tpu-accelerator. vm: its --type on Cloud TPU VMs, and runtime: their software, both None where there are none.
+    """One generation. shapes: the topologies there are; of three sides also those of whole cubes of 4 x 4 x 4 chips, up
+    to the last of these. single_host: the most chips that one host has as a slice by itself; a larger slice has 4 a
+    host. devices: those that JAX shows of one chip. gke: the label cloud.google.com/gke-tpu-accelerator. vm: how
+    Cloud TPU VMs call it, and runtime: their software, both None where there are none; cores: what they count of a
+    chip. host: vCPUs and GB of memory for each chip of a GKE node.
     """
 
-    dimensions: int
+    shapes: tuple[str, ...]
     single_host: int
     gke: str
-    vm: str | None
-    runtime: str | None
+    host: tuple[float, float]
+    vm: str | None = None
+    runtime: str | None = None
+    cores: int = 1
     devices: int = 1
 
+    @property
+    def dimensions(self) -> int:
+        return self.shapes[0].count("x") + 1
 
+    def accelerator(self, shape: str) -> list[str]:
+        """How gcloud is asked for a slice: --type and --topology are for v2 to v4 alone, later ones have names with a
+        count, of cores or chips, and come in the most compact shape of that many. Raises ConfigError for another."""
+        if self.vm == "v4":
+            return ["--type=v4", f"--topology={shape}"]
+        chips = math.prod(map(int, shape.split("x")))
+        spread = lambda sides: sum(chips // side for side in sides)  # half of a box's surface
+        lengths = range(4, chips // 16 + 1, 4)
+        cubes = [(a, b, chips // (a * b)) for a in lengths for b in lengths if self.dimensions == 3
+                 and chips % (a * b) == 0 and self.has(f"{a}x{b}x{chips // (a * b)}")]  # fmt: skip
+        usual = "x".join(map(str, min(cubes, key=spread))) if cubes else shape
+        if shape != usual:
+            raise ConfigError(f"--topology={shape}: {chips} chips of Cloud TPU VMs come as {usual}; ask for that, or for "
+                              f"{shape} on GKE")
+        return [f"--accelerator-type={self.vm}-{chips * self.cores}"]
+
+    def has(self, shape: str) -> bool:
+        """Whether there are slices of this topology."""
+        sides, most = ([int(side) for side in text.split("x")] for text in (shape, self.shapes[-1]))
+        cubes = len(sides) == 3 and sides == sorted(sides) and not any(side % 4 for side in sides)
+        return shape in self.shapes or (cubes and all(a <= b for a, b in zip(sides, most, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class GPU:
+    """One kind of node, of eight. gke: the label cloud.google.com/gke-accelerator. host: vCPUs and GB of memory for
+    each GPU of a GKE node. infiniband: whether NCCL's InfiniBand (or RoCE) transport is what joins GKE's nodes."""
+
+    gke: str
+    host: tuple[float, float]
+    infiniband: bool
+
+
+SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")  # and whole cubes
 # https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus and https://cloud.google.com/tpu/docs/runtimes
 TPUS = {
-    "v4": TPU(3, 4, "tpu-v4-podslice", "v4", "tpu-ubuntu2204-base"),
-    "v5e": TPU(2, 8, "tpu-v5-lite-podslice", "v5litepod", "v2-alpha-tpuv5-lite"),
-    "v5p": TPU(3, 4, "tpu-v5p-slice", "v5p", "v2-alpha-tpuv5"),
-    "v6e": TPU(2, 8, "tpu-v6e-slice", "v6e", "v2-alpha-tpuv6e"),
-    "tpu7x": TPU(3, 4, "tpu7x", None, None, devices=2),
+    "v4": TPU((*SMALL, "12x16x16"), 4, "tpu-v4-podslice", (60, 101.75), "v4", "tpu-ubuntu2204-base", 2),
+    "v5e": TPU(SQUARES, 8, "tpu-v5-lite-podslice", (24, 48), "v5litepod", "v2-alpha-tpuv5-lite"),
+    "v5p": TPU((*SMALL, "16x16x24"), 4, "tpu-v5p-slice", (52, 112), "v5p", "v2-alpha-tpuv5", 2),
+    "v6e": TPU(SQUARES, 8, "tpu-v6e-slice", (22, 176), "v6e", "v2-alpha-tpuv6e"),
+    "tpu7x": TPU((*SMALL, "8x16x16"), 4, "tpu7x", (56, 240), devices=2),
 }
-GPUS = {  # kind: the label cloud.google.com/gke-accelerator
-    "a100": "nvidia-a100-80gb", "h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb", "b200": "nvidia-b200",
-}
+# https://cloud.google.com/compute/docs/accelerator-optimized-machines: A2 ultra, A3 high, A3 mega, A3 ultra, A4
+GPUS = {
+    "a100": GPU("nvidia-a100-80gb", (12, 170), False), "h100": GPU("nvidia-h100-80gb", (26, 234), False),
+    "h100-mega": GPU("nvidia-h100-mega-80gb", (26, 234), False),
+    "h200": GPU("nvidia-h200-141gb", (28, 369), True), "b200": GPU("nvidia-b200", (28, 496), True),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +126,7 @@ class Machines:
     @property
     def topology(self) -> str:
         """As `lgm plan` takes it."""
-        return f"{self.kind}:{self.shape or f'{self.groups * self.hosts}x{self.chips}'}"
+        return f"{self.kind.removesuffix('-mega')}:{self.shape or f'{self.groups * self.hosts}x{self.chips}'}"
 
     def __str__(self) -> str:
         if self.shape:
@@ -98,12 +143,13 @@ def tpu_slices(topology: str, slices: int) -> Machines:
     example = "x".join(["4"] * tpu.dimensions)
     if not colon or not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{tpu.dimensions - 1}}}", shape):
         raise ConfigError(f"--topology={topology}: a {kind} slice has {tpu.dimensions} sides, as {kind}:{example}")
+    if not tpu.has(shape):
+        others = ", ".join(tpu.shapes[:-1]) + (f" and cubes of 4x4x4, sides ascending, to {tpu.shapes[-1]}"
+                                               if tpu.dimensions == 3 else f" and {tpu.shapes[-1]}")
+        raise ConfigError(f"--topology={topology}: there are no such slices; of {kind} there are {others}")
     if slices < 1:
         raise ConfigError(f"--slices={slices} must be at least 1")
     chips = math.prod(map(int, shape.split("x")))
-    if chips > tpu.single_host and chips % 4:
-        raise ConfigError(f"--topology={topology} has {chips} chips; more than {tpu.single_host} come 4 a host, as "
-                          f"{kind}:{example}")
     hosts = 1 if chips <= tpu.single_host else chips // 4
     return Machines(kind, slices, hosts, chips // hosts, shape, tpu.devices)
 

@@ -148,7 +148,7 @@ class Driver:
                 state = ""
             if not state:
                 self._try(self._create_words(), good=EXISTS)
-                self.say(f"asked for {self.order['slices']} x {self.order['type']} {self.order['shape']}")
+                self.say(f"asked for {self.order['slices']} x {' '.join(self.order['accelerator'])}")
             elif state not in QUEUED:
                 raise Failed(f"{self.names.resource} is {state}, which is unheard of")
             if waited > 3600 * self.order["wait_hours"]:
@@ -223,8 +223,7 @@ class Driver:
         more = [f"--{flag}" for flag in ("spot", "reserved") if order[flag]]
         more += [f"--{flag.replace('_', '-')}={order[flag]}" for flag in ("network", "service_account") if order[flag]]
         return ["gcloud", "compute", "tpus", "queued-resources", "create", self.names.resource, *nodes,
-                f"--type={order['type']}", f"--topology={order['shape']}", f"--runtime-version={order['runtime']}",
-                *self.names.place, *more, "--quiet"]
+                *order["accelerator"], f"--runtime-version={order['runtime']}", *self.names.place, *more, "--quiet"]
 
     def _describe_words(self) -> list[str]:
         return ["gcloud", "compute", "tpus", "queued-resources", "describe", self.names.resource, *self.names.place,

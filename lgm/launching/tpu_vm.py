@@ -49,7 +49,7 @@ def job(request: Request) -> Job:
     ), request.site.templates)
     place = Path(request.workdir) / "launch"
     names = Names(request.label, settings.project, settings.zone, machines.groups)
-    order = {"name": request.label, "type": tpu.vm, "shape": machines.shape, "slices": machines.groups,
+    order = {"name": request.label, "accelerator": tpu.accelerator(machines.shape), "slices": machines.groups,
              "runtime": settings.runtime or tpu.runtime, "runs": request.runs, "project": settings.project,
              "zone": settings.zone, "spot": settings.spot, "reserved": settings.reserved, "network": settings.network,
              "service_account": settings.service_account, "restarts": settings.restarts, "tries": settings.tries,
