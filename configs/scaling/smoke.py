@@ -44,5 +44,6 @@ def get_config():
                      loss=dict(target="eps", density=dict(name="discrete", steps=1000)),
                      sampling=dict(solver="ddim", clip=4.0)),
         ),
+        machine=dict(kind="cpu", chips=2, peak=75e9, mfu=0.3),
         images=(256, 512, 1024), seeds=(0, 1, 2), cooldown=0.25,
     ))

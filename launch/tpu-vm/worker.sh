@@ -8,6 +8,17 @@ code=$home/code venv=$home/venv
 mkdir -p "$home"
 cd "$home"
 
+# images have the Python of their distribution, which may be older than lgm takes, and may be without venv
+environment() {
+    local python
+    for python in {{ pythons | words }}; do
+        if command -v "$python" > /dev/null && "$python" -m venv "$venv"; then return; fi
+        rm -rf "$venv"
+    done
+    python3 -m pip install --quiet --user uv
+    python3 -m uv venv --quiet --seed --python 3.12 "$venv"
+}
+
 setup() {
     [[ -f $home/ready && $(cat "$home/ready") == {{ commit }} ]] && return
 {% for line in setup %}
@@ -16,7 +27,7 @@ setup() {
     [[ -d $code/.git ]] || git clone --no-checkout {{ repository }} "$code"
     git -C "$code" fetch --quiet origin {{ commit }}
     git -C "$code" checkout --quiet --detach {{ commit }}
-    [[ -x $venv/bin/python ]] || {{ python }} -m venv "$venv"
+    [[ -x $venv/bin/python ]] || environment
     "$venv/bin/python" -m pip install --quiet --upgrade pip
     "$venv/bin/python" -m pip install --quiet --constraint "$code/constraints.txt" --editable "$code[tpu]"
 {% if bucket %}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,8 @@ from lgm.launching.render import render
 from lgm.parsing import ConfigError
 
 PORT = 8476  # where the supervisors of GPU pods meet
+SHARE = 0.8  # of a node, that a run asks for
+CPU, MEMORY = re.compile(r"[1-9]\d*m?"), re.compile(r"[1-9]\d*([KMGT]i?)?")
 TPU_PORTS = (8471, 8080)  # what TPU hosts of one slice, and of several, speak over
 
 
@@ -30,16 +33,19 @@ def job(request: Request) -> Job:
         raise ConfigError("--topology is missing for TPUs, or site.gke.gpu for GPUs; GKE runs need one of them")
     selector = {"cloud.google.com/gke-tpu-accelerator": TPUS[machines.kind].gke,
                 "cloud.google.com/gke-tpu-topology": machines.shape} if tpu else {
-                "cloud.google.com/gke-accelerator": GPUS[machines.kind]}
+                "cloud.google.com/gke-accelerator": GPUS[machines.kind].gke}
     if settings.spot:
         selector["cloud.google.com/gke-spot"] = "true"
+    cpu, memory = _part_of_a_node(settings, machines)
     label, resource = request.label, "google.com/tpu" if tpu else "nvidia.com/gpu"
     sweep, runs = request.runs is not None, []
     for number in request.runs if sweep else (None,):
         name = label if number is None else f"{label}-{number}"
         words = ["lgm", "sweep" if sweep else "train", "--config=/etc/lgm/config.json",
                  f"--workdir={settings.mount}/{plain_path(request.workdir, '--workdir').lstrip('/')}"]
-        variables = variables_of(machines.kind, request.site.env)
+        variables = variables_of(machines.kind, request.site.env | settings.env)
+        if not tpu and not GPUS[machines.kind].infiniband:
+            variables = [one for one in variables if not one["name"].startswith("NCCL_IB_")]
         if not tpu and machines.processes > 1:
             variables += [variable("LGM_COORDINATOR", f"{name}-node-0-0.{name}:{PORT}"),
                           variable("LGM_PROCESSES", str(machines.processes))]
@@ -50,14 +56,16 @@ def job(request: Request) -> Job:
                           "site.gke.flavor")
     text = render("gke/jobset.yaml", dict(
         title=f"{label}: {machines}, launched by lgm", label=label, namespace=settings.namespace, runs=runs,
-        config=json.dumps(request.values, indent=2), bound=bound, at_once=request.at_once, flavor=settings.flavor,
+        config=json.dumps(request.values, indent=2).splitlines(), cpu=cpu, memory=memory, bound=bound,
+        at_once=request.at_once, flavor=settings.flavor,
         queue=label if bound else settings.queue, resource=resource,
-        quota=(request.at_once or 0) * machines.groups * machines.hosts * machines.chips, tpu=tpu, gpu=not tpu,
+        times=_times,
+        pods=(request.at_once or 0) * machines.groups * machines.hosts, tpu=tpu, gpu=not tpu,
         ttl=settings.ttl_seconds, restarts=settings.restarts, part="slice" if tpu else "node",
         groups=machines.groups if tpu else 1, hosts=machines.hosts if tpu else machines.groups, bucket=bucket,
         claim=claim, grace=settings.grace_seconds, service_account=settings.service_account, priority=settings.priority,
         selector=selector, image=image, processes=machines.processes, chips=machines.chips, mount=settings.mount,
-        ports=(TPU_PORTS if tpu else (PORT,)) if machines.processes > 1 else (), secrets=_secrets(request.site.secrets),
+        ports=(TPU_PORTS if tpu else (PORT,)) if machines.processes > 1 else (), secrets=_secrets(settings.secrets),
     ), request.site.templates)
     path = Path(request.workdir) / "launch" / "jobset.yaml"
     chosen = f"--namespace={settings.namespace} --selector=lgm/launch={label}"
@@ -117,11 +125,28 @@ def _work(work: str) -> tuple[str, str]:
     raise ConfigError(f"site.gke.work={work!r} is where runs are kept; give \"gs://BUCKET\" or \"pvc:CLAIM\"")
 
 
+def _part_of_a_node(settings, machines) -> tuple[str, str]:
+    """(CPUs, memory) that a pod asks for: it is not crowded out, and fits beside the node's own pods."""
+    cpus, gigabytes = ({**TPUS, **GPUS})[machines.kind].host
+    cpu = settings.cpu or str(max(int(SHARE * cpus * machines.chips), 1))
+    memory = settings.memory or f"{max(int(SHARE * gigabytes * machines.chips), 1)}G"
+    for name, value, kind in (("cpu", cpu, CPU), ("memory", memory, MEMORY)):
+        if not kind.fullmatch(value):
+            raise ConfigError(f"site.gke.{name}={value!r} is no quantity of Kubernetes; give one as "
+                              f"{'100' if name == 'cpu' else '400Gi'}")
+    return cpu, memory
+
+
+def _times(count: int, quantity: str) -> str:
+    number = re.match(r"\d+", quantity).group()
+    return f"{count * int(number)}{quantity[len(number):]}"
+
+
 def _secrets(secrets: dict[str, str]) -> list[dict[str, str]]:
     found = []
     for name, where in secrets.items():
         secret, slash, key = where.partition("/")
         if not (secret and slash and key):
-            raise ConfigError(f"site.secrets.{name}={where!r}: on GKE give the Secret and its key, as \"SECRET/KEY\"")
+            raise ConfigError(f"site.gke.secrets.{name}={where!r}: give the Secret and its key, as \"SECRET/KEY\"")
         found.append({"variable": name, "name": secret, "key": key})
     return found

@@ -57,7 +57,7 @@ def launch(words: Words, overrides: Sequence[tuple[str, str]]) -> int:
                           "path that the cluster sees (on gke and tpu-vm one in the bucket of site.gke.work or "
                           "site.tpu_vm.work)")
     site = sites.read(words.site)
-    machines = asked_for(words, site)
+    machines = asked_for(words, site, overrides)
     values = json.loads(json.dumps(read_config_file(words.config, overrides)))
     if words.sweep:
         name, runs, finished = _sweep(words, overrides, machines)
@@ -120,8 +120,9 @@ def spoken(job: Job, number: str, words: Words) -> str:
     return "\n".join([*lines, f"cancel:  {job.cancel.format(id=number)}", f"resume:  {again}", *job.notes])
 
 
-def asked_for(words: Words, site: sites.Site) -> Machines:
-    """The machines of a launch. Raises ConfigError where flags do not go together or name nothing that is there."""
+def asked_for(words: Words, site: sites.Site, overrides: Sequence[tuple[str, str]] = ()) -> Machines:
+    """The machines of a launch; of each run of a sweep those that its plan's machine says, unless --nodes does. Raises
+    ConfigError where flags do not go together or name nothing that is there."""
     if words.at_once is not None and words.at_once < 1:
         raise ConfigError(f"--at-once={words.at_once} must be at least 1")
     tpus = words.on == "tpu-vm" or (words.on == "gke" and words.topology is not None)
@@ -135,6 +136,13 @@ def asked_for(words: Words, site: sites.Site) -> Machines:
         if value is not None:
             raise ConfigError(f"{flag}={value} goes with TPUs (--on=gke or tpu-vm); --on={words.on} takes --nodes")
     nodes = 1 if words.nodes is None else words.nodes
+    if words.sweep and words.nodes is None and words.on in ("slurm", "gke"):
+        from lgm.scaling import sweep
+
+        machine = sweep.load(words.config, overrides).machine
+        if machine and (machine.kind != "cpu" or words.on == "slurm"):
+            here = getattr(site, words.on)
+            return kinds.of_a_plan(machine, here.gpu, here.gpus_per_node, getattr(here, "tasks", "") == "gpu")
     if words.on == "slurm":
         return kinds.gpu_nodes(site.slurm.gpu, nodes, site.slurm.gpus_per_node, site.slurm.tasks == "gpu")
     if words.on == "gke":

@@ -7,6 +7,7 @@ import math
 import re
 
 from lgm.parsing import ConfigError, near_miss
+from lgm.scaling.machine import Machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,8 @@ class TPU:
                  and chips % (a * b) == 0 and self.has(f"{a}x{b}x{chips // (a * b)}")]  # fmt: skip
         usual = "x".join(map(str, min(cubes, key=spread))) if cubes else shape
         if shape != usual:
-            raise ConfigError(f"--topology={shape}: {chips} chips of Cloud TPU VMs come as {usual}; ask for that, or for "
-                              f"{shape} on GKE")
+            raise ConfigError(f"--topology={shape}: {chips} chips of Cloud TPU VMs come as {usual}; ask for that, or "
+                              f"for {shape} on GKE")
         return [f"--accelerator-type={self.vm}-{chips * self.cores}"]
 
     def has(self, shape: str) -> bool:
@@ -97,7 +98,8 @@ class Device:
 class Machines:
     """What one run uses: `groups` slices of TPU hosts, or nodes, with `hosts` in each and `chips` a host.
 
-    kind: of TPU or GPU, or "cpu". shape: of a TPU slice, as 4x4. processes_a_host: training processes on each.
+    kind: of TPU or GPU, or "cpu". shape: of a TPU slice, as 4x4. processes_a_host: training processes on each. cores:
+    CPUs that a process is given, 0 where nobody has said.
     """
 
     kind: str
@@ -107,6 +109,7 @@ class Machines:
     shape: str = ""
     devices_a_chip: int = 1
     processes_a_host: int = 1
+    cores: int = 0
 
     @property
     def devices(self) -> int:
@@ -152,6 +155,18 @@ def tpu_slices(topology: str, slices: int) -> Machines:
     chips = math.prod(map(int, shape.split("x")))
     hosts = 1 if chips <= tpu.single_host else chips // 4
     return Machines(kind, slices, hosts, chips // hosts, shape, tpu.devices)
+
+
+def of_a_plan(machine: Machine, kind: str, gpus: int, process_a_gpu: bool = False) -> Machines:
+    """What one run of a sweep is planned for, on nodes of so many GPUs of a kind: as many as its machine has chips, or
+    one process of so many cores. Raises ConfigError, one line, where whole nodes cannot hold them."""
+    if machine.kind == "cpu" or kind == "cpu" or not gpus:
+        return dataclasses.replace(gpu_nodes("cpu", 1, 0), cores=machine.chips if machine.kind == "cpu" else 0)
+    if machine.chips > gpus and machine.chips % gpus:
+        raise ConfigError(f"config.machine.chips={machine.chips} fill no whole number of nodes of {gpus} {kind}; give "
+                          "--nodes")
+    nodes = max(machine.chips // gpus, 1)
+    return gpu_nodes(kind, nodes, min(machine.chips, gpus), process_a_gpu)
 
 
 def gpu_nodes(kind: str, nodes: int, gpus: int, process_a_gpu: bool = False) -> Machines:

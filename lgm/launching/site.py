@@ -17,10 +17,13 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """[slurm]. gpu: a kind of `launch/flags.toml`, or "cpu". tasks: one process a "node" or a "gpu". time: limit; the
-    run saves `save_seconds` before it and queues again. restarts: how often a run whose process was killed starts again
-    without a new checkpoint. container: "pyxis" or "apptainer", then with `image` and `mounts` (SRC:DST). setup: shell
-    lines before the run. options: more for sbatch. python: what runs lgm (default: the launching one).
+    """[slurm]. gpu: a kind of `launch/flags.toml`, or "cpu". tasks: one process a "node" or a "gpu". cpus_per_task: of
+    a process; 0 takes the node's CPUs in equal parts where the job has all its GPUs, and so the node for itself unless
+    `exclusive` is false, and 8 a GPU where it has some. mem: of a node, as "200G" ("0": all; the default where
+    the node is the job's own). time: limit; the run saves `save_seconds` before it and queues again. restarts: how
+    often a run whose process was killed starts again without a new checkpoint. container: "pyxis" or "apptainer", then
+    with `image` and `mounts` (SRC:DST). setup: shell lines before the run. options: more for sbatch. python: what runs
+    lgm (default: the launching one). env: variables of jobs here, besides the site's.
     """
 
     partition: str = ""
@@ -30,6 +33,8 @@ class Slurm:
     gpu: str = "h100"
     gpus_per_node: int = 8
     cpus_per_task: int = 0
+    exclusive: bool = True
+    mem: str = ""
     tasks: Literal["node", "gpu"] = "node"
     save_seconds: int = 180
     restarts: int = 3
@@ -39,6 +44,7 @@ class Slurm:
     setup: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     python: str = ""
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,8 @@ class GKE:
     """[gke]. work: "gs://BUCKET" (mounted by the GCS FUSE driver) or "pvc:CLAIM", seen by the run as `mount`. queue: a
     LocalQueue of Kueue; flavor: the ResourceFlavor out of which a sweep's bound is made. grace_seconds: for the save at
     a preemption. ttl_seconds: how long a finished JobSet stays. spot: run on spot nodes. priority: a PriorityClass.
+    cpu, memory: asked for a pod, as "100" and "400Gi" (default: 80% of what its chips' part of a node has). env:
+    variables of runs here, besides the site's. secrets: variables by the Secret and key that hold them, "SECRET/KEY".
     """
 
     image: str = ""
@@ -62,13 +70,19 @@ class GKE:
     ttl_seconds: int = 604_800
     spot: bool = False
     priority: str = ""
+    cpu: str = ""
+    memory: str = ""
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    secrets: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class TpuVm:
     """[tpu_vm]. repository: what is cloned, at the launched commit (default: this checkout's origin). spot: may be
     preempted, and is then asked for again. restarts: of training whose process was killed. work: "gs://BUCKET", mounted
-    on every worker as `mount`. python: of the workers, 3.11 or later. setup: shell lines before the install.
+    on every worker as `mount`. python: of the workers (default: the newest of 3.11 or later that their image has, else
+    one that uv fetches). setup: shell lines before the install. env: variables of runs here, besides the site's.
+    secrets: variables by the name of the secret in Secret Manager that holds them.
     """
 
     project: str = ""
@@ -82,8 +96,10 @@ class TpuVm:
     restarts: int = 3
     work: str = ""
     mount: str = "/mnt/lgm"
-    python: str = "python3.11"
+    python: str = ""
     setup: tuple[str, ...] = ()
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    secrets: dict[str, str] = dataclasses.field(default_factory=dict)
     tries: int = 10
     pause_seconds: float = 20.0
     wait_hours: float = 168.0
@@ -100,13 +116,12 @@ class Local:
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """env: variables of every job, none of them secret. secrets: variables whose values are secret, by where they are
-    kept: GKE takes them from a Secret, "SECRET/KEY", a TPU VM from Secret Manager, by name there, and Slurm and this
-    machine from the environment of the launch. templates: a folder whose files go before those of `launch/`.
+    """env: variables of every job anywhere, none of them secret; [slurm.env], [gke.env] and [tpu_vm.env] are those of
+    one place. Secrets are named in [gke.secrets] and [tpu_vm.secrets]; Slurm and this machine take them from the
+    environment of the launch. templates: a folder whose files go before those of `launch/`.
     """
 
     env: dict[str, str] = dataclasses.field(default_factory=dict)
-    secrets: dict[str, str] = dataclasses.field(default_factory=dict)
     templates: str = ""
     slurm: Slurm = Slurm()
     gke: GKE = GKE()
@@ -128,15 +143,19 @@ def read(path: str | None) -> Site:
         values = tomllib.loads(file.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--site={file}: {getattr(error, 'strerror', None) or error}") from None
+    if "secrets" in values:
+        raise ConfigError(f"{file}: site.secrets is kept where the secrets are: [gke.secrets], as \"SECRET/KEY\", and "
+                          "[tpu_vm.secrets], by the name in Secret Manager")
     site = parse(Site, values, f"{file}: site")
-    for table in ("env", "secrets"):
-        for name, value in getattr(site, table).items():
+    tables = {"env": site.env, "slurm.env": site.slurm.env, "gke.env": site.gke.env, "tpu_vm.env": site.tpu_vm.env,
+              "gke.secrets": site.gke.secrets, "tpu_vm.secrets": site.tpu_vm.secrets}
+    for table, found in tables.items():
+        for name, value in found.items():
             if not VARIABLE.fullmatch(name):
                 raise ConfigError(f"{file}: site.{table}.{name} is no name of a variable")
             if not isinstance(value, str):
                 raise ConfigError(f"{file}: site.{table}.{name}={value!r} has the wrong type; give a string")
-    for name in site.env:
-        if SECRET.search(name):
-            raise ConfigError(f"{file}: site.env.{name} looks like a secret, which would stand in every job; name it "
-                              "in [secrets] instead, without its value")
+            if table.endswith("env") and SECRET.search(name):
+                raise ConfigError(f"{file}: site.{table}.{name} looks like a secret, which would stand in every job; "
+                                  "name it in [gke.secrets] or [tpu_vm.secrets] instead, without its value")
     return site

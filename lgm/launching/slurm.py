@@ -14,6 +14,8 @@ from lgm.launching.job import Job, Request, command, gathering, plain_path
 from lgm.launching.render import directive, render
 from lgm.parsing import ConfigError
 
+CPUS_A_GPU = 8  # asked for where a job has a part of a node: decoding and encoding images keep as many busy
+
 
 def job(request: Request) -> Job:
     """The batch script and what goes with it."""
@@ -22,10 +24,14 @@ def job(request: Request) -> Job:
     place = Path(workdir) / "launch"
     config = place / "config.json"
     array = request.runs is not None
-    cpus = settings.cpus_per_task
+    gpu = machines.kind != "cpu"
+    alone = gpu and settings.exclusive and machines.chips == settings.gpus_per_node  # the nodes are the job's own
+    part = 0 if alone or not gpu else CPUS_A_GPU * machines.chips // machines.processes_a_host
+    cpus = settings.cpus_per_task or machines.cores or part
     options = {
         "job-name": request.label, "nodes": machines.groups, "ntasks-per-node": machines.processes_a_host,
-        "cpus-per-task": cpus or None, "gpus-per-node": None if machines.kind == "cpu" else machines.chips,
+        "cpus-per-task": cpus or None, "gpus-per-node": machines.chips if gpu else None,
+        "mem": settings.mem or ("0" if alone else None),
         "partition": request.partition or settings.partition, "account": settings.account, "qos": settings.qos,
         "time": settings.time, "signal": f"TERM@{settings.save_seconds}" if settings.time else None,
         "output": f"{place}/job-{'%A-%a' if array else '%j'}.log", "open-mode": "append",
@@ -33,14 +39,15 @@ def job(request: Request) -> Job:
         "array": f"{numbers(request.runs)}{f'%{request.at_once}' if request.at_once else ''}" if array else None,
     }
     lines = [f"--{name}={_checked(name, value)}" for name, value in options.items() if value not in (None, "")]
-    lines += ["--requeue", *(directive(o, "site.slurm.options") for o in settings.options)]
+    lines += ["--exclusive"] * alone + ["--requeue", *(directive(o, "site.slurm.options") for o in settings.options)]
     image = request.image or settings.image
     srun, prefix = container(settings, image)
     words = command(settings.python or ("python3" if image else sys.executable), request, str(config), workdir)
     script = render("slurm/job.sbatch", dict(
         title=f"{request.label}: {machines}, launched by lgm", options=lines, kind=machines.kind,
-        variables=variables_of(machines.kind, request.site.env),
-        setup=settings.setup, logs=str(place / "logs"), kept=str(place / "lost"), srun=srun, command=prefix + words,
+        variables=variables_of(machines.kind, request.site.env | settings.env), cpus=cpus,
+        tasks=machines.processes_a_host, setup=settings.setup,
+        logs=str(place / "logs"), kept=str(place / "lost"), srun=srun, command=prefix + words,
         gather=gathering(words),
         rank_log="run-$SLURM_ARRAY_TASK_ID-rank-%t.log" if array else "rank-%t.log", array=array,
         restarts=settings.restarts, checkpoints=f"{workdir}/checkpoints",

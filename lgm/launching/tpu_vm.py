@@ -23,6 +23,8 @@ from lgm.launching.render import render
 from lgm.launching.tpu_drive import Driver, Names
 from lgm.parsing import ConfigError
 
+PYTHONS = ("python3.13", "python3.12", "python3.11")  # that lgm runs with, the first that a worker has
+
 
 def job(request: Request) -> Job:
     """The workers' script, and the commands that are run for it."""
@@ -42,9 +44,10 @@ def job(request: Request) -> Job:
     workdir = f"{settings.mount}/{plain_path(request.workdir, '--workdir').lstrip('/')}"
     script = render("tpu-vm/worker.sh", dict(
         title=f"{request.label}: {machines}, launched by lgm", label=request.label, commit=commit,
-        repository=repository, python=settings.python, setup=settings.setup, bucket=settings.work.removeprefix("gs://"),
+        repository=repository, pythons=[settings.python] if settings.python else list(PYTHONS), setup=settings.setup, bucket=settings.work.removeprefix("gs://"),
         mount=settings.mount, config=config, marker=hashlib.sha256(config.encode()).hexdigest()[:16],
-        variables=[variable(name, value) for name, value in request.site.env.items()], secrets=request.site.secrets,
+        variables=[variable(name, value) for name, value in (request.site.env | settings.env).items()],
+        secrets=_secrets(settings.secrets),
         logs=f"{workdir}/launch/logs", workdir=workdir, verb="train" if request.runs is None else "sweep",
     ), request.site.templates)
     place = Path(request.workdir) / "launch"
@@ -67,6 +70,14 @@ def job(request: Request) -> Job:
         notes=("# --- in this order; each again where the network fails, all of it again after a preemption", *told),
         remote=f"{settings.work}/{request.workdir.lstrip('/')}" if settings.work else "",
     )
+
+
+def _secrets(secrets: dict[str, str]) -> dict[str, str]:
+    for name, secret in secrets.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", secret):
+            raise ConfigError(f"site.tpu_vm.secrets.{name}={secret!r} is no name of a secret in Secret Manager, which "
+                              "has letters, digits, - and _")
+    return secrets
 
 
 def _code(repository: str) -> tuple[str, str]:

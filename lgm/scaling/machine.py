@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 HOUR = 3600.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Chips, each of so many FLOP/s at its `peak`, of which training gets the part `mfu`."""
+    """Chips, each of so many FLOP/s at its `peak`, of which training gets the part `mfu`; of kind "cpu" they are
+    cores."""
 
     chips: int
     peak: float
     mfu: float
+    kind: Literal["accelerator", "cpu"] = "accelerator"
 
     def __post_init__(self):
         for name, value in (("chips", self.chips), ("peak", self.peak)):

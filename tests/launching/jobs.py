@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SITE = dict(
     env={"HF_HUB_OFFLINE": "1"},
-    secrets={"HF_TOKEN": "hugging-face/token"},
     slurm=dict(partition="train", account="vision", time="24:00:00", python="/shared/venv/bin/python",
                setup=("module load cuda",)),
-    gke=dict(image="europe-docker.pkg.dev/project/lgm/lgm:1", work="gs://runs", queue="vision", flavor="tpus"),
+    gke=dict(image="europe-docker.pkg.dev/project/lgm/lgm:1", work="gs://runs", queue="vision", flavor="tpus",
+             secrets={"HF_TOKEN": "hugging-face/token"}),
     tpu_vm=dict(project="project", zone="europe-west4-a", repository="https://git.example/lgm", work="gs://runs",
-                spot=True),
+                spot=True, secrets={"HF_TOKEN": "hugging-face-token"}),
     local=dict(python="python3"),
 )
 ENGINES = {  # name: (module, machines, changes of SITE)

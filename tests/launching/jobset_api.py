@@ -1,11 +1,14 @@
 """Field names of the JobSet API v1alpha2 and of Kueue's queues v1beta1 as published, with the values some may have.
 
 From kubernetes-sigs/jobset (jobset_types.go) and kubernetes-sigs/kueue (clusterqueue_types.go, localqueue_types.go).
-A dict is an object's fields, a list of one a list of such, a tuple the values that may be, a type a plain value; ANY is
-checked elsewhere.
+A dict is an object's fields, a list of one a list of such, a tuple the values that may be, a type a plain value, a
+pattern the whole of a text or number; ANY is checked elsewhere.
 """
 
+import re
+
 ANY = object()
+QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?")  # resource.Quantity, written as a number or a text
 JOBSET = {
     "apiVersion": ("jobset.x-k8s.io/v1alpha2",), "kind": ("JobSet",), "metadata": ANY,
     "spec": {
@@ -33,7 +36,7 @@ CLUSTER_QUEUE = {
     "apiVersion": ("kueue.x-k8s.io/v1beta1",), "kind": ("ClusterQueue",), "metadata": ANY,
     "spec": {
         "resourceGroups": [{"coveredResources": [str], "flavors": [{"name": str, "resources": [
-            {"name": str, "nominalQuota": int, "borrowingLimit": int, "lendingLimit": int}]}]}],
+            {"name": str, "nominalQuota": QUANTITY, "borrowingLimit": QUANTITY, "lendingLimit": QUANTITY}]}]}],
         "cohort": str, "queueingStrategy": ("StrictFIFO", "BestEffortFIFO"), "namespaceSelector": ANY,
         "flavorFungibility": ANY, "preemption": ANY, "admissionChecks": [str], "admissionChecksStrategy": ANY,
         "stopPolicy": ("None", "Hold", "HoldAndDrain"), "fairSharing": ANY, "admissionScope": ANY,
@@ -49,6 +52,8 @@ def mistakes(value, schema, path=""):
     """What of `value` the API does not know, as lines."""
     if schema is ANY:
         return []
+    if isinstance(schema, re.Pattern):
+        return [] if schema.fullmatch(str(value)) else [f"{path}={value!r} does not read {schema.pattern}"]
     if isinstance(schema, dict):
         if not isinstance(value, dict):
             return [f"{path} is no object"]

@@ -93,7 +93,8 @@ def test_slices_hosts_and_chips(values, monkeypatch):
                                            "cloud.google.com/gke-tpu-topology": "4x4"}
     assert pod["spec"]["terminationGracePeriodSeconds"] == 300
     assert jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "vision" and jobset["spec"]["suspend"]
-    assert pod["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+    assert pod["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"} | {
+        f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")}  # none
 
 
 def test_gpu_pods_find_each_other(values, monkeypatch):
@@ -121,12 +122,15 @@ def test_a_sweep_is_one_jobset_a_run_within_its_own_quota(values, monkeypatch):
             for s in sets] == ["--only=0", "--only=3"]
     resource = queue["spec"]["resourceGroups"][0]["flavors"][0]["resources"][0]
     assert resource == {"name": "google.com/tpu", "nominalQuota": 2 * 2 * 16}  # runs x slices x chips
+    covered = queue["spec"]["resourceGroups"][0]["coveredResources"]  # all that its pods ask for
+    pod = sets[0]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert set(covered) == set(pod["containers"][0]["resources"]["requests"])
     assert {s["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for s in sets} == {local["metadata"]["name"]}
 
 
 @pytest.mark.parametrize(("changes", "part"), [
     (dict(gke=dict(work="")), "site.gke.work"), (dict(gke=dict(work="gs://a/b")), "site.gke.work"),
-    (dict(gke=dict(image="")), "--image"), (dict(secrets={"HF_TOKEN": "x"}), "SECRET/KEY"),
+    (dict(gke=dict(image="")), "--image"), (dict(gke=dict(secrets={"HF_TOKEN": "x"})), "SECRET/KEY"),
 ])
 def test_what_is_missing_is_named(values, monkeypatch, changes, part):
     with pytest.raises(ConfigError, match=part):
@@ -152,3 +156,50 @@ def test_jobsets_in_words(monkeypatch):
 def test_a_single_gpu_node_needs_nobody(values):
     request = Request("one", values, "runs/one", jobs.site(gke=dict(work="pvc:x")), machines.gpu_nodes("h100", 1, 8))
     assert "LGM_PROCESS" not in next(iter(gke.job(request).files.values()))
+
+
+@pytest.mark.parametrize(("machine", "cpu", "memory"), [
+    (machines.tpu_slices("v5e:4x4", 1), "76", "153G"), (machines.tpu_slices("v6e:1x1", 1), "17", "140G"),
+    (machines.tpu_slices("v5p:4x4x4", 1), "166", "358G"), (machines.gpu_nodes("h100", 2, 8), "166", "1497G"),
+    (machines.gpu_nodes("h200", 1, 8), "179", "2361G"), (machines.gpu_nodes("b200", 1, 1), "22", "396G"),
+])
+def test_a_pod_asks_for_four_fifths_of_what_its_chips_have_of_a_node(values, monkeypatch, machine, cpu, memory):
+    """As a3-highgpu-8g's 208 vCPUs and 1,872 GB; of v5e the smallest nodes' 24 vCPUs and 48 GB a chip."""
+    monkeypatch.setitem(jobs.ENGINES, "gke-tpu", (gke, machine, {}))
+    text = next(iter(jobs.job("gke-tpu", values, monkeypatch).files.values()))
+    pod = list(yaml.safe_load_all(text))[1]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    requests = pod["containers"][0]["resources"]["requests"]
+    assert (requests.pop("cpu"), requests.pop("memory")) == (cpu, memory) and len(requests) == 1
+    assert set(pod["containers"][0]["resources"]["limits"]) == set(requests)  # what is bounded is the chips alone
+
+
+def test_a_site_says_what_a_pod_asks_for(values, monkeypatch):
+    text = next(iter(jobs.job("gke-tpu", values, monkeypatch, gke=dict(cpu="900m", memory="3Gi")).files.values()))
+    assert 'cpu: "900m"' in text and 'memory: "3Gi"' in text
+    with pytest.raises(ConfigError, match="site.gke.memory='3 GB' is no quantity"):
+        jobs.job("gke-tpu", values, monkeypatch, gke=dict(memory="3 GB"))
+
+
+@pytest.mark.parametrize(("kind", "label", "joined"), [
+    ("h100", "nvidia-h100-80gb", False), ("h100-mega", "nvidia-h100-mega-80gb", False),
+    ("h200", "nvidia-h200-141gb", True), ("b200", "nvidia-b200", True)])
+def test_infinibands_variables_are_for_nodes_that_it_joins(values, monkeypatch, kind, label, joined):
+    """A3 high and mega nodes are joined by Ethernet with Google's own plugins, later ones by RoCE."""
+    monkeypatch.setitem(jobs.ENGINES, "gke-gpu", (gke, machines.gpu_nodes(kind, 2, 8), {}))
+    text = next(iter(jobs.job("gke-gpu", values, monkeypatch).files.values()))
+    assert ("NCCL_IB_" in text) == joined and f'cloud.google.com/gke-accelerator: "{label}"' in text
+
+
+def test_the_config_can_be_read_in_the_manifest(values, monkeypatch):
+    text = next(iter(jobs.job("gke-tpu", values, monkeypatch).files.values()))
+    assert '\n      "batch_size": 16,\n' in text
+    assert json.loads(next(yaml.safe_load_all(text))["data"]["config.json"]) == values
+
+
+def test_variables_of_one_place_reach_no_other(values, monkeypatch):
+    text = lambda engine, **changes: "".join(jobs.job(engine, values, monkeypatch, **changes).files.values())
+    places = dict(slurm=dict(env={"FROM_SLURM": "1"}), gke=dict(env={"FROM_GKE": "1"}),
+                  tpu_vm=dict(env={"FROM_TPU_VM": "1"}))  # fmt: skip
+    for engine, own in (("slurm", "FROM_SLURM"), ("gke-tpu", "FROM_GKE"), ("tpu-vm", "FROM_TPU_VM")):
+        found = text(engine, **places)
+        assert [name for name in ("FROM_SLURM", "FROM_GKE", "FROM_TPU_VM") if name in found] == [own]

@@ -1,5 +1,6 @@
 """`lgm launch` and `lgm status` from the command line: what is refused, what is said, and what this machine runs."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,10 @@ import pytest
 from lgm.cli import main
 from lgm.launching import gke, machines, render, slurm, status
 from lgm.launching import site as sites
-from lgm.parsing import ConfigError
+from lgm.launching.job import Request
+from lgm.launching.launch import Words, asked_for
+from lgm.parsing import ConfigError, parse
+from lgm.scaling.machine import Machine
 
 QUICKSTART = str(jobs.ROOT / "configs/quickstart.py")
 
@@ -52,7 +56,7 @@ def refused(capsys, *words):
     (["--on=gke", "--topology=v5e:4x4", "--nodes=2"], ["--nodes", "--topology"]),
     (["--on=gke", "--topology=v5e:4x4x4"], ["v5e:4x4x4", "2 sides"]),
     (["--on=gke", "--topology=v5:4x4"], ["'v5'", "did you mean"]),
-    (["--on=gke", "--topology=v5e:3x3"], ["v5e:3x3", "4 a host"]),
+    (["--on=gke", "--topology=v5e:3x3"], ["v5e:3x3", "no such slices", "16x16"]),
     (["--on=gke", "--topology=v5e:8x8"], ["config.batch_size=16", "64"]),
     (["--on=gke", "--topology=v5e:4x4", "--slices=0"], ["--slices=0"]),
     (["--on=tpu-vm"], ["--topology is missing"]),
@@ -73,7 +77,9 @@ def test_what_cannot_work_is_one_line_before_anything_is_written(capsys, tmp_pat
     ("[slurm]\npartition = 'a b'", ["site.slurm.partition", "' '"]),
     ("[slurm]\ncontainer = 'pyxis'", ["pyxis", "--image"]),
     ("[slurm", ["site.toml"]),
-    ("[env]\nHF_TOKEN = 'x'", ["site.env.HF_TOKEN", "[secrets]"]),
+    ("[env]\nHF_TOKEN = 'x'", ["site.env.HF_TOKEN", "[gke.secrets]"]),
+    ("[secrets]\nA = 'x'", ["site.secrets", "[gke.secrets]", "[tpu_vm.secrets]"]),
+    ("[slurm.env]\nMY_TOKEN = 'x'", ["site.slurm.env.MY_TOKEN"]),
     ("[env]\n'A B' = 'x'", ["site.env.A B"]),
     ("[env]\nA = 1", ["site.env.A=1", "string"]),
 ])
@@ -84,9 +90,57 @@ def test_a_site_that_cannot_be_is_one_line(capsys, tmp_path, site, text, parts):
 
 def test_the_example_site_is_one(capsys, tmp_path, monkeypatch):
     found = sites.read(str(jobs.ROOT / "launch/sites/example.toml"))
-    assert found.slurm.gpu == "h100" and found.secrets
+    assert found.slurm.gpu == "h100" and found.gke.secrets and found.tpu_vm.secrets
     monkeypatch.setenv("LGM_SITE", str(tmp_path / "nowhere.toml"))
     assert "nowhere.toml" in refused(capsys, f"--config={QUICKSTART}", "--workdir=x", "--on=slurm")
+
+
+def directives(text):
+    return dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in text.splitlines()
+                if line.startswith("#SBATCH"))  # fmt: skip
+
+
+def batch(site="", nodes=1, **changes):
+    """(the #SBATCH lines, the script) of the quickstart on H100 nodes."""
+    settings = {"python": "python3", **changes}
+    values = jobs.read("configs/quickstart.py")[0]
+    where = machines.gpu_nodes(settings.get("gpu", "h100"), nodes, settings.get("gpus_per_node", 8),
+                               settings.get("tasks") == "gpu")  # fmt: skip
+    request = Request(values["name"], values, "/shared/runs/x", parse(sites.Site, {"slurm": settings}, "site"), where)
+    text = next(text for path, text in slurm.job(request).files.items() if path.name == "job.sbatch")
+    return directives(text), text
+
+
+def test_a_job_of_whole_nodes_has_them_for_itself_and_each_process_its_part():
+    found, text = batch()
+    assert "exclusive" in found and found["mem"] == "0" and "cpus-per-task" not in found
+    assert "cpus=$(( ${SLURM_CPUS_ON_NODE:-1} / 1 ))" in text and 'srun --cpus-per-task="$(( cpus' in text
+    assert "/ 8 ))" in batch(tasks="gpu")[1]
+    found, text = batch(cpus_per_task=26, mem="200G", exclusive=False)
+    assert "exclusive" not in found and (found["mem"], found["cpus-per-task"]) == ("200G", "26") and "cpus=26" in text
+    found, _ = batch(gpu="cpu")
+    assert not {"exclusive", "mem", "cpus-per-task", "gpus-per-node"} & set(found)
+
+
+@pytest.mark.parametrize(("config", "expected"), [
+    ("smoke.py", {"nodes": "1", "cpus-per-task": "2", "gpus-per-node": None, "mem": None, "exclusive": None}),
+    ("one_gpu.py", {"nodes": "1", "cpus-per-task": "8", "gpus-per-node": "1", "mem": None, "exclusive": None}),
+    ("pod.py:mmdit-flow", {"nodes": "32", "gpus-per-node": "8", "mem": "0", "exclusive": ""}),
+])
+def test_a_sweeps_run_asks_for_what_its_plan_says(config, expected, site):
+    words = Words(on="slurm", config=str(jobs.ROOT / "configs/scaling" / config), workdir="runs/x", sweep=True)
+    where = asked_for(words, sites.read(site("").removeprefix("--site=")))
+    request = Request("x", {}, "/shared/runs/x", parse(sites.Site, {"slurm": {"python": "python3"}}, "site"), where,
+                      runs=(0, 1))  # fmt: skip
+    text = next(text for path, text in slurm.job(request).files.items() if path.name == "job.sbatch")
+    assert {key: directives(text).get(key) for key in expected} == expected
+    nodes = asked_for(dataclasses.replace(words, nodes=2), sites.Site())
+    assert (nodes.groups, nodes.chips) == (2, 8)  # --nodes goes before the plan
+
+
+def test_a_plan_that_fills_no_whole_nodes_is_refused():
+    with pytest.raises(ConfigError, match="config.machine.chips=12 fill no whole number of nodes of 8 h100"):
+        machines.of_a_plan(Machine(12, 1e15, 0.4), "h100", 8)
 
 
 def test_a_folder_that_slurm_cannot_name_is_refused(capsys):
@@ -115,6 +169,13 @@ def test_the_compiler_is_asked_when_told(capsys, tmp_path, monkeypatch):
     assert main(["launch", *words, "--slices=2"]) == 0 and "fits 2 x v5e:4x4" in capsys.readouterr().err
     assert main(["launch", *words[1:], "--on=slurm", "--nodes=2"]) == 2
     assert [a[1:] for a in asked] == [("v5e:4x4", 1), ("v5e:4x4", 2)]
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x6", "v5e:32x32", "v6e:4x16", "v5p:2x3x4", "v5p:8x4x4", "v5p:4x4x2",
+                                      "v4:16x16x16", "tpu7x:4x4x6", "v5p:16x16x32"])
+def test_slices_that_are_not_there(topology):
+    with pytest.raises(ConfigError, match="no such slices"):
+        machines.tpu_slices(topology, 1)
 
 
 def test_machines():

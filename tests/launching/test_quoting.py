@@ -115,7 +115,7 @@ def test_a_tpu_worker_trains_what_was_launched(values, fakes, monkeypatch, text)
     words = (fakes / "said").read_bytes().decode().split("\0")[:-1]
     told = (fakes / "env").read_bytes().decode().split("\0")
     assert words[:3] == ["-m", "lgm.cli", "train"] and words[-1] == "--only=3"
-    assert f"HOSTILE={text}" in told and "HF_TOKEN=secret-of---secret=hugging-face/token" in told
+    assert f"HOSTILE={text}" in told and "HF_TOKEN=secret-of---secret=hugging-face-token" in told
     stored = json.loads((home / "config.json").read_text())
     assert stored["sampling"]["prompts"] == [text] and stored[text] == text
 

@@ -227,3 +227,19 @@ def test_what_cannot_work_is_refused_before_the_queue_hears_of_it(cluster, site,
                         "--partition=nowhere")
     assert code == 2 and "sbatch refused the job" in text and "partition" in text and not workdir.exists()
     assert subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout == before
+
+
+def test_a_process_of_a_gpu_node_may_use_the_nodes_cpus(cluster, tmp_path):
+    """Without a word to srun it is one CPU. The process says what it may use and ends: no GPU is here."""
+    assert len(os.sched_getaffinity(0)) >= 2, "one CPU is all that is here, whose part is the whole"
+    told, python, site = tmp_path / "told", tmp_path / "python", tmp_path / "site.toml"
+    python.write_text(f"#!/bin/bash\necho $(nproc) $SLURM_CPUS_PER_TASK $SLURM_GPUS_ON_NODE > {told}\n")
+    python.chmod(0o755)
+    site.write_text(f'[slurm]\npartition = "gpu"\npython = "{python}"\n')
+    code, text = launch("--on=slurm", f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}/run",
+                        f"--site={site}")  # fmt: skip
+    assert code == 0, text
+    job = re.search(r"submitted (\d+)", text).group(1)
+    wait_until(lambda: "ended with code" in log_of(tmp_path / "run"), f"end of job {job}", tmp_path / "run", 120)
+    print("affinity, CPUs a task and GPUs of the process of a node of 2 CPUs and 8 GPUs:", told.read_text())
+    assert told.read_text().split() == ["2", "2", "8"]

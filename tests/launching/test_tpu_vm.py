@@ -9,11 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import gcloud_flags
 import jobs
 import pytest
 
 from lgm.cli import main
+from lgm.launching import tpu_vm
+from lgm.launching.machines import TPUS, tpu_slices
 from lgm.launching.tpu_drive import SETUPS, Done, Driver
+from lgm.parsing import ConfigError
 
 OK = Done(0)
 SSH = Done(255, "", "ssh: connect to host 10.0.0.1 port 22: Connection refused")
@@ -34,7 +38,8 @@ class Cloud:
         self.recorded, self.slept, self.now = [], 0.0, 0.0
 
     def __call__(self, words):
-        assert words[:3] == ["gcloud", "compute", "tpus"] and "--zone=zone" in words and "--project=project" in words
+        flags = gcloud_flags.parse(words)
+        assert (flags.zone, flags.project) == ("zone", "project")
         verb = words[4]
         if verb == "ssh":
             inner = shlex.split(next(w for w in words if w.startswith("--command=")).removeprefix("--command="))
@@ -79,9 +84,9 @@ class Cloud:
 
 def drive(cloud, slices=1, runs=None, **changes):
     """(exit code, what the driver said) of one run over `cloud`."""
-    order = dict(name="run", type="v6e", shape="4x4", slices=slices, runtime="v2-alpha-tpuv6e", runs=runs,
-                 project="project", zone="zone", spot=True, reserved=False, network="", service_account="", restarts=2,
-                 tries=3, pause_seconds=20.0, wait_hours=1.0) | changes
+    order = dict(name="run", accelerator=["--accelerator-type=v6e-16"], slices=slices, runtime="v2-alpha-tpuv6e",
+                 runs=runs, project="project", zone="zone", spot=True, reserved=False, network="", service_account="",
+                 restarts=2, tries=3, pause_seconds=20.0, wait_hours=1.0) | changes
     said = []
     code = Driver(order, "echo worker", cloud, cloud.sleep, lambda: cloud.now, said.append).run()
     assert cloud.states is None, "slices are left, and cost money"
@@ -93,6 +98,43 @@ def calls(cloud, *verbs):
 
 
 WORK = ("create", "delete", "setup", "start", "wait")
+
+
+@pytest.mark.parametrize(("topology", "slices", "asked"), [
+    ("v4:2x2x2", 1, ["--type=v4", "--topology=2x2x2"]), ("v5e:1x1", 1, ["--accelerator-type=v5litepod-1"]),
+    ("v5e:4x4", 2, ["--accelerator-type=v5litepod-16"]), ("v5e:16x16", 1, ["--accelerator-type=v5litepod-256"]),
+    ("v5p:2x2x1", 1, ["--accelerator-type=v5p-8"]), ("v5p:2x2x4", 1, ["--accelerator-type=v5p-32"]),
+    ("v5p:4x4x8", 1, ["--accelerator-type=v5p-256"]), ("v5p:8x16x16", 1, ["--accelerator-type=v5p-4096"]),
+    ("v6e:8x8", 4, ["--accelerator-type=v6e-64"]),
+])
+def test_gcloud_takes_every_command_of_a_launch(topology, slices, asked, monkeypatch):
+    """Their names, from Google's tables of sizes: chips of v5e and v6e, cores of v5p."""
+    machine = tpu_slices(topology, slices)
+    monkeypatch.setitem(jobs.ENGINES, "tpu-vm", (tpu_vm, machine, {}))
+    job = jobs.job("tpu-vm", jobs.read("configs/quickstart.py")[0], monkeypatch)
+    commands = [shlex.split(line) for line in (*job.watch, *job.notes, *job.cancel.split("; ")) if "gcloud" in line]
+    created = [words for words in commands if "create" in words]
+    assert len(created) == 1 and set(asked) <= set(created[0])
+    for words in commands:
+        gcloud_flags.parse(words)
+
+
+@pytest.mark.parametrize("words", [
+    ["--type=v6e", "--topology=4x4"], ["--accelerator-type=v6e-16", "--type=v4", "--topology=2x2x1"], ["--type=v4"],
+    ["--accelerator-type=v6e-16", "--preemptible"], [],
+])
+def test_the_parser_refuses_what_gcloud_refuses(words):
+    line = ["gcloud", "compute", "tpus", "queued-resources", "create", "x", "--node-id=x", "--zone=z",
+            "--runtime-version=r"]  # fmt: skip
+    gcloud_flags.parse([*line, "--accelerator-type=v6e-16"])
+    with pytest.raises(ValueError, match="ERROR"):
+        gcloud_flags.parse([*line, *words])
+
+
+def test_a_slice_that_has_no_name_is_refused_with_the_one_that_has():
+    assert len(TPUS["v5p"].accelerator("4x4x12")) == 1
+    with pytest.raises(ConfigError, match="256 chips of Cloud TPU VMs come as 4x8x8"):
+        TPUS["v5p"].accelerator("4x4x16")
 
 
 def test_nothing_fails():
@@ -204,9 +246,9 @@ def test_an_environment_that_fails_to_install():
 def test_slices_that_cannot_be_deleted_are_named():
     cloud = Cloud(delete=[BUSY] * 9)
     said = []
-    order = dict(name="run", type="v6e", shape="4x4", slices=1, runtime="r", runs=None, project="project", zone="zone",
-                 spot=False, reserved=False, network="", service_account="", restarts=2, tries=3, pause_seconds=1.0,
-                 wait_hours=1.0)
+    order = dict(name="run", accelerator=["--accelerator-type=v6e-16"], slices=1, runtime="r", runs=None,
+                 project="project", zone="zone", spot=False, reserved=False, network="", service_account="", restarts=2,
+                 tries=3, pause_seconds=1.0, wait_hours=1.0)
     assert Driver(order, "", cloud, cloud.sleep, say=said.append).run() == 1
     assert "delete run by hand" in said[-1]
 
@@ -230,6 +272,9 @@ def test_a_whole_launch_with_a_fake_gcloud(tmp_path, monkeypatch, capfd):
     programs.mkdir()
     fake = f"""#!{sys.executable}
 import json, os, pathlib, subprocess, sys
+sys.path.append({str(Path(__file__).parent)!r})
+import gcloud_flags
+gcloud_flags.parse(["gcloud", *sys.argv[1:]])
 words, state = sys.argv[1:], pathlib.Path("{tmp_path}/state")
 with open("{tmp_path}/recorded", "a") as file:
     file.write(json.dumps(words) + "\\n")
@@ -258,8 +303,6 @@ zone = "z"
 pause_seconds = 0.05
 mount = "{tmp_path}/mnt"
 """)
-    from lgm.launching import tpu_vm
-
     monkeypatch.setattr(tpu_vm, "_code", lambda repository: (jobs.COMMIT, "https://git.example/lgm"))
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(jobs.ROOT))
@@ -268,7 +311,7 @@ mount = "{tmp_path}/mnt"
              "--topology=v6e:1x1", f"--site={site}"]
     assert main([*words, "--dry-run"]) == 0
     dry = capfd.readouterr().out
-    assert "tpus queued-resources create quickstart --node-id=quickstart --type=v6e --topology=1x1 --runtime" in dry
+    assert "tpus queued-resources create quickstart --node-id=quickstart --accelerator-type=v6e-1 --runtime" in dry
     assert not (tmp_path / "runs").exists() and not (tmp_path / "recorded").exists()
     assert main(words) == 0
     told = capfd.readouterr().out
