@@ -33,12 +33,15 @@ EXAMPLES = {
     "plan": "lgm plan --config=configs/pod.py:flux_dev --topology=v5p:4x4x8\n"
             "         lgm plan --config=configs/pod.py:sd35_large --topology=v6e:16x16 --slices=4 --search\n"
             "         lgm plan --config=configs/pod.py:sdxl --topology=h100:8x8",
+    "config": "lgm config\n"
+              "         lgm config --config=configs/quickstart.py --diff",
+    "presets": "lgm presets",
     "inspect": "lgm inspect --preset=flux_dev --preset=t5_v1_1_xxl\n"
                "         lgm inspect --from=models/sd15 --levels=2",
 }
 
 
-CONFIGURED = ("train", "sweep", "launch", "plan")  # verbs that take --config.KEY=VALUE
+CONFIGURED = ("train", "sweep", "launch", "plan", "config")  # verbs that take --config.KEY=VALUE
 LONGEST = 1000  # letters of an error's line
 DISTRIBUTED = ("train", "sweep", "sample", "evaluate", "export")  # several processes where the cluster starts several
 
@@ -108,8 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, run, text: str):
-        sub = verbs.add_parser(name, help=text, description=text, epilog=f"example: {EXAMPLES[name]}",
-                               allow_abbrev=False)
+        examples = "\n".join(f"  {line.strip()}" for line in EXAMPLES[name].splitlines())
+        sub = verbs.add_parser(name, help=text, description=text, epilog=f"examples:\n{examples}", allow_abbrev=False,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(run=run)
         return sub
 
@@ -194,6 +198,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--limit", type=int, default=8, help="programs that --search compiles at most (default: 8)")
     plan.add_argument("--jobs", type=int, help="compiled at a time (default: what cores and memory allow)")
     plan.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write JSON to PATH, or print it instead")
+
+    config = verb("config", _config, "What a config may say: every key, its type and default; or what one file says.")
+    config.add_argument("--config", help="file.py or file.py:arg, whose values to print; override with "
+                                         "--config.KEY=VALUE")
+    config.add_argument("--diff", action="store_true", help="those alone that are not the defaults")
+    verb("presets", _presets, "Every published shape by name, for --preset of `lgm inspect` and for configs.")
 
     inspect = verb("inspect", _inspect, "Print a table of parameters; no weights are read or made.")
     what = inspect.add_mutually_exclusive_group(required=True)
@@ -366,6 +376,25 @@ def _inspect(arguments, overrides) -> int:
         models = load_pipeline(arguments.folder, only=())[0].models
     for name, model in models.items():
         print(f"{name}\n{parameter_table(model, arguments.levels)}\n")
+    return 0
+
+
+def _config(arguments, overrides) -> int:
+    from lgm import config, describing
+
+    if arguments.config is None:
+        if overrides or arguments.diff:
+            raise ConfigError("--diff and --config.KEY=VALUE are of a file's config; give --config=FILE.py")
+        print(describing.everything())
+    else:
+        print(describing.shown(config.load(arguments.config, overrides), arguments.diff))
+    return 0
+
+
+def _presets(arguments, overrides) -> int:
+    from lgm import describing
+
+    print(describing.presets())
     return 0
 
 

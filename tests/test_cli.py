@@ -136,4 +136,4 @@ def test_an_absent_run_or_checkpoint_is_named(tiny_run, tmp_path, capsys):
 def test_help_shows_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
-    assert stop.value.code == 0 and f"lgm {verb} --" in capsys.readouterr().out
+    assert stop.value.code == 0 and f"examples:\n  lgm {verb}" in capsys.readouterr().out

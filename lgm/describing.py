@@ -1,0 +1,122 @@
+"""What a config may say: every key with its type, its default and what its section is for, and a file's values."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import textwrap
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from lgm import config as schema
+from lgm.combinations import DENOISERS, ENCODERS
+from lgm.models import classes, family_of
+from lgm.models.lora import LoRAConfig
+from lgm.parsing import describe
+
+WIDTH = 110
+# keys whose records depend on what is chosen, with what they may be
+CHOSEN = {"model": (*DENOISERS, "autoencoder"), "text.encoder": ENCODERS}
+RECORDS = {"loss": schema.DenoisingLoss, "text": schema.Text, "lora": LoRAConfig, "loss.teacher": schema.Teacher}
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key: `path` without "config.", its type in words, its default (None where it must be given) as Python."""
+
+    path: str
+    type: str
+    default: str | None
+
+
+def sections() -> Iterator[tuple[str, str, list[Key]]]:
+    """(title, what it is, keys) of every record that a config may hold, the top first."""
+    yield from _section("", schema.Config)
+    title, about, keys = next(_section("loss", schema.AutoencoderLoss))
+    yield f"{title} with model.family='autoencoder'", about, keys
+    for path, families in CHOSEN.items():
+        for family in families:
+            record = classes(family)[0]
+            title, about, keys = next(_section(path, record))
+            yield f"{title} with {path}.family={family!r}", about, keys
+
+
+def _section(path: str, record: type) -> Iterator[tuple[str, str, list[Key]]]:
+    hints, keys, below = typing.get_type_hints(record), [], []
+    for field in dataclasses.fields(record):
+        place = f"{path}.{field.name}".lstrip(".")
+        kind = RECORDS.get(place) or hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            below.append((place, kind))
+        if not dataclasses.is_dataclass(kind) or place in RECORDS:
+            keys.append(Key(place, _words(place, hints[field.name]), _default(field)))
+    yield f"config.{path}".rstrip("."), inspect.cleandoc(record.__doc__ or ""), keys
+    for place, kind in below:
+        yield from _section(place, kind)
+
+
+def _words(place: str, hint: Any) -> str:
+    if place in CHOSEN or place in RECORDS:
+        return "a section"
+    return "anything" if hint is Any else describe(hint)
+
+
+def _default(field: dataclasses.Field) -> str | None:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return None if field.default is dataclasses.MISSING else repr(field.default)
+
+
+def everything() -> str:
+    """All sections as text."""
+    parts = []
+    for title, about, keys in sections():
+        lines = [title, *(textwrap.fill(part, WIDTH, initial_indent="  ", subsequent_indent="  ")
+                          for part in about.split("\n\n"))]  # fmt: skip
+        width = max((len(key.path) for key in keys), default=0)
+        for key in keys:
+            default = "must be given" if key.default is None else f"default {key.default}"
+            lines.append(f"    --config.{key.path.ljust(width)}  {key.type}; {default}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def values_of(record: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, value, default) of every key of a config; the default is Ellipsis where there is none."""
+    for field in dataclasses.fields(record):
+        place, value = f"{path}.{field.name}".lstrip("."), getattr(record, field.name)
+        default = ... if field.default is dataclasses.MISSING else field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if place in CHOSEN and value is not None:
+            yield f"{place}.family", family_of(value), ...
+        if dataclasses.is_dataclass(value):
+            yield from values_of(value, place)
+        elif place == "loss.options":  # which stand beside the loss's name
+            yield from ((f"loss.{name}", option, ...) for name, option in value.items())
+        else:
+            yield place, value, default
+
+
+def shown(config: schema.Config, diff: bool) -> str:
+    """A config's values, a line a key, as its overrides would be written; with `diff` those alone that are not the
+    defaults, which stand behind them."""
+    lines = []
+    for key, value, default in values_of(config):
+        if not diff or value != default:
+            note = f"  # default {default!r}" if diff and default is not ... else ""
+            lines.append(f"--config.{key}={value!r}{note}")
+    return "\n".join(lines)
+
+
+def presets() -> str:
+    """Every published shape by name, with what it says beside its family's defaults."""
+    from lgm.models import table
+
+    lines = []
+    for name, config in table.presets().items():
+        said = [f"{field.name}={getattr(config, field.name)!r}" for field in dataclasses.fields(config)
+                if field.default is dataclasses.MISSING or getattr(config, field.name) != field.default]  # fmt: skip
+        lines.append(f"{name}: {textwrap.shorten(', '.join(said), WIDTH, placeholder=' ...') or 'the defaults'}")
+    return "\n".join(lines)
