@@ -244,3 +244,15 @@ def filesystem(path: Path):
     import fsspec
 
     return fsspec.filesystem(str(path).partition("://")[0])
+
+
+def shipped(name: str) -> Path | None:
+    """A file or folder that comes with lgm, as "configs/quickstart.py" or "launch": of the checkout, else of the
+    installation; None where neither has it."""
+    import sysconfig
+
+    checkout = Path(__file__).resolve().parents[1]
+    for place in (checkout, Path(sysconfig.get_path("data")) / "share" / "lgm", checkout / "share" / "lgm"):
+        if (place / name).exists():
+            return place / name
+    return None

@@ -155,6 +155,8 @@ def read_config_file(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> di
     name, _, arg = spec[len(scheme) :].partition(":")
     file = scheme + name
     path = files.local(file, "--config") if scheme else Path(file)
+    if not scheme and not path.exists() and path.parts[:1] == ("configs",):
+        path = files.shipped(file) or path
     if path.suffix == ".json" and path.is_file():
         return _with_overrides(_read_json(path), overrides)
     if path.suffix != ".py" or not path.is_file():

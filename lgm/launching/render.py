@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import yaml
 
-import lgm
+from lgm.files import shipped
 from lgm.launching.site import SECRET
 from lgm.parsing import ConfigError
 
@@ -33,10 +33,10 @@ class Verbatim(str):
 
 
 def folder() -> Path:
-    """`launch/`, which stands beside the package: `pip install -e .`, the install there is, leaves it where it is."""
-    place = Path(lgm.__file__).resolve().parents[1] / "launch"
-    if not place.is_dir():
-        raise ConfigError(f"{place} is not there: lgm launch needs the checkout's templates; use pip install -e .")
+    """`launch/`, beside the package in a checkout, or where a wheel put it. Raises ConfigError where it is not."""
+    if (place := shipped("launch")) is None:
+        raise ConfigError("launch/, the templates of lgm launch, is neither in a checkout nor in the installation; "
+                          "install lgm again")
     return place
 
 
