@@ -347,6 +347,6 @@ def _parse_model(values, path: str):
         raise ConfigError(f"{path}={values!r}: give a dict(family=..., ...); families: {', '.join(FAMILIES)}")
     options = dict(values)
     family = options.pop("family", None)
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"{path}.family={family!r} is unknown; there are {', '.join(FAMILIES)}")
     return parse(classes(family)[0], options, path)

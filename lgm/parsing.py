@@ -24,6 +24,8 @@ class ConfigError(ValueError):
 
 def parse(cls: type, values: Mapping[str, Any], path: str):
     """An instance of dataclass `cls` from `values`; nested dataclasses parse recursively."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}={values!r} has the wrong type; give a dict")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in values:

@@ -72,3 +72,13 @@ def test_examples_of_a_verb_are_lines_that_can_be_copied(capsys):
     text = capsys.readouterr().out
     lines = [line.strip() for line in text.partition("examples:\n")[2].splitlines()]
     assert len(lines) == 2 and all(shlex.split(line)[:2] == ["lgm", "sample"] for line in lines)
+
+
+@pytest.mark.parametrize("value", ["1", "'x'", "[1]", "{'name': [1]}", "{'family': ['x']}", "{'x': {'y': 1}}"])
+def test_no_key_takes_what_it_cannot_with_more_than_one_line(value):
+    """Each key of every section, as a person may mistype it: a config, or one line that names the key."""
+    for key in {key.path for _, _, keys in describing.sections() for key in keys}:
+        try:
+            schema.load(str(CONFIGS / "quickstart.py"), [(key, value)])
+        except ConfigError as error:
+            assert "\n" not in str(error) and f"config.{key.partition('.')[0]}" in str(error)
