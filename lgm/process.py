@@ -10,7 +10,8 @@ gives x, eps, velocity and score by one 2 x 2 solve. Losses, samplers and conver
     trigonometric      cos(pi t / 2)     sin(pi t / 2)           flow     a'(t)   b'(t)
 
 and "edm", the output F of Karras et al. 2022 (2206.00364, eq. 7): with sigma = b / a, data of standard deviation s and
-r = sqrt(sigma^2 + s^2), p = sigma / (s r) and q = -s / r; for s = 1 it is -v of a variance-preserving process.
+r = sqrt(sigma^2 + s^2), p = sigma / (s r) and q = -s / r; for s = 1 it is -v of a variance-preserving process. "edm_v"
+is -F, as diffusers' EDM schedulers call "v_prediction".
 
 A table of N steps (DDPM) puts its index k at t = k / N, as the released networks count (t x 1000 is their timestep);
 between the table's points the log signal-to-noise ratio is linear in t, beyond its last it goes on in a straight line.
@@ -34,7 +35,7 @@ import numpy as np
 from lgm import registry
 from lgm.parsing import near_miss
 
-TARGETS = ("eps", "x", "v", "flow", "edm")
+TARGETS = ("eps", "x", "v", "flow", "edm", "edm_v")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -273,9 +274,9 @@ def coefficients(process: Process, kind: str, t: jax.Array) -> tuple[jax.Array, 
         return -process.b(t), process.a(t)
     if kind == "flow":
         return process.da(t), process.db(t)
-    if kind == "edm":
+    if kind in ("edm", "edm_v"):
         a, b, std = process.a(t), process.b(t), process.data_std
-        scale = jax.lax.rsqrt(jnp.square(b) + jnp.square(a * std))
+        scale = jax.lax.rsqrt(jnp.square(b) + jnp.square(a * std)) * (1.0 if kind == "edm" else -1.0)
         return b * scale / std, -a * std * scale
     raise ValueError(f"unknown prediction target {kind!r}{near_miss(kind, TARGETS)}")
 

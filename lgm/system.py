@@ -157,7 +157,7 @@ class System:
         schedule = read_schedule(options.schedule)
         rows, columns, _ = self.latent_shape()
         walk = schedule.walk(options.steps, rows * columns // 4, even=self.config.family == "flux")
-        scale = float(self.process.b(walk.times[0])) if schedule.scaled_start else 1.0
+        scale = schedule.noise_scale(self.process, walk.times)
         return walk, schedule.method(walk.times, options.solver), scale
 
     def _rule(self, options: Sampling) -> sampling.Rule | sampling.Projected | None:

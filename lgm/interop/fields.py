@@ -80,7 +80,7 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 NAME = Kind("a text", lambda value: isinstance(value, str))
 COUNTS, NATURALS, NUMBERS, NAMES = _each(COUNT), _each(NATURAL, 0), _each(NUMBER), _each(NAME)
 COUNT_OR_NONE, NUMBER_OR_NONE, SIDE_OR_NONE = _or_none(COUNT), _or_none(NUMBER), _or_none(SIDE)
-FLAG_OR_NONE = _or_none(FLAG)
+FLAG_OR_NONE, POSITIVE_OR_NONE = _or_none(FLAG), _or_none(POSITIVE)
 COUNTS_OR_NONE, NUMBERS_OR_NONE, NATURALS_OR_NONE = _or_none(COUNTS), _or_none(NUMBERS), _or_none(NATURALS)
 CARRIED = Kind("anything", lambda value: True)
 

@@ -21,7 +21,7 @@ from lgm.models.autoencoder import standardize, unstandardize
 from lgm.models.tiling import tiled_decode
 from lgm.parallel import fetch
 from lgm.pictures import NOT_FINITE, latent_mask
-from lgm.process import pure_noise
+from lgm.process import network_input, pure_noise
 from lgm.registry import section
 
 
@@ -216,7 +216,7 @@ def _course(pipeline: Pipeline, steps: int, shape: tuple[int, ...], schedule: Ma
         found = sampling.solver(**section(solver or pipeline.schedule.solver, "solver"))
         return sampling.Walk(times), found, float(pure_noise(process, jnp.float32(1.0), times[0]))
     walk = pipeline.schedule.walk(steps, tokens, even=pipeline.name == "FluxPipeline")
-    scale = float(process.b(walk.times[0])) if pipeline.schedule.scaled_start else 1.0
+    scale = pipeline.schedule.noise_scale(process, walk.times)
     return walk, pipeline.schedule.method(walk.times, solver), scale
 
 
@@ -224,11 +224,17 @@ def _course(pipeline: Pipeline, steps: int, shape: tuple[int, ...], schedule: Ma
 def _predictor(pipeline: Pipeline, wrap: sampling.Wrap, variance: bool, how: sampling.Rule | None,
                away: sampling.Skipped | None):
     """`predict(x_t, t_B, arguments)`, the same object for the same pipeline and guidance; with its `variance`."""
-    named = {"method": "with_variance"} if variance else {}
+    named, process = {"method": "with_variance"} if variance else {}, pipeline.process
+
+    def given(x, t_B):
+        """As the network is given them: under EDM's process diffusers tells log(sigma) / 4 instead of 1000 t."""
+        if process.name != "edm":
+            return x, t_B
+        return network_input(process, x, t_B), 2.5e-4 * jnp.log(process.sigma(t_B))
 
     def predict(x, t_B, arguments: tuple[Params, Conditioning, Conditioning | None]):
         params, cond, uncond = arguments
-        network = lambda x, t, c, **words: pipeline.denoiser.apply(params, x, t, c, **named, **words)
+        network = lambda x, t, c, **words: pipeline.denoiser.apply(params, *given(x, t), c, **named, **words)
         if away is not None:
             weak = functools.partial(network, skip=away.layers)
             return sampling.skipping(network, weak, cond, uncond, how, away)(x, t_B)

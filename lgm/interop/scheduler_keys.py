@@ -31,6 +31,8 @@ _MULTISTEP = _KARRAS | _THRESHOLDING | _FLOW_SIGMAS | _DYNAMIC | dict(solver_ord
 _CONSISTENCY = _TABLE | _NARROW | _THRESHOLDING | _CLIPPING | _RESCALED | _spaced("leading") | dict(
     beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, original_inference_steps=50,
     timestep_scaling=10.0)  # fmt: skip
+_EDM = dict(num_train_timesteps=1000, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, sigma_schedule="karras",
+            prediction_type="epsilon", rho=7.0, final_sigmas_type="zero")  # fmt: skip
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": _TABLE | _CLIPPING | _THRESHOLDING | _RESCALED | _spaced("leading") | dict(set_alpha_to_one=True),
@@ -55,6 +57,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "UniPCMultistepScheduler": _MULTISTEP | _RESCALED | dict(
         predict_x0=True, solver_type="bh2", disable_corrector=[], solver_p=None, final_sigmas_type="zero",
         sigma_min=None, sigma_max=None, shift_terminal=None),
+    "EDMEulerScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": _EDM | _THRESHOLDING | dict(
+        solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint", lower_order_final=True,
+        euler_at_final=False),
     "LCMScheduler": _CONSISTENCY,
     "TCDScheduler": _CONSISTENCY,
     "FlowMatchEulerDiscreteScheduler": _RAMPS | _DYNAMIC | dict(

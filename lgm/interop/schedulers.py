@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lgm import process as gaussian
-from lgm.interop.fields import expect
+from lgm.interop.fields import POSITIVE_OR_NONE, expect
 from lgm.interop.scheduler_keys import obeyed
 from lgm.interop.schedules import FLOW_ENTRIES, Schedule
 from lgm.parsing import near_miss
@@ -32,6 +32,8 @@ SOLVER_OF = {
     "DPMSolverSinglestepScheduler": "dpmpp_2s",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "UniPCMultistepScheduler": "unipc",
+    "EDMEulerScheduler": "euler",
+    "EDMDPMSolverMultistepScheduler": "dpmpp_2m",
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
 }
@@ -46,29 +48,32 @@ _KEEPING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSol
 _KEPT = 2.0**-12
 _OPEN = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
          "DEISMultistepScheduler")  # fmt: skip
-_UNLIKE = {name: "is for networks that are told log(sigma) / 4, which no system here is"
-           for name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")}
-_UNLIKE["DPMSolverSDEScheduler"] = "is not read; a KDPM2DiscreteScheduler with --solver=dpmpp_sde draws like it"
+_UNLIKE = {
+    "DPMSolverSDEScheduler": "is not read; a KDPM2DiscreteScheduler with --solver=dpmpp_sde draws like it",
+}
 _LEVELS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas",
            "lu": "use_lu_lambdas"}  # fmt: skip
 VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
 # what a class can do besides that has no equal here
-_REFUSED = ("trained_betas", "thresholding", "sigma_min", "sigma_max", "solver_p", "invert_sigmas")  # fmt: skip
+_REFUSED = ("trained_betas", "thresholding", "solver_p", "invert_sigmas")
 _FIXED = {
     "DDPMScheduler": {"variance_type": tuple(VARIANCES)},
-    "PNDMScheduler": {"skip_prk_steps": (True,)},
     "EulerDiscreteScheduler": {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
     "DEISMultistepScheduler": {"solver_order": (2, 1, 3), "use_flow_sigmas": (False,)},
     "DPMSolverSinglestepScheduler": {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (2, 1),
-                                     "solver_type": ("midpoint",), "final_sigmas_type": ("zero",),
+                                     "solver_type": ("midpoint",),
                                      "use_flow_sigmas": (False,), "variance_type": (None,)},
     "DPMSolverMultistepScheduler": {"algorithm_type": ("dpmsolver++", "deis", "sde-dpmsolver++"),
                                     "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
                                     "solver_order": (2, 1, 3), "use_dynamic_shifting": (False,),
                                     "variance_type": (None,)},
-    "UniPCMultistepScheduler": {"solver_type": ("bh2", "bh1", "midpoint", "heun", "logrho"), "predict_x0": (True,),
-                                "solver_order": (2, 1, 3), "lower_order_final": (True,),
-                                "use_dynamic_shifting": (False,), "shift_terminal": (None,)},
+    "EDMDPMSolverMultistepScheduler": {"algorithm_type": ("dpmsolver++", "deis", "sde-dpmsolver++"),
+                                       "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
+                                       "solver_order": (2, 1, 3)},
+    "UniPCMultistepScheduler": {"solver_type": ("bh2", "bh1", "midpoint", "heun", "logrho"),
+                                "predict_x0": (True, False), "solver_order": (2, 1, 3),
+                                "lower_order_final": (True, False), "use_dynamic_shifting": (False,),
+                                "shift_terminal": (None,)},
 }  # fmt: skip
 
 
@@ -89,17 +94,46 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
             raise ValueError(f"scheduler_config.json: {key}={said[key]!r} is not supported; only without it")
     for key, allowed in _FIXED.get(name, {}).items():
         _expect(said, key, *allowed)
-    _expect(said, "num_train_timesteps", FLOW_ENTRIES)  # what the networks count in
+    if not name.startswith("EDM"):
+        _expect(said, "num_train_timesteps", FLOW_ENTRIES)  # what the networks count in
     given = [key for key in _LEVELS.values() if said.get(key)]
     if len(given) > 1 and "use_lu_lambdas" not in given:
         raise ValueError(f"scheduler_config.json: {given[0]} and {given[1]} exclude each other; give one")
     if name.startswith("FlowMatch"):
         schedule = _flow(said, SOLVER_OF[name])
+    elif name.startswith("EDM"):
+        schedule = _preconditioned(said, SOLVER_OF[name])
     elif said.get("use_flow_sigmas") or said["prediction_type"] == "flow_prediction":
         schedule = _flow_levels(said, SOLVER_OF[name])
     else:
         schedule = _diffusion(said, name, SOLVER_OF[name])
+    if schedule.levels not in ("table", "lu") and not name.startswith("EDM"):
+        # diffusers looks for these where noise levels are respaced, whether the class has such keys or not
+        bounds = tuple(_bound(config, key) for key in ("sigma_min", "sigma_max"))
+        schedule = dataclasses.replace(schedule, bounds=bounds)
     return dataclasses.replace(schedule, config=dict(config))
+
+
+def _bound(config: Mapping[str, Any], key: str) -> float | None:
+    value = config.get(key)
+    if not POSITIVE_OR_NONE.holds(value):
+        raise ValueError(f"scheduler_config.json: {key}={shown(value)} is not {POSITIVE_OR_NONE.words}")
+    return value
+
+
+def _preconditioned(said: Mapping[str, Any], solver: str) -> Schedule:
+    """EDM's process, whose networks are given scaled input and log(sigma) / 4 (Karras et al. 2022, 2206.00364)."""
+    low, high = said["sigma_min"], said["sigma_max"]
+    return Schedule(
+        process={"name": "edm", "sigma_min": low, "sigma_max": high, "sigma_data": said["sigma_data"]},
+        target=_named(said, "prediction_type", {"epsilon": "edm", "v_prediction": "edm_v"}),
+        spacing="edm",
+        levels=_named(said, "sigma_schedule", {"karras": "karras", "exponential": "exponential"}),
+        rho=said["rho"],
+        last="first" if _expect(said, "final_sigmas_type", "zero", "sigma_min") == "sigma_min" else "data",
+        start=math.sqrt(high**2 + 1.0),
+        **(dict(solver=solver) if solver == "euler" else _multistep(said, solver)),
+    )
 
 
 def _flow(said: Mapping[str, Any], solver: str) -> Schedule:
@@ -126,6 +160,8 @@ def _flow_levels(said: Mapping[str, Any], solver: str) -> Schedule:
                          "DPMSolverMultistepScheduler or UniPCMultistepScheduler, or a FlowMatchEulerDiscreteScheduler")
     _expect(said, "prediction_type", "flow_prediction")
     _expect(said, "final_sigmas_type", "zero")
+    if solver == "unipc":
+        _ends_at_data(said)
     for key in _LEVELS.values():
         _expect(said, key, False)
     return Schedule(
@@ -138,6 +174,14 @@ def _flow_levels(said: Mapping[str, Any], solver: str) -> Schedule:
     )
 
 
+def _ends_at_data(said: Mapping[str, Any]) -> None:
+    """Refuse what UniPC cannot do in a step to the data, which is of infinite width: diffusers' result is NaN."""
+    for key in ("predict_x0", "lower_order_final"):
+        if not said[key] and (key == "predict_x0" or said["solver_order"] > 1):
+            raise ValueError(f"scheduler_config.json: {key}=False of UniPC needs final_sigmas_type='sigma_min', and no "
+                             "flow")
+
+
 def _levels_of(said: Mapping[str, Any]) -> str:
     return next((level for level, key in _LEVELS.items() if said.get(key)), "table")
 
@@ -148,11 +192,13 @@ def _multistep(said: Mapping[str, Any], solver: str) -> dict[str, Any]:
     if solver == "dpmpp_2s":
         stochastic = said["algorithm_type"] == "sde-dpmsolver++"
         names = {1: "ddpm", 2: "dpmpp_2s_sde"} if stochastic else {1: "ddim", 2: "dpmpp_2s"}
-        return dict(solver=names[order])
+        return dict(solver=names[order], lower_at_end=bool(said["lower_order_final"]))
     if solver == "dpmpp_2m":
         stochastic = said["algorithm_type"] == "sde-dpmsolver++"
         if stochastic and order == 3:
-            raise ValueError("scheduler_config.json: solver_order=3 of sde-dpmsolver++ is not supported; 1 or 2 is")
+            # diffusers has the half in the curvature's weight with the wrong sign; k-diffusion has the formula
+            raise ValueError("scheduler_config.json: solver_order=3 of sde-dpmsolver++ is not supported; 1 or 2 is, or "
+                             "--solver=dpmpp_3m_sde")
         names = {1: "ddpm", 2: "dpmpp_2m_sde"} if stochastic else {1: "ddim", 2: "dpmpp_2m", 3: "dpmpp_3m"}
         solver = names[order]
     numbers = said.get("disable_corrector", [])
@@ -164,6 +210,7 @@ def _multistep(said: Mapping[str, Any], solver: str) -> dict[str, Any]:
         exact=said["solver_type"] == "heun",
         variant="bh1" if said["solver_type"] == "bh1" and solver == "unipc" else "bh2",
         uncorrected=tuple(number for number in numbers if number >= 0),
+        of_noise=not said.get("predict_x0", True),
         lower_at_end=bool(said["lower_order_final"]),
         euler_at_end=bool(said.get("euler_at_final")),
     )
@@ -190,7 +237,10 @@ def _diffusion(said: Mapping[str, Any], name: str, solver: str) -> Schedule:
         to_first = name in ("TCDScheduler", "DEISMultistepScheduler") or (
             name != "LCMScheduler" and said.get("set_alpha_to_one") is False)
     if name == "UniPCMultistepScheduler" and to_first and levels != "table":
+        # where diffusers divides by the last step's width, which is none
         raise ValueError(f"scheduler_config.json: {_LEVELS[levels]}=True of UniPC needs final_sigmas_type='zero'")
+    if name == "UniPCMultistepScheduler" and not to_first:
+        _ends_at_data(said)
     if name == "PNDMScheduler" and spacing == "linspace":
         raise ValueError("scheduler_config.json: timestep_spacing='linspace' of PNDM is not supported; 'leading' is")
     variance = VARIANCES[said["variance_type"]] if name == "DDPMScheduler" else "small"
@@ -213,13 +263,14 @@ def _diffusion(said: Mapping[str, Any], name: str, solver: str) -> Schedule:
         stride=name in ("DDIMScheduler", "PNDMScheduler"),
         lowest_lambda=float(said["lambda_min_clipped"]) if dpm else -math.inf,
         last="first" if to_first else "data",
-        scaled_start=by_sigma and spacing in ("linspace", "trailing"),
+        start=None if by_sigma and spacing in ("linspace", "trailing") else 1.0,
         scaled_end=by_sigma and to_first,
         whole="rounded" if rounded else "cut" if multistep and levels != "table" else None,
         clip=float(said["clip_sample_range"]) if clips else None,
         variance=variance,
         distilled=said.get("original_inference_steps", 50),
         scaling=float(said.get("timestep_scaling", 10.0)),
+        runge_kutta=said.get("skip_prk_steps") is False,
         **(_multistep(said, solver) if multistep else dict(solver=solver)),
     )
 

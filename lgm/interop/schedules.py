@@ -19,7 +19,7 @@ from lgm import process as gaussian
 from lgm import sampling
 from lgm.process import Process, shift_time
 from lgm.registry import section
-from lgm.sampling import Walk, grids, multistep, unipc
+from lgm.sampling import Walk, grids, multistep, singlestep, unipc
 from lgm.sampling.clipping import bounded
 from lgm.sampling.steps import Solver
 
@@ -33,16 +33,18 @@ FLOW_ENTRIES = 1000
 class Schedule:
     """How a released model is sampled.
 
-    process: options of `lgm.process.build`. target: what the network predicts. solver: its name; `order`, `exact` (the
-    slope's exponential integral in full at order 2), `lower_at_end` and `euler_at_end` qualify a multistep one,
-    `uncorrected`, numbers of steps, and `variant` UniPC, `variance` DDPM's (`posterior`), `clip` bounds the data that a
-    prediction implies. spacing: where in the table (or in [0, 1] of a flow) the steps lie, moved up by `offset`
-    entries; `levels` respaces them. between: steps may lie between two entries, where sigma is linear. open_end:
-    entries are spaced for one more step, which would be at the first entry. stride: each step ends N // steps entries
-    below its start, wherever the next begins. lowest_lambda: entries of less log(a / b) are left out. last: the sampler
-    ends at the data, or at the table's first entry. scaled_start: x_T is b(T) noise rather than noise; scaled_end: what
-    is left at the first entry is divided by a. distilled: a model of consistency was distilled on so many entries,
-    evenly apart, and is told of its time by `scaling`. A flow's times are moved by `shift` or, with `dynamic`, by the
+    process: options of `lgm.process.build`. target: what the network predicts. solver: its name; `order`, `exact`
+    (the slope's exponential integral in full at order 2), `lower_at_end` and `euler_at_end` qualify a multistep
+    one, `uncorrected`, numbers of steps, `variant` and `of_noise` UniPC, `runge_kutta` PLMS, `variance` DDPM's
+    (`posterior`), `clip` bounds the data that a prediction implies. spacing: where in the table (or in [0, 1] of a
+    flow) the steps lie, moved up by `offset` entries; `levels` respaces them, by `rho` where they are Karras',
+    between the noise levels at both ends or the `bounds` (lowest, highest) that are given. between: steps may lie
+    between two entries, where sigma is linear. open_end: entries are spaced for one more step, which would be at
+    the first entry. stride: each step ends N // steps entries below its start, wherever the next begins.
+    lowest_lambda: entries of less log(a / b) are left out. last: the sampler ends at the data, or at the table's
+    first entry. start: x_T is N(0, I) times so much, or times b(T) where that is None; scaled_end: what is left at
+    the first entry is divided by a. distilled: a model of consistency was distilled on so many entries, evenly
+    apart, and is told of its time by `scaling`. A flow's times are moved by `shift` or, with `dynamic`, by the
     number of image tokens: (tokens, shift) at either end of a straight line. whole: the network is told whole
     timesteps. config: the scheduler_config.json all this is from.
     """
@@ -50,23 +52,27 @@ class Schedule:
     process: dict[str, Any]
     target: str
     solver: str
-    spacing: Literal["leading", "trailing", "linspace", "distilled", "flow", "flow_levels"]
+    spacing: Literal["leading", "trailing", "linspace", "distilled", "flow", "flow_levels", "edm"]
     order: int = 2
     exact: bool = False
     variant: Literal["bh2", "bh1"] = "bh2"
     uncorrected: tuple[int, ...] = ()
+    of_noise: bool = False
+    runge_kutta: bool = False
     variance: Literal["small", "large", "learned"] = "small"
     lower_at_end: bool = False
     euler_at_end: bool = False
     clip: float | None = None
     offset: int = 0
     levels: Literal["table", "karras", "exponential", "beta", "lu"] = "table"
+    rho: float = 7.0
+    bounds: tuple[float | None, float | None] = (None, None)
     between: bool = False
     open_end: bool = False
     stride: bool = False
     lowest_lambda: float = -math.inf
     last: Literal["data", "first"] = "data"
-    scaled_start: bool = False
+    start: float | None = 1.0
     scaled_end: bool = False
     distilled: int = 50
     scaling: float = 10.0
@@ -88,17 +94,24 @@ class Schedule:
             return sampling.solver(**section(other, "solver"))
         few = self.lower_at_end and len(times) - 1 < FEW
         limits = []
-        if self.solver in ("dpmpp_3m", "deis") and few or self.solver == "unipc" and self.order == 3:
+        lower = self.lower_at_end and self.solver in ("unipc", "dpmpp_2s", "dpmpp_2s_sde")
+        if self.solver in ("dpmpp_3m", "deis") and few or lower and self.solver == "unipc" and self.order == 3:
             limits += [(float(times[-3]), 2)] if len(times) > 2 else []
-        if self.last == "first" and (few or self.euler_at_end or self.solver == "unipc"):
+        if self.last == "first" and (few or self.euler_at_end or lower):
             limits += [(float(times[-2]), 1)]
         # PLMS begins with two evaluations where there is a second step
         name = "ddim" if self.solver == "plms" and len(times) == 2 else self.solver
         if name == "unipc":
             kept = tuple(float(times[i]) for i in self.uncorrected if i < len(times) - 1)
-            return _unipc(self.order, tuple(limits), self.variant, kept)
+            return _unipc(self.order, tuple(limits), self.variant, kept, self.of_noise)
+        if self.runge_kutta:
+            return _plms(self.target == "v", self.process["steps"])
         return _method(name, self.order, self.exact, self.variance, tuple(limits), self.clip, self.stride,
                        self.target == "v", self.scaling, self.scaled_end)
+
+    def noise_scale(self, process: Process, times: np.ndarray) -> float:
+        """What N(0, I) is multiplied by to be x_T of a walk over all of `times`."""
+        return float(process.b(times[0])) if self.start is None else self.start
 
     def walk(self, steps: int, tokens: int | None = None, even: bool = False) -> Walk:
         """`steps` falling times and where they end. A dynamic flow needs the number of image `tokens`.
@@ -108,12 +121,16 @@ class Schedule:
         """
         if self.spacing in ("flow", "flow_levels"):
             return self._flow_walk(steps, tokens, even)
+        if self.spacing == "edm":
+            return self._edm_walk(steps)
         entries = self.process["steps"]
         if not 0 < steps <= entries:
             raise ValueError(f"steps={steps} must lie between 1 and the {entries} steps that the model was trained on")
         if self.solver == "plms" and entries % steps and self.spacing != "leading":
             raise ValueError(f"steps={steps} of PNDM's timestep_spacing={self.spacing!r} must divide {entries}, or a "
                              "step ends where none begins; 'leading' takes any number")
+        if self.runge_kutta and steps < 4:
+            raise ValueError(f"steps={steps} of PNDM's skip_prk_steps=False must be at least 4")
         last = 0.0 if self.last == "data" else END_TIME
         told, k = self._entries(steps, entries)
         # the first entry has noise; time 0 is the data
@@ -134,14 +151,27 @@ class Schedule:
         levels = np.log(np.interp(k, numbers, np.exp(log_sigma)))
         if self.levels == "table":
             return k, np.interp(levels, log_sigma, numbers) if self.between else k
-        low, high = log_sigma[[0, -1]] if self.open_end else levels[[-1, 0]]
-        place = np.interp(np.log(self._ramp(steps, np.exp(high), np.exp(low))), log_sigma, numbers)
+        low, high = np.exp(log_sigma[[0, -1]] if self.open_end else levels[[-1, 0]])
+        place = np.interp(np.log(self._ramp(steps, high, low, np.exp(log_sigma[[0, -1]]))), log_sigma, numbers)
         told = {None: place, "rounded": place.round(), "cut": np.floor(place + 1e-4)}[self.whole]
         return told, place
 
-    def _ramp(self, steps: int, first: float, last: float) -> np.ndarray:
-        ramps = {"karras": grids.karras, "beta": grids.beta}  # lu: even steps of lambda
-        return ramps.get(self.levels, grids.exponential)()(steps, first, last)
+    def _ramp(self, steps: int, first: float, last: float, range: tuple[float, float]) -> np.ndarray:
+        """Levels from `first` to `last`, or between the `bounds`, which must lie in the process's `range`."""
+        low, high = (given or own for given, own in zip(self.bounds, (last, first), strict=True))
+        if not range[0] * (1 - 1e-5) <= low <= high <= range[1] * (1 + 1e-5):
+            raise ValueError(f"scheduler_config.json: sigma_min={low:g} and sigma_max={high:g} must lie between the "
+                             f"{range[0]:g} and {range[1]:g} of the noise levels that the model was trained on")
+        ramps = {"karras": lambda: grids.karras(self.rho), "beta": grids.beta}  # lu: even steps of lambda
+        return ramps.get(self.levels, grids.exponential)()(steps, high, low)
+
+    def _edm_walk(self, steps: int) -> Walk:
+        if steps < 1:
+            raise ValueError(f"steps={steps} must be at least 1")
+        low, high = self.process["sigma_min"], self.process["sigma_max"]
+        times = np.log(self._ramp(steps, high, low, (low, high)) / low) / math.log(high / low)
+        last = 0.0 if self.last == "data" else END_TIME
+        return Walk(np.append(np.clip(times, TINY_TIME, 1.0), last).astype(np.float32))
 
     def _spaced(self, steps: int, entries: int, used: int) -> np.ndarray:
         count = steps + self.open_end
@@ -179,7 +209,7 @@ class Schedule:
         if self.terminal:
             t = 1.0 - (1.0 - t) * (1.0 - self.terminal) / (1.0 - t[-1])
         if self.levels != "table":
-            t = self._ramp(steps, t[0], t[-1])
+            t = self._ramp(steps, t[0], t[-1], (0.0, 1.0))
         if self.spacing == "flow_levels" and t[0] > 1.0 - 1e-6:
             t[0] -= 1e-6  # as UniPC's has it, whose network is told 999
         times = np.append(t, 0.0).astype(np.float32)
@@ -193,7 +223,8 @@ def _apart(told: np.ndarray, times: np.ndarray) -> np.ndarray | None:
     return None if np.abs(told - times[:-1]).max() < 1e-6 else told
 
 
-_unipc = functools.cache(unipc.unipc)  # one object a solver, so that a compiled step is found again
+# one object a solver, so that a compiled step is found again
+_unipc, _plms = functools.cache(unipc.unipc), functools.cache(multistep.plms)
 
 
 @functools.cache
@@ -204,6 +235,8 @@ def _method(name: str, order: int, exact: bool, variance: str, limits: tuple, cl
         found = multistep.dpmpp(order, eta=float(name.endswith("sde")), curvature=0.5, exact=exact, limits=limits)
     elif name == "deis":
         found = multistep.deis(order, limits)
+    elif name in ("dpmpp_2s", "dpmpp_2s_sde"):
+        found = singlestep.dpmpp_2s(name.endswith("sde"), limits)
     elif name == "plms":
         found = multistep.plms(velocity)
     elif name == "ddpm":

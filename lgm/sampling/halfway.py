@@ -35,9 +35,8 @@ def split(process: Process, at: Level, to: Level, eta: float) -> tuple[Level, ja
         down = steps.level_of(size * (1.0 - u), size * u)
         c = to.a / down.a
         return down, c, jnp.sqrt(jnp.maximum(jnp.square(to.b) - jnp.square(c * down.b), 0.0))
-    drawn = eta * jnp.sqrt(jnp.maximum(1.0 - jnp.square(decay(at, to)), 0.0))
-    keep = jnp.sqrt(jnp.maximum(1.0 - jnp.square(drawn), 0.0))
-    return steps.level_of(to.a, to.b * keep), jnp.ones(()), to.b * jnp.minimum(drawn, 1.0)
+    keep, drawn = steps.shares(eta, decay(at, to))
+    return steps.level_of(to.a, to.b * keep), jnp.ones(()), to.b * drawn
 
 
 def euler_ancestral(eta: float = 1.0, s_noise: float = 1.0) -> Solver:
@@ -124,8 +123,7 @@ def dpmpp_sde(eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5) -> Solver:
 def _drawn(x, mean, at: Level, to: Level, eta: float, noise) -> jax.Array:
     """The posterior's step, of a share eta, where the network's data are `mean` throughout."""
     shrink = decay(at, to)
-    drawn = jnp.minimum(eta * jnp.sqrt(jnp.maximum(1.0 - jnp.square(shrink), 0.0)), 1.0)
-    keep = jnp.sqrt(1.0 - jnp.square(drawn))
+    keep, drawn = steps.shares(eta, shrink)
     return to.b * keep / at.b * x + to.a * (1.0 - shrink * keep) * mean + to.b * drawn * noise
 
 

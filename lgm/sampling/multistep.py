@@ -112,11 +112,13 @@ def deis(order: int = 3, limits: tuple[tuple[float, int], ...] = ()) -> Solver:
 PLMS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 
 
-def plms(velocity: bool = False) -> Solver:
+def plms(velocity: bool = False, entries: int | None = None) -> Solver:
     """Pseudo linear multistep (Liu et al. 2022, 2202.09778): Adams-Bashforth's coefficients of equal steps on eps, then
     DDIM's step. The first step is an improved Euler step, of two evaluations.
 
-    With `velocity` it is v = a eps - b x that is combined, as diffusers does for networks that predict v.
+    With `velocity` it is v = a eps - b x that is combined, as diffusers does for networks that predict v. With
+    `entries`, a table's number of them, the first three steps are Runge-Kutta's of order 4 (there: F-PNDM, algorithm
+    2), of four evaluations each: those halfway are at a whole entry.
     """
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
@@ -126,7 +128,7 @@ def plms(velocity: bool = False) -> Solver:
         value = said(here, at)
         memory = steps.push(memory, value, t)
 
-        def move(value):
+        def move(value, to=to):
             if velocity:
                 data, eps = at.a * x - at.b * value, at.b * x + at.a * value
             else:  # where a = 0, eps says nothing of the data: the prediction's own are taken
@@ -134,9 +136,21 @@ def plms(velocity: bool = False) -> Solver:
                 data = jnp.where(at.a > 0, (x - at.b * eps) / jnp.where(at.a > 0, at.a, 1.0), here.x)
             return to.a * data + to.b * eps
 
-        improved = lambda: 0.5 * (value + said(denoise(move(value), s), level(process, s)))
+        def improved():
+            return 0.5 * (value + said(denoise(move(value), s), level(process, s)))
+
+        def runge_kutta():
+            # half of an odd step is one entry less from either end, as diffusers counts it
+            half = jnp.floor(0.5 * (t - s) * entries + 1e-3) / entries
+            low = level(process, s + half)
+            second = said(denoise(move(value, level(process, t - half)), s + half), low)
+            third = said(denoise(move(second, low), s + half), low)
+            last = said(denoise(move(third), s), to)
+            return (value + 2.0 * second + 2.0 * third + last) / 6.0
+
         row = jnp.asarray(PLMS, float)[memory.count - 1]
         combined = lambda: jnp.tensordot(row, memory.values, 1)
-        return move(jax.lax.cond((memory.count == 1) & (to.b > 0), improved, combined)), memory
+        first, begins = (improved, memory.count == 1) if entries is None else (runge_kutta, memory.count < 4)
+        return move(jax.lax.cond(begins & (to.b > 0), first, combined)), memory
 
     return Solver(step, lambda x: steps.empty(x, 4))

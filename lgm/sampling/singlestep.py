@@ -37,9 +37,8 @@ def ancestral(eta: float = 1.0) -> Solver:
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         x_hat, eps_hat = denoise(x, t)
         at, to = level(process, t), arrival(process, s)
-        fresh = eta * to.b * jnp.sqrt(jnp.maximum(1.0 - jnp.square(decay(at, to)), 0.0))
-        kept = jnp.sqrt(jnp.maximum(jnp.square(to.b) - jnp.square(fresh), 0.0))
-        return to.a * x_hat + kept * eps_hat + fresh * steps.draw(key, x), memory
+        keep, drawn = steps.shares(eta, decay(at, to))
+        return to.a * x_hat + to.b * (keep * eps_hat + drawn * steps.draw(key, x)), memory
 
     return Solver(step)
 
@@ -154,10 +153,11 @@ def tcd(eta: float = 0.3) -> Solver:
     return Solver(step)
 
 
-def dpmpp_2s(noise: bool = False) -> Solver:
+def dpmpp_2s(noise: bool = False, limits: tuple[tuple[float, int], ...] = ()) -> Solver:
     """DPM-Solver++ 2S (Lu et al. 2022, 2211.01095, algorithm 1), or its SDE: steps go in pairs, the first one of first
     order, the second from the pair's beginning again with the slope that both outputs give. One evaluation a step; the
-    last step, to the data, is of first order. The SDE, as released, is of weak order 1: the noise of a pair's middle is
+    last step, to the data, is of first order, as are those that begin at or below the time of one of `limits`, (time,
+    order), whose order is 1. The SDE, as released, is of weak order 1: the noise of a pair's middle is
     not the first half of the pair's."""
 
     def start(x):
@@ -172,9 +172,8 @@ def dpmpp_2s(noise: bool = False) -> Solver:
         ratio = jnp.maximum(at.log_ratio - begin.log_ratio, 1e-6) / whole
         mean = begin_hat + 0.5 / ratio * (x_hat - begin_hat)
         second = number % 2 == 1
-        moved = jnp.where(
-            second & (to.b > 0), exponential(begin_x, mean, begin, to, draw), exponential(x, x_hat, at, to, draw)
-        )
+        pair = second & (to.b > 0) & (steps.limited(limits, t, 2) > 1)
+        moved = jnp.where(pair, exponential(begin_x, mean, begin, to, draw), exponential(x, x_hat, at, to, draw))
         memory = jax.lax.cond(
             second,
             lambda: (begin_x, begin_hat, begin_t, number + 1),

@@ -94,6 +94,16 @@ def decay(at: Level, to: Level) -> jax.Array:
     return to.b * at.a / (at.b * to.a)
 
 
+def shares(eta: float, shrink: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(kept, drawn anew) of the noise at a step's end, kept^2 + drawn^2 = 1; drawn is eta times the posterior's.
+
+    Each from `shrink` itself: as what the other leaves, a small share, as of a step from pure noise, would be lost.
+    """
+    square = jnp.square(shrink)
+    return (jnp.sqrt(jnp.maximum(1.0 - eta**2 + eta**2 * square, 0.0)),
+            jnp.minimum(eta * jnp.sqrt(jnp.maximum(1.0 - square, 0.0)), 1.0))
+
+
 def limited(limits: tuple[tuple[float, int], ...], t: jax.Array, order: int) -> jax.Array | int:
     """The order of a multistep solver's step from t: the lowest of the `limits`, (time, order), not below t."""
     for when, most in limits:

@@ -75,6 +75,24 @@ def test_sdxl_not_square_with_and_without_words_to_avoid(systems):
 
 
 @pytest.mark.slow
+def test_sdxl_of_edm_noise_with_latents_standardized_a_channel(systems, tmp_path):
+    """Playground v2.5's and CosXL's: the network is given scaled noise and log(sigma) / 4."""
+    theirs, _, _, params = systems("stable_diffusion_xl")
+    parts = {k: v for k, v in theirs.components.items() if k not in ("image_encoder", "feature_extractor")}
+    schedulers = (diffusers.EDMDPMSolverMultistepScheduler(), diffusers.EDMEulerScheduler(
+        prediction_type="v_prediction", sigma_max=120.0, sigma_data=1.0, sigma_schedule="exponential"))  # fmt: skip
+    vae = tiny_systems.vae(scale=0.5)
+    vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.1, 0.9, 1.3, 1.0])
+    for number, scheduler in enumerate(schedulers):
+        other = diffusers.StableDiffusionXLPipeline(**parts | {"scheduler": scheduler, "vae": vae})
+        other.set_progress_bar_config(disable=True)
+        other.check_inputs = lambda *_, **__: None
+        other.save_pretrained(tmp_path / str(number))
+        system = (other, None, *load_pipeline(tmp_path / str(number)))
+        assert psnr(*both(system, (14, 20), [PROMPTS[0]], steps=6)) > LEAST_PSNR
+
+
+@pytest.mark.slow
 def test_sd3_not_square_of_long_prompts(systems):
     system = systems("stable_diffusion_3")
     assert psnr(*both(system, (12, 20), [LONG, PROMPTS[0]], negative_prompt=LONG)) > LEAST_PSNR

@@ -3,15 +3,12 @@
 import dataclasses
 import inspect
 import random
-import sys
 import types
 
 import diffusers
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from toy_sampling import our_sample, predictor, relative_error, their_sample
 
 from lgm import sampling
 from lgm.interop.pipelines import _rounded_up
@@ -25,6 +22,7 @@ DPM, UNIPC = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepSche
 LCM, TCD = diffusers.LCMScheduler, diffusers.TCDScheduler
 KDPM2, KDPM2A = diffusers.KDPM2DiscreteScheduler, diffusers.KDPM2AncestralDiscreteScheduler
 DEIS, SINGLESTEP = diffusers.DEISMultistepScheduler, diffusers.DPMSolverSinglestepScheduler
+EDM, EDM_DPM = diffusers.EDMEulerScheduler, diffusers.EDMDPMSolverMultistepScheduler
 HEUN, LMS = diffusers.HeunDiscreteScheduler, diffusers.LMSDiscreteScheduler
 
 CASES = {
@@ -70,6 +68,20 @@ CASES = {
     "dpm++ of a flow": (DPM, dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
     "dpm++ zero terminal": (DPM, dict(SD, prediction_type="v_prediction", rescale_betas_zero_snr=True,
                                       timestep_spacing="trailing")),
+    "pndm of runge-kutta": (PNDM, dict(SD, steps_offset=1)),
+    "pndm v of runge-kutta": (PNDM, dict(SD, prediction_type="v_prediction", set_alpha_to_one=True)),
+    "unipc of noise": (UNIPC, dict(SD, predict_x0=False, solver_order=3, final_sigmas_type="sigma_min")),
+    "unipc to the end": (UNIPC, dict(SD, lower_order_final=False, final_sigmas_type="sigma_min")),
+    "euler karras within bounds": (EULER, dict(SD, use_karras_sigmas=True, sigma_min=0.1, sigma_max=7.0)),
+    "heun beta below": (HEUN, dict(SD, use_beta_sigmas=True, sigma_max=9.0)),  # which has no such key, and looks for it
+    "dpm++ 2s to the first entry": (SINGLESTEP, dict(SD, final_sigmas_type="sigma_min", lower_order_final=True)),
+    # Playground's and CosXL's
+    "edm": (EDM, {}),
+    "edm v": (EDM, dict(sigma_max=120.0, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction",
+                        final_sigmas_type="sigma_min")),
+    "edm dpm++": (EDM_DPM, dict(rho=5.0)),
+    "edm dpm++ 3": (EDM_DPM, dict(solver_order=3, euler_at_final=True, prediction_type="v_prediction")),
+    "edm dpm++ sde": (EDM_DPM, dict(algorithm_type="sde-dpmsolver++", solver_type="heun")),
     "lcm": (LCM, dict(SD, clip_sample=True)),
     "lcm v": (LCM, dict(SD, prediction_type="v_prediction", original_inference_steps=40, timestep_scaling=5.0)),
     "tcd": (TCD, SD),
@@ -84,50 +96,15 @@ CASES = {
 }  # fmt: skip
 
 
-def network(x, t):
-    """A curved field that no solver integrates exactly, of torch tensors or ours."""
-    numbers = torch if isinstance(x, torch.Tensor) else jnp
-    return numbers.tanh(0.7 * x * (1.3 - t)) + 0.3 * numbers.cos(3 * t + x)
-
-
-def predict(x, t_B, arguments):
-    return network(x, t_B.reshape(-1, 1, 1, 1))
-
-
-def their_sample(theirs, noise, steps, monkeypatch):
-    """diffusers' loop; its step noise is ours, a function of the step's number."""
-    numbers = iter(range(1000))
-
-    def randn(shape, **_):
-        key = jax.random.fold_in(jax.random.key(0), next(numbers))
-        draw = jax.random.normal(key, (shape[0], *shape[2:], shape[1]))
-        return torch.from_numpy(np.asarray(draw).transpose(0, 3, 1, 2).copy())
-
-    module = sys.modules[type(theirs).__module__]
-    monkeypatch.setattr(module, "randn_tensor", randn, raising=False)
-    theirs.set_timesteps(steps)
-    x = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()) * theirs.init_noise_sigma
-    for t in theirs.timesteps:
-        told = torch.as_tensor(t).float() / 1000
-        x = theirs.step(network(theirs.scale_model_input(x, t), told), t, x).prev_sample
-    return x.numpy().transpose(0, 2, 3, 1)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_sampled_equals_diffusers(case, monkeypatch):
     """At numbers of steps that divide 1000 and that do not, few and more than multistep solvers call few."""
     cls, options = CASES[case]
-    theirs = cls(**{k: v for k, v in options.items() if k in inspect.signature(cls).parameters})
+    theirs = cls.from_config(options | {"_class_name": cls.__name__})
     schedule = read_schedule({**theirs.config, **options, "_class_name": cls.__name__})
-    process = schedule.build()
-    noise = np.random.default_rng(0).standard_normal((1, 2, 2, 3)).astype(np.float32)
     for steps in (4, 7, 20):
-        expected = their_sample(theirs, noise, steps, monkeypatch)
-        walk = schedule.walk(steps)
-        start = noise * float(process.b(walk.times[0])) if schedule.scaled_start else noise
-        method = schedule.method(walk.times)
-        ours = sampling.loop(method, process, schedule.target, predict, start, walk, (), jax.random.key(0))
-        error = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
+        expected = their_sample(theirs, steps, monkeypatch)
+        error = relative_error(our_sample(schedule, steps), expected)
         # float32 tables of noise levels on either side, some of them interpolated; a wrong entry is at 1e-3
         assert error < 1e-4, (steps, error)
 
@@ -212,8 +189,8 @@ def test_a_prediction_that_says_nothing_of_the_first_state_is_one_line():
     options = dict(SD, rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False)
     schedule = read_schedule(dict(options, _class_name="DDIMScheduler"))
     walk, process = schedule.walk(4), schedule.build()
-    draw = lambda last: sampling.loop(schedule.method(walk.times), process, "eps", predict, np.ones((1, 2, 2, 3)), walk,
-                                      (), last=last)  # fmt: skip
+    draw = lambda last: sampling.loop(schedule.method(walk.times), process, "eps", predictor(process),
+                                      np.ones((1, 2, 2, 3)), walk, (), last=last)  # fmt: skip
     with pytest.raises(ValueError, match="target 'eps' says nothing of the data at t=0.999"):
         draw(None)
     assert np.isfinite(draw(2)).all()  # as an image may begin
@@ -230,7 +207,7 @@ def test_karras_levels_under_zero_terminal_snr_begin_at_4096():
 LENGTHS = (1, 2, 3, 5, 8, 20, 50, 999, 1000)
 
 
-@pytest.mark.parametrize("name", [n for n in DEFAULTS if not n.startswith("FlowMatch")])
+@pytest.mark.parametrize("name", [n for n in DEFAULTS if not n.startswith(("FlowMatch", "EDM"))])
 def test_every_grid_is_that_of_diffusers(name):
     """Timesteps and noise levels of every spacing and ramp, at seeded numbers of steps."""
     cls, draw = getattr(diffusers, name), random.Random(name)
@@ -286,8 +263,18 @@ def test_what_has_no_equal_is_one_line():
         read_schedule({"_class_name": "LMSDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True})
     with pytest.raises(ValueError, match="'IPNDMScheduler' is not known; (did you mean|there are) .*Scheduler"):
         read_schedule({"_class_name": "IPNDMScheduler"})
-    with pytest.raises(ValueError, match="EDMEulerScheduler' is for networks that are told log.sigma. / 4"):
-        read_schedule({"_class_name": "EDMEulerScheduler"})
+    with pytest.raises(ValueError, match="DPMSolverSDEScheduler' is not read; a KDPM2DiscreteScheduler with --solver"):
+        read_schedule({"_class_name": "DPMSolverSDEScheduler"})
+    for said in (dict(predict_x0=False), dict(lower_order_final=False)):  # diffusers' own result is NaN
+        with pytest.raises(ValueError, match=f"{[*said][0]}=False of UniPC needs final_sigmas_type='sigma_min'"):
+            read_schedule({"_class_name": "UniPCMultistepScheduler", **said})
+    with pytest.raises(ValueError, match="sigma_max=-1 is not a finite number above 0 or null"):
+        read_schedule({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "sigma_max": -1})
+    wide = read_schedule({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "sigma_max": 500.0})
+    with pytest.raises(ValueError, match="sigma_max=500 must lie between the 0.01.* and 157.* of the noise levels"):
+        wide.walk(4)
+    with pytest.raises(ValueError, match="steps=3 of PNDM's skip_prk_steps=False must be at least 4"):
+        read_schedule({"_class_name": "PNDMScheduler"}).walk(3)
     with pytest.raises(ValueError, match="scheduler_config.json: shift=inf must be a finite number"):
         read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": float("inf")})
     with pytest.raises(ValueError, match="scheduler_config.json: algorithm_type='dpmsolver' has no equal here"):
