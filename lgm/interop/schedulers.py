@@ -107,7 +107,8 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
         schedule = _flow_levels(said, SOLVER_OF[name])
     else:
         schedule = _diffusion(said, name, SOLVER_OF[name])
-    if schedule.levels not in ("table", "lu") and not name.startswith("EDM"):
+    respaced = schedule.levels not in ("table", "lu") and (name, schedule.levels) != ("LMSDiscreteScheduler", "karras")
+    if respaced and not name.startswith("EDM"):
         # diffusers looks for these where noise levels are respaced, whether the class has such keys or not
         bounds = tuple(_bound(config, key) for key in ("sigma_min", "sigma_max"))
         schedule = dataclasses.replace(schedule, bounds=bounds)
