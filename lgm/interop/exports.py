@@ -118,7 +118,7 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
     if isinstance(model, DiTConfig):
         model, weights = per_block(model, weights)
     schedule = _schedule_of(system)
-    models = dict(theirs.models) | {place: build(model), "vae": Model(_plain(system), system.autoencoder.module)}
+    models = dict(theirs.models) | {place: build(model), "vae": Model(_standard(system, theirs.name), system.autoencoder.module)}
     side = system.latent_shape()[0]
     size = model.base_size * model.patch_size if hasattr(model, "base_size") else side
     if config.text.classes:
@@ -128,12 +128,12 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
     return pipeline, params | {place: weights, "vae": frozen["autoencoder"]}
 
 
-def _plain(system: System) -> AutoencoderConfig:
-    """The autoencoder's configuration, if the pipelines of diffusers standardize latents as it does."""
+def _standard(system: System, name: str) -> AutoencoderConfig:
+    """The autoencoder's configuration, if diffusers' pipeline `name` standardizes latents as it does."""
     config = system.autoencoder.config
-    if config.latents_mean is not None:
+    if config.latents_mean is not None and name != "StableDiffusionXLPipeline":
         raise ConfigError(f"config.autoencoder={system.config.autoencoder!r} standardizes each channel by its mean; "
-                          "diffusers' pipelines know one scale and shift, so that the run cannot be exported")
+                          f"diffusers' {name} knows one scale and shift, so that the run cannot be exported")
     return config
 
 
