@@ -118,7 +118,8 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
     if isinstance(model, DiTConfig):
         model, weights = per_block(model, weights)
     schedule = _schedule_of(system)
-    models = dict(theirs.models) | {place: build(model), "vae": Model(_standard(system, theirs.name), system.autoencoder.module)}
+    vae = Model(_standard(system, theirs.name), system.autoencoder.module)
+    models = dict(theirs.models) | {place: build(model), "vae": vae}
     side = system.latent_shape()[0]
     size = model.base_size * model.patch_size if hasattr(model, "base_size") else side
     if config.text.classes:
