@@ -43,6 +43,8 @@ ENDINGS = {
     ".lora_magnitude_vector.default.weight": "magnitude",
     ".diff": "diff",
     ".diff_b": "diff_b",
+    ".w_norm": "diff",  # lycoris, of a norm's scale and shift
+    ".b_norm": "diff_b",
     **{f".hada_{part}": part for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f".lokr_{part}": f"k{part.removeprefix('w')}"
        for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},

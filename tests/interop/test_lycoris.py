@@ -8,6 +8,7 @@ import torch
 from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
+from lycoris.modules.norms import NormModule
 from test_lora_kinds import merged
 
 TOLERANCE = 2e-5  # float32 sums of 12 x 9 products of numbers below 3
@@ -43,3 +44,19 @@ def test_what_lycoris_computes_with_is_what_is_merged(tmp_path, kind, layer):
         lora = {f"lora_unet_x_y.{name}": tensor.detach().numpy() for name, tensor in made.custom_state_dict().items()}
         found = merged(tmp_path, {"x.y.weight": base.weight.detach().numpy()}, lora, "unet").get("x.y.weight")
         np.testing.assert_allclose(found, expected.numpy(), atol=TOLERANCE, err_msg=str(options))
+
+
+@pytest.mark.parametrize("base", [torch.nn.LayerNorm(6), torch.nn.GroupNorm(2, 6)], ids=["layer", "group"])
+def test_norms_that_lycoris_trains_along_are_changed(tmp_path, base):
+    """Their files' w_norm and b_norm, which have no alpha."""
+    torch.manual_seed(0)
+    made = NormModule("lora_unet_x_norm", base)
+    with torch.no_grad():
+        for part in (base.weight, base.bias, made.w_norm, made.b_norm):
+            part.copy_(torch.randn_like(part))
+    weight, bias = made.make_weight()
+    plain = {f"x.norm.{name}": part.detach().numpy() for name, part in base.state_dict().items()}
+    lora = {f"lora_unet_x_norm.{name}": getattr(made, name).detach().numpy() for name in ("w_norm", "b_norm")}
+    found = merged(tmp_path, plain, lora, "unet")
+    np.testing.assert_allclose(found.get("x.norm.weight"), weight.detach().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(found.get("x.norm.bias"), bias.detach().numpy(), rtol=1e-6)
