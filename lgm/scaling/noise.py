@@ -1,7 +1,7 @@
 """How far a method's answer may be off: the noise of runs that its residuals show, and tables that have such noise.
 
 Noise is of two kinds: of a training run, which all of its rows share, and of a row. Their sizes are estimated from the
-residuals as in an analysis of variance that knows which residuals the fit took for itself (Henderson's third method);
+residuals as in an analysis of variance, from contrasts that the fit did not take for itself;
 each simulated table has sizes of its own, drawn as the residuals leave them uncertain, so that percentiles of the fits
 have Student's tails where Student's are due.
 
@@ -22,6 +22,7 @@ UNKNOWNS = 5
 ROBUST = 0.7  # degrees of freedom that a robust scale keeps, by simulation of 24 to 72 points
 FEW = 3  # degrees of freedom between runs below which a typical size of their noise is counted in
 TYPICAL = 0.01  # of a training run's noise, as a part of its loss
+FAINT = 0.05  # of the largest weight of a contrast between runs
 LARGEST = 1500  # residuals whose differences are ranked
 
 
@@ -88,10 +89,14 @@ def measure(cells: Cells, residual: np.ndarray, jacobian: np.ndarray, delta: flo
     within, free_within = float(own @ own), len(residual) - len(cells.members) - inner.shape[1]
     if free_within < 1:
         within, free_within = total, max(free, 1)
-    across = np.stack([np.bincount(cells.group, root * column) for column in basis.T], -1)
-    trace = float((np.bincount(cells.group, cells.rows) / cells.members).sum()
-                  - ((across**2).sum(-1) / cells.members).sum())
-    between = share * max(total - within, 0.0), share * max(free - free_within, 0), share * trace
+    # contrasts between runs, in units of a row's noise: each has the variance row^2 + weight run^2. What the fit took for
+    # itself leaves next to no weight, and is left out
+    size = np.sqrt(cells.members)
+    across = np.stack([np.bincount(cells.group, root * column) / size for column in basis.T], -1)
+    weight, vectors = np.linalg.eigh(np.diag(np.bincount(cells.group, cells.rows) / cells.members) - across @ across.T)
+    kept = weight > FAINT * weight[-1]
+    contrasts = (vectors.T @ (np.bincount(cells.group, root * left) / size))[kept] ** 2 / weight[kept]
+    between = share * float(contrasts.sum()), share * int(kept.sum()), share * float(weight[kept].sum())
     return Noise((share * within, share * free_within), between, cells.rows, cells.group, cells.members)
 
 

@@ -113,7 +113,7 @@ def test_noise_that_runs_share_widens_intervals():
 
 
 def test_noise_of_runs_and_rows_is_estimated_without_bias():
-    """Henderson's third method over 300 tables: means within four standard errors of what was put in."""
+    """Over 300 tables the means lie within four standard errors of what was put in."""
     random, run = np.random.default_rng(0), np.repeat(np.arange(10), 4)
     x = random.standard_normal((40, 3))
     made = cells.each(Runs("", np.ones(40), np.ones(40), np.ones(40), None, run, run, "tokens"))
@@ -124,8 +124,7 @@ def test_noise_of_runs_and_rows_is_estimated_without_bias():
         row = found.within[0] / found.within[1]
         total.append((row, (found.between[0] - found.between[1] * row) / found.between[2]))
     mean, error = np.mean(total, 0), np.std(total, 0) / np.sqrt(300)
-    assert np.abs(mean - [0.004**2, 0.01**2]) == pytest.approx([0, 0], abs=4 * error.max())
-    assert abs(mean[0] - 0.004**2) < 4 * error[0]
+    assert (np.abs(mean - [0.004**2, 0.01**2]) < 4 * error).all()
 
 
 def test_rows_of_a_long_table_are_gathered_without_a_trace():
