@@ -106,9 +106,14 @@ def _seed(source: Path | None, place: Path) -> None:
 
 
 def _constant(config: Config) -> Config:
-    """The trunk up to a cooldown's start: the same run at a constant rate, without pictures and figures."""
+    """The trunk up to a cooldown's start: the same run at a constant rate, without pictures and figures.
+
+    It ends with a checkpoint, for the cooldown to go on from, also where runs are to save none on their way.
+    """
+    images = decay_start(config) * config.batch_size
+    every = config.log.checkpoint_every_images or images
     return dataclasses.replace(
-        config, total_images=decay_start(config) * config.batch_size,
+        config, total_images=images, log=dataclasses.replace(config.log, checkpoint_every_images=every),
         optimizer=dataclasses.replace(config.optimizer, schedule="constant"),
         evaluation=dataclasses.replace(config.evaluation, max_images=0, distance=0),
         sampling=dataclasses.replace(config.sampling, count=0, prompts=()),

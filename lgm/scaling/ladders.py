@@ -62,6 +62,8 @@ def shape(family: str, size: int, *, aspect: float | None = None, head_size: int
     aspect: width over depth, of transformers. base: of U-Nets, "sd15", "sdxl" or "small". options: other fields of the
     configuration, as channels, text_dim or dtype. Raises ValueError for families and bases that have no ladder.
     """
+    if size < 1:
+        raise ValueError("sizes are 1, 2, ...: heads of a transformer, 8 channels of a U-Net")
     if family == "unet":
         return _unet(size, head_size or HEAD_SIZES[family], base, options)
     if family not in ASPECTS:
@@ -74,7 +76,9 @@ def shape(family: str, size: int, *, aspect: float | None = None, head_size: int
     if family == "mmdit":
         return MMDiTConfig(**{"width": width, "depth": max(depth, 2), "heads": size} | options)
     double = max(round(depth / 3), 1)
-    side = 2 * round(head * 7 / 32)
+    side = 2 * (head * 7 // 32)  # 16, 56, 56 of Flux's 128
+    if side < 2 or head % 2:
+        raise ValueError(f"head_size={head} of Flux must be even and 6 or more: three even axes share its channels")
     return FluxConfig(**{"width": width, "depth": double, "single_depth": max(depth - double, 1), "heads": size,
                          "rotary_axes": (head - 2 * side, side, side)} | options)
 

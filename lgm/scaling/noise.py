@@ -89,8 +89,8 @@ def measure(cells: Cells, residual: np.ndarray, jacobian: np.ndarray, delta: flo
     within, free_within = float(own @ own), len(residual) - len(cells.members) - inner.shape[1]
     if free_within < 1:
         within, free_within = total, max(free, 1)
-    # contrasts between runs, in units of a row's noise: each has the variance row^2 + weight run^2. What the fit took for
-    # itself leaves next to no weight, and is left out
+    # contrasts between runs, in units of a row's noise: each has the variance row^2 + weight run^2. What the fit took
+    # for itself leaves next to no weight, and is left out
     size = np.sqrt(cells.members)
     across = np.stack([np.bincount(cells.group, root * column) / size for column in basis.T], -1)
     weight, vectors = np.linalg.eigh(np.diag(np.bincount(cells.group, cells.rows) / cells.members) - across @ across.T)

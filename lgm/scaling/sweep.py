@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -39,7 +40,8 @@ class Architecture:
 
     sizes: of `ladders.shape(family, size, **shape)`. lr: a number, a list that is tried at every size, or a dict of
     size: rate. mup_size: the size that `lr` belongs to; the others learn under muP. together: how many runs of one size
-    and objective share a program, and how: "vmap" steps them all at once, "turns" one after another.
+    and objective share a program, and how: "vmap" steps them all at once, "turns" one after another. base: keys of the
+    sweep's base that are others for this architecture, as `text` of a class-conditional one beside text models.
     """
 
     family: Literal["unet", "mmdit", "dit", "flux"]
@@ -49,6 +51,7 @@ class Architecture:
     mup_size: int | None = None
     together: int = 1
     how: Literal["vmap", "turns"] = "vmap"
+    base: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,9 @@ class Sweep:
     Attributes:
       base: what all training configs share. architectures, objectives: by name; every pair is a family of the fit.
       images: of every size (a grid), or budgets: training FLOPs, each spent by every size that needs between min_images
-        and max_images for it (an isoFLOP plan). cooldown: the part of its images that a run lowers its rate over.
+        and max_images for it (an isoFLOP plan). guess: (k, a): with it, only sizes within a factor `reach` of k FLOPs^a
+        parameters, about where the lowest loss is expected, spend a budget.
+      cooldown: the part of its images that a run lowers its rate over.
       machine: what the runs are planned for. latent, text_tokens: where no autoencoder or encoder can be asked.
     """
 
@@ -80,6 +85,8 @@ class Sweep:
     budgets: tuple[float, ...] = ()
     min_images: int = 1
     max_images: int | None = None
+    guess: tuple[float, float] | None = None
+    reach: float = 4.0
     seeds: tuple[int, ...] = (0,)
     cooldown: float = 0.2
     machine: Machine | None = None
@@ -172,7 +179,7 @@ def expand(sweep: Sweep) -> list[Run]:
 def _runs(sweep: Sweep, name: str, objective: str, size: int) -> list[Run]:
     architecture, aim = sweep.architectures[name], sweep.objectives[objective]
     model = _model(name, architecture, size)
-    base = sweep.base
+    base = {key: value for key, value in (sweep.base | architecture.base).items() if value is not None}
     values = dict(base) | {
         "name": f"{sweep.name}-{name}-{objective}-{size}", "model": model, "process": aim.process, "loss": aim.loss,
         "sampling": {**base.get("sampling", {}), **aim.sampling},
@@ -226,10 +233,37 @@ def _rates(lr: Any, name: str, size: int) -> tuple[float, ...]:
 
 def _amounts(sweep: Sweep, shape: Shape, batch: int) -> list[int]:
     """Images of each cooldown, ascending: whole batches."""
-    wanted = sweep.images or [budget / shape.flops for budget in sweep.budgets]
+    off = lambda budget: abs(math.log(shape.params / expected(sweep, budget)))
+    near = lambda budget: sweep.guess is None or off(budget) <= math.log(sweep.reach)
+    wanted = sweep.images or [budget / shape.flops for budget in sweep.budgets if near(budget)]
     high = sweep.max_images or float("inf")
     kept = [images for images in wanted if sweep.images or sweep.min_images <= images <= high]
     return sorted({max(round(images / batch), 1) * batch for images in kept})
+
+
+def expected(sweep: Sweep, budget: float) -> float:
+    """Parameters about which a budget's lowest loss is looked for."""
+    return sweep.guess[0] * budget ** sweep.guess[1]
+
+
+def thin(sweep: Sweep, runs: Sequence[Run]) -> list[str]:
+    """Budgets of an isoFLOP plan that cannot show a minimum, each in one line: a parabola needs four sizes, and two on
+    either side of where the lowest loss is expected."""
+    lines = []
+    families = dict.fromkeys(run.family for run in runs)
+    for family, budget in itertools.product(families, sweep.budgets):
+        sizes = sorted({run.shape.params for run in runs if run.family == family and any(
+            abs(images * run.shape.flops / budget - 1) < 0.05 for images in run.images)})
+        if len(sizes) < 4:
+            lines.append(f"{family}: {budget:g} FLOPs are spent by {len(sizes)} size{'s' * (len(sizes) != 1)}; a "
+                         "parabola needs 4")
+        elif sweep.guess:
+            below = sum(size < expected(sweep, budget) for size in sizes)
+            if min(below, len(sizes) - below) < 2:
+                lines.append(f"{family}: {budget:g} FLOPs: {below} sizes lie below the expected optimum of "
+                             f"{expected(sweep, budget):.3g} parameters and {len(sizes) - below} above; give two on "
+                             "either side")
+    return lines
 
 
 def measure(sweep: Sweep, config: Config, together: bool = False) -> Shape:
@@ -276,23 +310,24 @@ def _check(sweep: Sweep) -> None:
                          ("seeds", sweep.seeds)):
         if not values:
             raise ConfigError(f"config.{name} is empty; a sweep needs at least one")
+    if sweep.guess and (not sweep.budgets or min(sweep.guess) <= 0 or sweep.reach <= 1):
+        raise ConfigError(f"config.guess={sweep.guess}, config.reach={sweep.reach}: budgets are spent by sizes near k "
+                          "FLOPs^a: give config.budgets, positive k and a, and a reach above 1")
     for name, values in (("images", sweep.images), ("budgets", sweep.budgets), ("seeds", sweep.seeds)):
         if len(set(values)) < len(values) or any(value < 0 for value in values):
             raise ConfigError(f"config.{name}={tuple(values)} must be different numbers, none negative")
     if not 0 < sweep.cooldown < 1:
         raise ConfigError(f"config.cooldown={sweep.cooldown} must lie between 0 and 1, as 0.2")
-    for key, by in OURS.items():
-        if key in sweep.base:
-            raise ConfigError(f"config.base.{key} is set by config.{by}; leave it out")
-    for key in sweep.base.get("optimizer", {}):
-        if key in OPTIMIZERS:
-            raise ConfigError(f"config.base.optimizer.{key} is set by config.{OPTIMIZERS[key]}; leave it out")
-    if sweep.base.get("lora") is not None:
-        raise ConfigError("config.base.lora: a sweep trains whole models; leave it out")
+    _check_base(sweep.base, "config.base")
     if not sweep.base.get("evaluation", {}).get("levels"):
         raise ConfigError("config.base.evaluation.levels is missing: runs are compared by their error on so many "
                           "levels of log SNR; give 16")
     for name, architecture in sweep.architectures.items():
+        _check_base(architecture.base, f"config.architectures.{name}.base")
+        for key in ("evaluation", "batch_size"):
+            if key in architecture.base:
+                raise ConfigError(f"config.architectures.{name}.base.{key} must be the same for all architectures, "
+                                  "which are compared; set it in config.base")
         if not architecture.sizes:
             raise ConfigError(f"config.architectures.{name}.sizes is empty; give sizes of its ladder, as (2, 4, 8)")
         if architecture.together < 1:
@@ -301,3 +336,14 @@ def _check(sweep: Sweep) -> None:
             for rate in _rates(architecture.lr, name, size):
                 if not rate > 0:
                     raise ConfigError(f"config.architectures.{name}.lr={rate} must be above 0")
+
+
+def _check_base(base: Mapping[str, Any], where: str) -> None:
+    for key, by in OURS.items():
+        if key in base:
+            raise ConfigError(f"{where}.{key} is set by config.{by}; leave it out")
+    for key in base.get("optimizer") or {}:
+        if key in OPTIMIZERS:
+            raise ConfigError(f"{where}.optimizer.{key} is set by config.{OPTIMIZERS[key]}; leave it out")
+    if base.get("lora") is not None:
+        raise ConfigError(f"{where}.lora: a sweep trains whole models; leave it out")

@@ -16,7 +16,7 @@ from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED
 from lgm.scaling import results
 from lgm.scaling.board import Board
-from lgm.scaling.sweep import Run, Sweep, expand, load
+from lgm.scaling.sweep import Run, Sweep, expand, load, thin
 from lgm.train import loop
 from lgm.train.lock import NAME as LOCK
 from lgm.train.lock import hold, wait_for
@@ -80,7 +80,8 @@ def totals(plan: Sweep, runs: list[Run]) -> list[str]:
     """What all runs cost, as comment lines; hours where the plan names a machine."""
     flops = sum(one.flops for one in runs)
     rows = sum(len(one.configs) for one in runs)
-    lines = [f"# {len(runs)} runs, {rows} rows of runs.csv, {flops:.3g} training FLOPs"]
+    lines = [f"# {len(runs)} runs, {rows} rows of runs.csv, {flops:.3g} training FLOPs",
+             *(f"# {line}" for line in thin(plan, runs))]
     if plan.machine:
         m = plan.machine
         largest = max(runs, key=lambda one: one.flops)

@@ -71,6 +71,17 @@ def test_widths_and_depths_alone_tell_the_base_of_mup(runs):
     assert next(run for run in runs if run.group == "unet-flow-1").configs[0].optimizer.mup_base is None
 
 
+def test_a_class_conditional_transformer_stands_beside_text_models(tmp_path):
+    dit = """dit=dict(family="dit", sizes=(1, 2), lr=1e-3, base=dict(text=dict(classes=("one", "two"))),
+                     shape=dict(head_size=16, aspect=16.0, channels=32, patch_size=2, classes=2)),
+            unet="""
+    path = write(tmp_path, ("sizes=(1, 2)", "sizes=(1,)"), ("unet=", dit))
+    runs = sweep.expand(sweep.load(str(path)))
+    text = {run.architecture: run.configs[0].text for run in runs}
+    assert text["dit"].classes == ("one", "two") and text["dit"].encoder is None and text["mmdit"].encoder is not None
+    assert len({run.configs[0].batch_size for run in runs}) == 1
+
+
 def test_an_isoflop_plan_spends_each_budget_at_every_size(tmp_path):
     path = write(tmp_path, ("images=(40, 80)", "budgets=(1e9, 2e9), min_images=24, max_images=1000"))
     runs = sweep.expand(sweep.load(str(path)))
@@ -78,6 +89,16 @@ def test_an_isoflop_plan_spends_each_budget_at_every_size(tmp_path):
         for images, budget in zip(run.images, (1e9, 2e9), strict=False):
             assert abs(images - budget / run.shape.flops) <= 4  # half a batch
     assert len({run.images for run in runs}) > 1
+
+
+def test_budgets_are_spent_about_a_guess_and_those_that_show_no_minimum_are_told(tmp_path):
+    sizes = [run.shape.params for run in sweep.expand(sweep.load(str(write(tmp_path)))) if run.family == "mmdit flow"]
+    small, large = min(sizes), max(sizes)
+    guess = f"budgets=(1e9,), guess=({small / 1e9**0.5}, 0.5), reach={large / small / 1.01}"
+    plan = sweep.load(str(write(tmp_path, ("images=(40, 80)", guess))))
+    runs = sweep.expand(plan)
+    assert {run.shape.params for run in runs if run.family == "mmdit flow"} == {small}
+    assert "mmdit flow: 1e+09 FLOPs are spent by 1 size; a parabola needs 4" in sweep.thin(plan, runs)
 
 
 def test_the_plan_is_listed_with_numbers(tmp_path, capsys):
@@ -106,6 +127,9 @@ def test_the_plan_is_listed_with_numbers(tmp_path, capsys):
     (("cooldown=0.4", "cooldwn=0.4"), "config.cooldwn is an unknown key; did you mean 'cooldown'?"),
     (("images=(40, 80)", "budgets=(1e3,), min_images=24"), "config.budgets give no size"),
     (("together=4", "together=0"), "config.architectures.mmdit.together=0"),
+    (("sizes=(1, 2)", "sizes=(0, 1)"), "config.architectures.mmdit: size 0: sizes are 1, 2"),
+    (("together=4", "together=4, base=dict(seed=1)"), "config.architectures.mmdit.base.seed is set by config.seeds"),
+    (("together=4", "together=4, base=dict(batch_size=4)"), "mmdit.base.batch_size must be the same for all"),
 ])
 def test_bad_plans_are_one_line_and_write_nothing(tmp_path, capsys, change, part):
     command = ["sweep", f"--config={write(tmp_path, change)}", f"--workdir={tmp_path / 'w'}"]

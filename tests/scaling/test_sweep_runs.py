@@ -83,6 +83,16 @@ def test_a_changed_plan_is_refused_by_its_results(config, whole, capsys):
     assert "holds a run with config.optimizer.b2=0.999, not 0.9" in capsys.readouterr().err
 
 
+def test_a_run_by_itself_that_saves_no_checkpoints_still_cools_down_from_its_trunk(config, whole, tmp_path):
+    """As the shipped smoke sweep's are, one a job: the bits of the run that saves some."""
+    words = [f"--config={config}", FEW, "--config.base.log.checkpoint_every_images=0"]
+    assert main(["sweep", *words, f"--workdir={tmp_path}", "--only=0"]) == 0
+    assert main(["sweep", *words, f"--workdir={tmp_path}", "--gather"]) == 0
+    mine, theirs = rows(tmp_path), [row for row in rows(whole) if row["run"] == rows(tmp_path)[0]["run"]]
+    assert [float(row["loss"]) for row in mine] == pytest.approx([float(row["loss"]) for row in theirs], rel=0.01)
+    assert not list((tmp_path / "runs" / mine[0]["run"]).glob("trunk-*"))
+
+
 def test_a_run_by_itself_is_that_of_its_group_and_of_lgm_train(config, whole, tmp_path):
     """By itself it is another program, whose rounding training magnifies: 1% at most in these few steps. With the loop
     of `lgm train` it shares trunk checkpoints, and every bit."""
