@@ -248,13 +248,22 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", required=True, help="the folder to write")
     fit.add_argument("--loss", default="loss", help="the column that is fitted, as vlb_bits of a sweep's runs.csv "
                                                     "(default: loss)")
+    fit.add_argument("--family-column", help="the column, or columns by commas, whose values tell families apart "
+                                             "(default: family)")
+    fit.add_argument("--rows", choices=("all", "last"), default="all",
+                     help="of each run: all, or the last 5%% of its data as one, of learning curves (default: all)")
     fit.add_argument("--tokens-per-image", type=float, help="joins images and FLOPs by C = 6 params tokens")
     fit.add_argument("--budget", help="FLOPs to find the best N and D for, or a list: 1e21,1e22 (default: the "
                                       "largest run's, 10 and 100 times that)")
+    fit.add_argument("--max-params", type=float, default=float("inf"), help="that a recommended model may have")
+    fit.add_argument("--predict", help="N,D whose loss is predicted, or several: '1e9,2e8;2e9,2e8'")
+    fit.add_argument("--dataset", type=float, help="how many images (or tokens) there are, to be told of epochs")
+    fit.add_argument("--hold-out", help="what is predicted from the rest: 'params>1e9', 'flops>1e21' (default: the "
+                                        "largest budget)")
     fit.add_argument("--method", default="huber", help="what predicts and is checked: huber, least_absolute or "
                                                        "variable_projection (default: huber; all three are fitted)")
     fit.add_argument("--delta", type=float, default=1e-3, help="Huber's, of errors of ln loss (default: 1e-3)")
-    fit.add_argument("--draws", type=int, default=1000, help="bootstrap draws of training runs (default: 1000)")
+    fit.add_argument("--draws", type=int, default=1000, help="simulated tables that intervals are of (default: 1000)")
     fit.add_argument("--seed", type=int, default=0, help="of the draws")
     fit.add_argument("--max-steps", type=int, default=4000, help="of each optimizer (default: 4000)")
     for name in ("min-params", "min-data", "min-flops"):
@@ -434,13 +443,35 @@ def _fit(arguments, overrides) -> int:
     result = fit.run(
         arguments.data, arguments.out, loss=arguments.loss, tokens_per_image=arguments.tokens_per_image,
         limits=table.Limits(**pick("min_params", "min_data", "min_flops", "max_loss")),
-        settings=families.Settings(**pick("method", "delta", "draws", "seed", "max_steps")),
+        family=arguments.family_column, rows=arguments.rows, dataset=arguments.dataset,
+        settings=families.Settings(**pick("method", "delta", "draws", "seed", "max_steps", "max_params"),
+                                   hold_out=_above("--hold-out", arguments.hold_out)),
+        points=_pairs("--predict", arguments.predict),
         budgets=_numbers("--budget", arguments.budget), pod_hours=_numbers("--pod-hours", arguments.pod_hours),
         pod=pod if missing else machine.Machine(arguments.chips, arguments.chip_peak, arguments.mfu),
     )
     print("\n".join(fit.headline(result)))
     print(f"{arguments.out}/report.html")
     return 0 if any(family["methods"] for family in result["families"].values()) else 1
+
+
+def _above(flag: str, words: str | None) -> tuple[str, float] | None:
+    """`params>1e9` as a name and a number."""
+    if words is None:
+        return None
+    name, mark, value = words.partition(">")
+    try:
+        return name.strip(), float(value) if mark else float("")
+    except ValueError:
+        raise ConfigError(f"{flag}={words} is not a column and a number, as params>1e9") from None
+
+
+def _pairs(flag: str, words: str | None) -> tuple[tuple[float, float], ...]:
+    """`1e9,2e8;2e9,2e8` as pairs of numbers."""
+    pairs = tuple(_numbers(flag, part, "1e9,2e8;2e9,2e8") for part in words.split(";")) if words else ()
+    if any(len(pair) != 2 for pair in pairs):
+        raise ConfigError(f"{flag}={words} is not parameters and data, as 1e9,2e8, or several by semicolons")
+    return pairs
 
 
 def _numbers(flag: str, words: str | None, example: str = "1e21,1e22") -> tuple[float, ...]:

@@ -31,10 +31,10 @@ OBJECTIVES = {
 }
 ARCHITECTURES = {
     # 8: 77M, 24: SD3-medium
-    "mmdit": dict(family="mmdit", sizes=(6, 8, 10, 12, 14, 17, 20, 24, 30), lr=2e-3, mup_size=8,
+    "mmdit": dict(family="mmdit", sizes=(5, 6, 8, 10, 12, 14, 17, 20, 24), lr=2e-3, mup_size=8,
                   shape=dict(channels=16, qk_norm="rms", remat="dots", group=4, dtype="bfloat16")),
     # 40: SDXL's width; parameters grow as the square
-    "unet": dict(family="unet", sizes=(4, 5, 7, 9, 12, 16, 21, 28, 38), lr=1e-3, mup_size=7,
+    "unet": dict(family="unet", sizes=(3, 4, 5, 7, 9, 12, 16, 20, 26), lr=1e-3, mup_size=7,
                  shape=dict(base="sdxl", channels=16, text_dim=4096, pooled_dim=2048, remat="dots", dtype="bfloat16")),
 }
 
@@ -60,7 +60,7 @@ def get_config(arg="mmdit-flow"):
         ),
         architectures={architecture: ARCHITECTURES[architecture]},
         objectives={objective: OBJECTIVES[objective]},
-        budgets=(3e19, 1e20, 3e20, 1e21, 3e21), guess=(0.0301, 0.495), min_images=5_000_000, cooldown=0.2,
+        budgets=(1e19, 3e19, 1e20, 3e20, 1e21), guess=(0.0301, 0.495), min_images=5_000_000, cooldown=0.2,
         machine=dict(chips=256, peak=459e12, mfu=0.4),
         latent=32, text_tokens=154,
     ))

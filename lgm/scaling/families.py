@@ -24,6 +24,7 @@ class Settings:
       method: of METHODS, the one that predicts, is left out from, and is compared. delta: Huber's.
       draws: simulated tables. seed: of the draws. max_steps: of each optimizer. hold_out: (column, value), rows above
         which are predicted from the rest; None for the largest budget.
+      max_params: that a recommended model may have.
     """
 
     method: str = "huber"
@@ -32,6 +33,7 @@ class Settings:
     seed: int = 0
     max_steps: int = parametric.MAX_STEPS
     hold_out: tuple[str, float] | None = None
+    max_params: float = np.inf
 
     def __post_init__(self):
         if self.method not in parametric.METHODS:
@@ -40,6 +42,8 @@ class Settings:
             raise ValueError(f"--delta={self.delta} must be a positive number; the usual one is 1e-3")
         if self.draws < 100:
             raise ValueError(f"--draws={self.draws} is too few for a 95% interval; give 100 or more")
+        if not self.max_params > 0:
+            raise ValueError(f"--max-params={self.max_params} must be positive")
         if self.max_steps < 1:
             raise ValueError(f"--max-steps={self.max_steps} must be positive")
 

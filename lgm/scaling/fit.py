@@ -12,7 +12,7 @@ import numpy as np
 
 from lgm import __version__
 from lgm.files import place, read_json, write_atomically
-from lgm.scaling import families, identify, laws, predicting, table
+from lgm.scaling import answer, contradictions, families, identify, laws, predicting, table
 from lgm.scaling.bootstrap import interval
 from lgm.scaling.families import Estimate, Family, Settings
 from lgm.scaling.machine import Machine
@@ -37,25 +37,28 @@ def planned_pod(path: str | Path) -> Machine:
 
 
 def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_image: float | None = None,
-        limits: Limits = LIMITS,
-        settings: Settings = SETTINGS, budgets: tuple[float, ...] = (), pod: Machine | None = None,
-        pod_hours: tuple[float, ...] = ()) -> dict:
+        family: str | None = None, rows: str = "all", limits: Limits = LIMITS, settings: Settings = SETTINGS,
+        budgets: tuple[float, ...] = (), pod: Machine | None = None, pod_hours: tuple[float, ...] = (),
+        points: tuple[tuple[float, float], ...] = (), dataset: float | None = None) -> dict:
     """Fit every family of a CSV and write fit.json, figures/*.png and report.html into `out`; returns fit.json's dict.
 
-    `loss` names the column that is fitted. Budgets are FLOPs; pod_hours become budgets by the pod's peak and MFU.
-    Without either, three budgets are chosen: the largest in the table, ten and a hundred times it. Raises ValueError in
-    one line for bad input, before anything is written.
+    `loss` names the column that is fitted, `family` those that tell families apart; rows: as of `table.read`. points:
+    (N, D) whose loss is predicted. dataset: how many images or tokens there are. Budgets are FLOPs;
+    pod_hours become budgets by the pod's peak and MFU. Without either, three budgets are chosen: the largest in the
+    table, ten and a hundred times it. Raises ValueError in one line for bad input, before anything is written.
     """
     if pod_hours and pod is None:
         raise ValueError("--pod-hours needs --plan, or --chips, --chip-peak and --mfu, to know the FLOPs of an hour")
-    for name, values in (("budget", budgets), ("pod-hours", pod_hours)):
+    given = (("budget", budgets), ("pod-hours", pod_hours), ("predict", [v for pair in points for v in pair]),
+             ("dataset", () if dataset is None else (dataset,)))
+    for name, values in given:
         for value in values:
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"--{name}={value} must be a positive number")
     out = place(out, "--out")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; give a folder")
-    read = table.read(data, tokens_per_image, limits, loss)
+    read = table.read(data, tokens_per_image, limits, loss, family, rows)
     if not any(len(runs) for runs in read.families):
         reasons = sorted({reason for runs in read.families for _, reason in runs.dropped})
         raise ValueError(f"{data}: all {read.rows} rows are dropped: {'; '.join(reasons)}")
@@ -64,7 +67,7 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
     if not budgets:
         largest = [float(f.runs.flops.max()) for f in analysed if f.runs.flops is not None and len(f.runs)]
         budgets = tuple(max(largest) * factor for factor in (1, 10, 100)) if largest else ()
-    result = summary(read, analysed, settings, budgets, pod)
+    result = summary(read, analysed, settings, budgets, pod, points, dataset)
     from lgm.scaling import figures, report
 
     drawn = figures.draw(analysed, settings, budgets)
@@ -76,26 +79,50 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
     return result
 
 
-def summary(read: table.Table, analysed: list[Family], settings: Settings, budgets, pod: Machine | None) -> dict:
-    """What fit.json holds: JSON's own types only, None for what is not known or not stated."""
+def summary(read: table.Table, analysed: list[Family], settings: Settings, budgets, pod: Machine | None, points=(),
+            dataset: float | None = None) -> dict:
+    """What fit.json holds: JSON's own types only, None for what is not known or not stated.
+
+        answers         a row a budget: the best family, what to train, its loss, and the runner-up (`answer.of`)
+        contradictions  by family: what does not go together, the gravest first (`contradictions.of`)
+        data            the table's file, its SHA-256, rows and the column that is the loss
+        settings, pod   what was asked for; lgm: the version that answered
+        families        by name:
+            points          rows used and dropped, with reasons; sizes; ranges; notes of what was derived
+            reason, untold  why nothing was fitted; why the plan tells no exponent
+            cost            k, p and scatter of FLOPs = k N^p D
+            methods         by method: A, B, E, alpha, beta with `intervals` and the reasons of those `refused`;
+                            `frontier`, exponents in compute; `noise` of a run and a row; `scatter`; `convergence`
+            isoflop         parabolas by budget, the exponents of N and D, predictions
+            predictions     by budget: params, images or tokens and loss, `intervals`, every method's values, `refused`
+            points_asked    the same of given params and data
+            held_out, leave_one_size_out, leave_one_run_out, ranges, deltas: what was left out, and what became of it
+        comparisons     by pair of families: exponents, losses, and compute for the same loss
+    """
     pairs = [(a, b) for i, a in enumerate(analysed) for b in analysed[i + 1:]]
+    fitted = {f.runs.family: _family(f, settings, budgets, pod, points) for f in analysed}
+    answers = [row | _hours(pod, row["budget"]) for row in answer.of(analysed, settings, budgets, dataset)]
     return _plain({
+        "answers": answers,
+        "contradictions": {f.runs.family: contradictions.of(f, settings, fitted[f.runs.family]["predictions"], dataset)
+                           for f in analysed},
         "lgm": __version__,
         "data": {"file": Path(read.path).name, "sha256": read.sha256, "rows": read.rows, "loss": read.loss},
         "settings": dataclasses.asdict(settings),
         "pod": dataclasses.asdict(pod) if pod else None,
-        "families": {f.runs.family: _family(f, settings, budgets, pod) for f in analysed},
+        "families": fitted,
         "comparisons": [predicting.compare(a, b, settings, list(budgets)) for a, b in pairs],
     })
 
 
-def _family(family: Family, settings: Settings, budgets, pod: Machine | None) -> dict:
+def _hours(pod: Machine | None, budget: float) -> dict:
+    return {"pod_hours": pod.hours(budget), "chip_hours": pod.hours(budget) * pod.chips} if pod else {}
+
+
+def _family(family: Family, settings: Settings, budgets, pod: Machine | None, points) -> dict:
     runs = family.runs
     span = lambda values: [float(values.min()), float(values.max())] if len(values) else None
-    predictions = []
-    for budget in budgets:
-        hours = {"pod_hours": pod.hours(budget), "chip_hours": pod.hours(budget) * pod.chips} if pod else {}
-        predictions.append(predicting.budget(family, settings, budget) | hours)
+    predictions = [predicting.budget(family, settings, budget) | _hours(pod, budget) for budget in budgets]
     return {
         "points": {
             "used": len(runs), "runs": len(np.unique(runs.run)), "unit": runs.unit,
@@ -111,6 +138,7 @@ def _family(family: Family, settings: Settings, budgets, pod: Machine | None) ->
         "isoflop": _isoflop(family, budgets),
         **family.checks,
         "predictions": predictions,
+        "points_asked": [predicting.point(family, settings, n, d) for n, d in points],
     }
 
 
@@ -172,8 +200,10 @@ def _plain(value):
 
 
 def headline(result: dict) -> list[str]:
-    """Lines for a terminal: each family's law by the chosen method, or why it has none, and its predictions."""
-    method, lines = result["settings"]["method"], []
+    """Lines for a terminal: the answer, what contradicts it, then each family's law and its predictions."""
+    method, lines = result["settings"]["method"], answer.lines(result["answers"])
+    for name, found in result["contradictions"].items():
+        lines += [f"! {name}: {line}" for line in found]
     for name, family in result["families"].items():
         points = family["points"]
         lines.append(f"{name}: {points['used']} points used, {len(points['dropped'])} dropped, {points['sizes']} sizes")
@@ -184,7 +214,8 @@ def headline(result: dict) -> list[str]:
             lines.append(f"  not fitted: {family['reason']}")
             continue
         for label, fitted in family["methods"].items():
-            state = "converged" if fitted["converged"] else f"NOT CONVERGED ({fitted['convergence']['reason']})"
+            stopped = fitted["convergence"]["reason"]
+            state = f"NOT CONVERGED ({stopped})" if stopped else "optimizer converged"
             shown = [f"{p}={fitted[p]:.4g} [{fitted['intervals'][p][0]:.3g}, {fitted['intervals'][p][1]:.3g}]"
                      for p in ("E", "alpha", "beta") if fitted[p] is not None]
             lines.append(f"  {label}: {', '.join(shown) or 'nothing stated'}; {state}")
@@ -205,5 +236,17 @@ def headline(result: dict) -> list[str]:
                     f"{row['intervals'][name][1]:.{digits}g}]")
                 unit = points["unit"]
                 lines.append(f"{at}: N={said('params', 3)}, {unit}={said(unit, 3)}, loss {said('loss', 4)}")
+        for row in family["points_asked"]:
+            at = f"  N={row['params']:.3g}, {points['unit']}={row[points['unit']]:.3g}: "
+            if row["reason"]:
+                lines.append(f"{at}no prediction: {row['reason']}")
+            else:
+                (low, high), (least, most) = (row["intervals"][name] for name in ("loss", "loss_of_one_run"))
+                lines.append(f"{at}loss {row['loss']:.4g} [{low:.4g}, {high:.4g}], of one run {least:.4g} to "
+                             f"{most:.4g}")
+        held = family.get("held_out")
+        if held and not held["reason"]:
+            lines.append(f"  {held['what']}, predicted from the rest: {held['inside']} of {held['of']} in their "
+                         f"intervals, the worst off by {100 * held['worst']:+.2g}%")
     return lines
 

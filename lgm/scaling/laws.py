@@ -54,14 +54,17 @@ def fit_cost(n: np.ndarray, d: np.ndarray, flops: np.ndarray) -> Cost:
     return Cost(float(np.exp(residual.mean())), p, float(np.exp(residual.std())))
 
 
-def optimum(law: np.ndarray, cost: Cost, budget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def optimum(law: np.ndarray, cost: Cost, budget, most: float = np.inf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, D, L) of lowest loss among those that cost `budget` FLOPs; law [..., 5] broadcasts against budget.
+
+    most: parameters that N may not exceed: the best N where the minimum, of which there is one, lies above.
 
     With D = (C / k) N^-p the derivative of the loss is zero at N^(alpha + p beta) = alpha A / (p beta B) (C / k)^beta.
     """
     a, b, _, alpha, beta = np.moveaxis(law, -1, 0)
     scale = np.log(budget) - np.log(cost.k)
     log_n = (np.log(alpha) + a - np.log(cost.p * beta) - b + beta * scale) / (alpha + cost.p * beta)
+    log_n = np.minimum(log_n, np.log(most))
     n, d = np.exp(log_n), np.exp(scale - cost.p * log_n)
     return n, d, loss(law, n, d)
 

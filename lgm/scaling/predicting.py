@@ -25,11 +25,11 @@ def budget(family: Family, settings: Settings, flops: float) -> dict:
     if nothing["reason"]:
         return nothing
     runs = family.runs
-    best = lambda part: lambda law: laws.optimum(law, family.cost, flops)[part]
+    best = lambda part: lambda law: laws.optimum(law, family.cost, flops, settings.max_params)[part]
     found = {"params": _state(family, settings, best(0), LOOSE), unit: _state(family, settings, best(1), LOOSE),
              "loss": _state(family, settings, best(2), LOOSE_LOSS)}
     result = _row(family, settings, found, best(2))
-    n, d, _ = laws.optimum(family.estimates[settings.method].fit.law, family.cost, flops)
+    n, d, _ = laws.optimum(family.estimates[settings.method].fit.law, family.cost, flops, settings.max_params)
     beyond = {"flops": flops / float(runs.flops.max()), "params": float(n) / float(runs.n.max()),
               unit: float(d) / float(runs.d.max())}
     return nothing | result | {"beyond_data": beyond}
@@ -128,7 +128,7 @@ def compare(first: Family, second: Family, settings: Settings, budgets: list[flo
         result["budgets"].append({
             "budget": flops, "losses": best, "difference": best[0] - best[1], "interval": [float(low), float(high)],
             "first_is_lower": float((losses[0] < losses[1]).mean()),
-            "compute": _below_never(factor), "compute_interval": [_below_never(v) for v in np.exp(between)],
+            "compute": below_never(factor), "compute_interval": [below_never(v) for v in np.exp(between)],
         })
     return result
 
@@ -142,5 +142,6 @@ def needed(law: np.ndarray, family: Family, loss, flops: float) -> np.ndarray:
     return np.clip(np.where(loss > floor, factor, NEVER), 1 / NEVER, NEVER)
 
 
-def _below_never(factor: float) -> float | None:
+def below_never(factor: float) -> float | None:
+    """A factor of compute, None for never."""
     return float(factor) if factor < 0.99 * NEVER else None

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a fit: verdicts first, then numbers, then figures and checks."""
+"""One self-contained HTML page about a fit: the answer, what contradicts it, then numbers, figures and checks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import math
 from html import escape
 
+from lgm.scaling import answer
 from lgm.scaling.figures import LABELS, slugs_of
 
 CSS = """
@@ -21,6 +22,9 @@ td.text { text-align: left; } .between { color: #666; font-size: 12.5px; white-s
 .bad { color: #fff; background: #b02a2a; padding: 0 .4em; }
 figure { margin: 1rem 0; } figure img { width: 100%; } figcaption, .note { color: #555; font-size: 13.5px; }
 .scroll { overflow-x: auto; }
+.wrap { white-space: normal; display: inline-block; min-width: 14em; text-align: left; }
+.panel { background: #fdf3e3; border-left: 4px solid #d08a1c; padding: .4rem 1rem; margin: 1rem 0; }
+.panel ul { margin: .3rem 0; padding-left: 1.2rem; }
 """
 
 CAPTIONS = {
@@ -48,15 +52,47 @@ def page(result: dict, figures: dict[str, bytes]) -> str:
         f"<b>{escape(data['loss'])}</b>. L(N, D) = E + "
         f"A/N<sup>α</sup> + B/D<sup>β</sup>. Predictions and checks by the method <b>{LABELS[settings['method']]}</b>; "
         f"95% intervals from {settings['draws']} simulated tables with the noise of this one.</p>",
-        _verdicts(result),
     ]
+    body[1:1] = [_answers(result), _contradictions(result)]
+    body += ["<h2>Can it be trusted?</h2>", _verdicts(result)]
     if result["comparisons"]:
-        body += ["<h2>Families compared</h2>", _figure("comparison", figures, CAPTIONS["comparison"])]
-        body += [_comparison(row) for row in result["comparisons"]]
+        rows = "".join(_comparison(row) for row in result["comparisons"])
+        body += ["<h2>Families compared</h2>", _figure("comparison", figures, CAPTIONS["comparison"]),
+                 f"<details><summary>Every pair of families</summary>{rows}</details>"]
     for name, family in result["families"].items():
         body += [f"<h2>{escape(name)}</h2>", *_family(family, slugs[name], figures)]
     return (f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
             f"<title>Scaling fit: {escape(data['file'])}</title><style>{CSS}</style>{''.join(body)}</html>\n")
+
+
+def _answers(result: dict) -> str:
+    """What to train for each budget, and how far behind the runner-up is."""
+    if not result["answers"]:
+        return f"<p>{_refused('No budget: FLOPs are unknown. Give a column flops, or --tokens-per-image')}</p>"
+    rows, pods = [], any("pod_hours" in row for row in result["answers"])
+    for row in result["answers"]:
+        head = [_n(row["budget"]), *([_n(row["pod_hours"])] if pods else [])]
+        if row["family"] is None:
+            rows.append([*head, _refused(row["reason"]), *[""] * 5])
+            continue
+        told = lambda name, digits=3, row=row: _refused("not told") if row[name] is None else _with(
+            row[name], row["intervals"][name], digits)
+        epochs = f"<br><span class=between>{row['epochs']:.2g} epochs</span>" if row["epochs"] else ""
+        behind = escape(answer.in_words(row["runner_up"])) if row["runner_up"] else "–"
+        rows.append([*head, f"<b>{escape(row['family'])}</b>", told("params"), f"{told('data')} {row['unit']}{epochs}",
+                     told("loss", 4), f"{_n(row['seen'], 2)}×", f"<span class=wrap>{behind}</span>"])
+    head = ["FLOPs", *(["pod-hours"] if pods else []), "train", "parameters", "on", "for a loss of",
+            "of the largest run's FLOPs", "runner-up"]
+    return _table(head, rows)
+
+
+def _contradictions(result: dict) -> str:
+    """What does not go together, of all families; nothing where nothing is found."""
+    found = [(name, line) for name, lines in result["contradictions"].items() for line in lines]
+    if not found:
+        return "<p class=note>Nothing in table and fits was found to contradict this.</p>"
+    items = "".join(f"<li><b>{escape(name)}</b>: {escape(line)}.</li>" for name, line in found)
+    return f"<div class=panel><b>What does not go together</b><ul>{items}</ul></div>"
 
 
 def _verdicts(result: dict) -> str:
@@ -70,11 +106,11 @@ def _verdicts(result: dict) -> str:
         if held is None or held["reason"]:
             trust = _refused("not held out: " + held["reason"]) if held else "–"
         else:
-            worst = max(abs(row["error"]) for row in held["runs"])
-            inside = sum(row["inside"] for row in held["runs"])
-            trust = f"within {100 * worst:.2g}%; {inside} of {len(held['runs'])} in their intervals"
+            worst, mark = abs(held["worst"]), "bad" if held["inside"] < 0.75 * held["of"] else "good"
+            trust = (f"within {100 * worst:.2g}%; <span class={mark}>{held['inside']} of {held['of']}</span> in their "
+                     "intervals")
         rows.append([escape(name), _stated(fitted, "alpha"), _stated(fitted, "beta"), _converged(fitted), trust])
-    return _table(["family", "α", "β", "optimum", "largest budget, predicted from the rest"], rows)
+    return _table(["family", "α", "β", "optimizer", "held out, predicted from the rest"], rows)
 
 
 def _comparison(row: dict) -> str:
@@ -118,7 +154,7 @@ def _family(family: dict, slug: str, figures: dict[str, bytes]) -> list[str]:
         parts.append("<ul>" + "".join(f"<li>{whose(methods)}{_refused(reason)}</li>"
                                       for reason, methods in refused.items()) + "</ul>")
     parts += ["<h3>Best size and data for a budget</h3>", _predictions(family), draw("isoflop"), _slices(family)]
-    parts += ["<h3>Is it an optimum?</h3>", _convergence(family), draw("convergence")]
+    parts += ["<h3>Is it the best law of this form?</h3>", _convergence(family), draw("convergence")]
     parts += ["<h3>Does it predict?</h3>", draw("residuals"), _held_out(family), _leave_one_size_out(family)]
     if f"{slug}_sensitivity" in figures:
         parts += ["<h3>Does it depend on what was fitted?</h3>", draw("sensitivity")]
@@ -138,7 +174,7 @@ def _methods(family: dict) -> str:
     found = family["isoflop"]
     if found and found["N"]:
         frontier.append(["isoFLOP parabolas", *cells(found, "N", "D"), "–"])
-    text = _table(["method", "E", "A", "B", "α", "β", "scatter", "objective", "optimum"], rows)
+    text = _table(["method", "E", "A", "B", "α", "β", "scatter", "objective", "optimizer"], rows)
     if frontier:
         head = ["", "a of N<sub>opt</sub> ~ C<sup>a</sup>", "b of D<sub>opt</sub> ~ C<sup>b</sup>",
                 "c of L − E ~ C<sup>−c</sup>"]
@@ -149,7 +185,7 @@ def _methods(family: dict) -> str:
 def _predictions(family: dict) -> str:
     unit, rows = family["points"]["unit"], []
     pods = any("pod_hours" in row for row in family["predictions"])
-    if not family["predictions"]:
+    if not family["predictions"] and not family["points_asked"]:
         return f"<p>{_refused('FLOPs are unknown: give a column flops, or --tokens-per-image')}</p>"
     for row in family["predictions"]:
         cells = [_n(row["budget"]), *([_n(row["pod_hours"])] if pods else [])]
@@ -164,6 +200,11 @@ def _predictions(family: dict) -> str:
     head = ["FLOPs", *(["pod-hours"] if pods else []), "parameters", unit, "loss", "one run's loss, 95%",
             "of the largest run's FLOPs"]
     text = _table(head, rows)
+    asked = [[_n(row["params"]), _n(row[unit]), _refused(row["reason"]) if row["reason"] else
+              _with(row["loss"], row["intervals"]["loss"], 4), "" if row["reason"] else
+              _between(row["intervals"]["loss_of_one_run"], 4)] for row in family["points_asked"]]
+    if asked:
+        text += _table(["parameters", unit, "loss", "one run's loss, 95%"], asked)
     rows = [[_n(row["budget"]), *(_with(row[name], row["intervals"][name]) for name in ("params", unit))]
             for row in (family["isoflop"] or {}).get("predictions", [])]
     if rows:
@@ -190,7 +231,7 @@ def _convergence(family: dict) -> str:
                      f"{max(proof['spread']):.1e}", f"{proof['steps']} of {proof['limit']}", check,
                      _converged(fitted)])
     head = ["method", "relative gradient", "starts agreeing", "their exponents apart by", "steps",
-            "another optimizer's excess", "optimum"]
+            "another optimizer's excess", "optimizer"]
     return _table(head, rows)
 
 
@@ -224,7 +265,7 @@ def _stated(fitted: dict, name: str) -> str:
 
 def _converged(fitted: dict) -> str:
     if fitted["converged"]:
-        return "<span class=good>proven</span>"
+        return "<span class=good>converged</span>"
     return f"<span class=bad>no</span> {_refused(fitted['convergence']['reason'])}"
 
 

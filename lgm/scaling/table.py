@@ -16,6 +16,14 @@ from lgm.files import local
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0  # forward and backward, two FLOPs a multiply-add: C = 6 N D
 POSITIVE = ("params", "images", "tokens", "flops", "loss", "learning_rate")
 NAMES = ("family", "seed", "run")
+ALIASES = {  # of columns that can mean one thing only; a loss is named by --loss
+    "params": ("n_params", "num_params", "parameters", "n_parameters", "num_parameters", "model_size", "param_count"),
+    "tokens": ("n_tokens", "num_tokens", "train_tokens", "training_tokens", "tokens_seen", "total_tokens"),
+    "images": ("n_images", "num_images", "images_seen", "train_images", "samples_seen"),
+    "flops": ("n_flops", "train_flops", "training_flops", "total_flops", "compute_flops"),
+    "run": ("run_id", "run_name"),
+}
+SPLITS = 12  # values of a column that may tell families apart, at most
 KINDS = "any two of params, data (images or tokens) and flops"
 
 
@@ -43,6 +51,7 @@ class Runs:
       unit: "images" or "tokens".
       dropped: (row, reason) of rows that are not fitted.
       notes: what was derived rather than read.
+      unread: columns of few values that were not read, [rows] each: what may split the data.
     """
 
     family: str
@@ -55,6 +64,7 @@ class Runs:
     unit: str
     dropped: tuple[tuple[int, str], ...] = ()
     notes: tuple[str, ...] = ()
+    unread: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.n)
@@ -62,7 +72,9 @@ class Runs:
     def take(self, keep: np.ndarray) -> Runs:
         """The rows where `keep` is true."""
         arrays = {name: getattr(self, name)[keep] for name in ("n", "d", "loss", "run", "row")}
-        return dataclasses.replace(self, **arrays, flops=None if self.flops is None else self.flops[keep])
+        unread = {name: values[keep] for name, values in self.unread.items()}
+        flops = None if self.flops is None else self.flops[keep]
+        return dataclasses.replace(self, **arrays, flops=flops, unread=unread)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,85 +88,142 @@ class Table:
     loss: str = "loss"
 
 
-def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits = LIMITS,
-         loss: str = "loss") -> Table:
+def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits = LIMITS, loss: str = "loss",
+         family: str | None = None, rows: str = "all") -> Table:
     """Read and check a CSV file of runs.
 
     Columns: `loss` (or the one that the argument of that name says), and any two of `params`, `images` or `tokens`, and
     `flops`; the third follows from C = 6 N D with D in tokens (an image being `tokens_per_image` of them). Optional:
-    `family`, `seed`, `run` (rows of one training run), `learning_rate` (only the best of each family, size and data is
-    fitted). Case does not matter; other columns are left alone. Rows whose loss is empty, NaN or infinite (runs that
+    `family` (or the columns that the argument of that name says, by commas), `seed`, `run` (rows of one training run),
+    `learning_rate` (only the best of each family, size and data is fitted). Case does not matter, and names that can
+    mean one of these only are read as such, which a note says; other columns are left alone. Cells may be separated by
+    semicolons, tabs or bars, numbers then having decimal commas. Rows whose loss is empty, NaN or infinite (runs that
     diverged or have not ended) and rows that are there twice are dropped.
+
+    rows: "all", or "last" of each run: its last 5% of data, of learning curves, as one row.
 
     Raises ValueError in one line naming file, row and column for anything that is not a table of runs.
     """
     path = local(path, "--data")
-    header, records, digest = _records(path)
+    columns, lines, digest, notes = _columns(path)
     if loss != "loss":
-        if loss not in header:
-            raise ValueError(f"{path}: column {loss!r}, of --loss, is missing; {_there(header, loss)}")
+        if loss not in columns:
+            raise ValueError(f"{path}: column {loss!r}, of --loss, is missing; {_there(list(columns), loss)}")
         rename = lambda name: "loss" if name == loss else "(loss)" if name == "loss" else name
-        header = [rename(name) for name in header]
-        records = [(row, {rename(name): cell for name, cell in cells.items()}) for row, cells in records]
+        columns = {rename(name): cells for name, cells in columns.items()}
+    if family is not None:
+        columns = _with_family(path, columns, family)
+    header = list(columns)
     _check_columns(path, header, tokens_per_image)
-    read_cell = lambda c: _loss if c == "loss" else _number
-    numbers = {c: [read_cell(c)(path, row, c, cells[c]) for row, cells in records] for c in POSITIVE if c in header}
-    names = {c: [_name(path, row, c, cells[c]) for row, cells in records] for c in NAMES if c in header}
-    rows = [row for row, _ in records]
-    repeats = _repeats(path, records, numbers, names)
-    if len(rows) == 1:
-        raise ValueError(f"{path}: row 2 is the only row; a fit needs many runs")
-    columns = {c: np.array(values, np.float64) for c, values in numbers.items()}
-    columns, unit, notes = _complete(path, columns, tokens_per_image)
-    notes += _near_misses(header)
-    family = np.array(names.get("family", ["all"] * len(rows)))
-    seen = dict.fromkeys(family.tolist())
-    runs = names.get("run") or [str(row) for row in rows]
-    numbered = {name: index for index, name in enumerate(dict.fromkeys(zip(family.tolist(), runs, strict=True)))}
-    run = np.array([numbered[key] for key in zip(family.tolist(), runs, strict=True)])
-    families = []
-    for name in seen:
-        of = family == name
+    parse = lambda c: _loss if c == "loss" else _number
+    numbers = {c: [parse(c)(path, line, c, cell) for line, cell in zip(lines, columns[c], strict=True)]
+               for c in POSITIVE if c in header}
+    names = {c: [_name(path, line, c, cell) for line, cell in zip(lines, columns[c], strict=True)]
+             for c in NAMES if c in header}
+    others = {c: cells for c, cells in columns.items() if c not in (*POSITIVE, *NAMES)}
+    repeats = _repeats(path, lines, others, numbers, names)
+    if len(lines) == 1:
+        raise ValueError(f"{path}: row {lines[0]} is the only row; a fit needs many runs")
+    values = {c: np.array(cells, np.float64) for c, cells in numbers.items()}
+    values, unit, derived = _complete(path, values, tokens_per_image)
+    notes += derived + _near_misses(header)
+    families = np.array(names.get("family", ["all"] * len(lines)))
+    runs = names.get("run") or lines
+    numbered = {name: i for i, name in enumerate(dict.fromkeys(zip(families.tolist(), runs, strict=True)))}
+    run = np.array([numbered[key] for key in zip(families.tolist(), runs, strict=True)])
+    unread = {c: np.array(cells) for c, cells in others.items() if 1 < len(set(cells)) <= SPLITS}
+    kept, line = [], np.array(lines)
+    for name in dict.fromkeys(families.tolist()):
+        of = families == name
         part = Runs(
-            family=name, n=columns["params"][of], d=columns[unit][of], loss=columns["loss"][of],
-            flops=columns["flops"][of] if "flops" in columns else None, run=run[of], row=np.array(rows)[of],
-            unit=unit, notes=notes,
+            family=name, n=values["params"][of], d=values[unit][of], loss=values["loss"][of],
+            flops=values["flops"][of] if "flops" in values else None, run=run[of], row=line[of], unit=unit, notes=notes,
+            unread={c: cells[of] for c, cells in unread.items()},
         )
-        rates = columns["learning_rate"][of] if "learning_rate" in columns else None
-        families.append(_drop(part, rates, limits, repeats))
-    return Table(str(path), digest, len(rows), tuple(families), loss)
+        rates = values["learning_rate"][of] if "learning_rate" in values else None
+        part = _drop(part, rates, limits, repeats)
+        kept.append(part if rows == "all" else _last(part))
+    return Table(str(path), digest, len(lines), tuple(kept), loss)
 
 
-def _records(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], str]:
-    """The header, (line number, cells by column) of each row, and the file's digest."""
+def _columns(path: Path) -> tuple[dict[str, list[str]], list[int], str, tuple[str, ...]]:
+    """Cells by column, line numbers of the rows, the file's digest and what was taken for what."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the table as CSV in UTF-8") from None
-    reader = csv.reader(text.splitlines(), strict=True)
-    lines = []
+    separator = _separator(text)
+    reader = csv.reader(text.splitlines(), strict=True, delimiter=separator)
+    lines, rows = [], []
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                lines.append((reader.line_num, [cell.strip() for cell in cells]))
+                lines.append(reader.line_num)
+                rows.append([cell.strip() for cell in cells])
     except csv.Error as error:
         raise ValueError(f"{path}: row {reader.line_num}: {error}") from None
-    if not lines:
+    if not rows:
         raise ValueError(f"{path} is empty; the first line must name the columns: loss, and {KINDS}")
-    _, header = lines[0]
-    for separator in ";\t|":
-        if len(header) == 1 and separator in header[0]:
-            raise ValueError(f"{path}: columns are separated by {separator!r}; save the table with commas")
-    header = [column.lower() if column.lower() in (*POSITIVE, *NAMES) else column for column in header]
+    header, notes = _header(rows[0])
     for index, column in enumerate(header):
         if column in header[:index]:
             raise ValueError(f"{path}: column {column!r} appears twice in the first line")
-    for row, cells in lines[1:]:
+    for line, cells in zip(lines[1:], rows[1:], strict=True):
         if len(cells) != len(header):
-            raise ValueError(f"{path}: row {row} has {len(cells)} cells where the first line has {len(header)} columns")
-    records = [(row, dict(zip(header, cells, strict=True))) for row, cells in lines[1:]]
-    return header, records, hashlib.sha256(content).hexdigest()
+            raise ValueError(f"{path}: row {line} has {len(cells)} cells where the first line has {len(header)} "
+                             "columns")
+    columns = dict(zip(header, map(list, zip(*rows[1:], strict=True)), strict=True)) if rows[1:] else {
+        column: [] for column in header}
+    if separator != ",":
+        decimal = lambda cell: cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell
+        columns = {c: list(map(decimal, cells)) if c not in NAMES else cells for c, cells in columns.items()}
+        notes += (f"cells are separated by {separator!r}",)
+    return columns, lines[1:], hashlib.sha256(content).hexdigest(), notes
+
+
+def _separator(text: str) -> str:
+    """A comma, or what else the first line is separated by."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return "," if "," in first else next((mark for mark in ";\t|" if mark in first), ",")
+
+
+def _header(cells: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Names of columns, ours in small letters, and notes of those that are read under another name."""
+    header = [column.lower() if column.lower() in (*POSITIVE, *NAMES) else column for column in cells]
+    notes = []
+    for name, others in ALIASES.items():
+        found = [index for index, column in enumerate(header) if column.lower() in others]
+        if name not in header and len(found) == 1:
+            notes.append(f"column {header[found[0]]!r} is read as {name}")
+            header[found[0]] = name
+    return header, tuple(notes)
+
+
+def _with_family(path: Path, columns: dict[str, list[str]], family: str) -> dict[str, list[str]]:
+    """The columns with families named by those that --family-column says."""
+    parts = [name.strip() for name in family.split(",")]
+    for name in parts:
+        if name not in columns:
+            raise ValueError(f"{path}: column {name!r}, of --family-column, is missing; {_there(list(columns), name)}")
+    named = [" ".join(cells) for cells in zip(*(columns[name] for name in parts), strict=True)]
+    kept = {"(family)" if name == "family" else name: cells for name, cells in columns.items()
+            if name not in parts or name in (*POSITIVE, *NAMES[1:])}
+    return kept | {"family": named}
+
+
+def _last(runs: Runs) -> Runs:
+    """The end of each run: the mean over the last 5% of its data, as one row."""
+    _, member = np.unique(runs.run, return_inverse=True)
+    ends = np.zeros(member.max(initial=-1) + 1)
+    np.maximum.at(ends, member, runs.d)
+    late = runs.d >= 0.95 * ends[member]
+    mean = np.bincount(member[late], runs.loss[late], len(ends)) / np.bincount(member[late], minlength=len(ends))
+    rows = np.flatnonzero(runs.d == ends[member])
+    rows = rows[np.unique(member[rows], return_index=True)[1]]
+    rows = np.sort(rows)
+    return dataclasses.replace(runs.take(np.isin(np.arange(len(runs)), rows)), loss=mean[member[rows]],
+                               notes=(*runs.notes, "the last 5% of each run's data is one row"))
 
 
 def _check_columns(path: Path, header: list[str], tokens_per_image: float | None) -> None:
@@ -217,28 +286,29 @@ def _name(path: Path, row: int, column: str, cell: str) -> str:
     return cell
 
 
-def _repeats(path: Path, records: list[tuple[int, dict[str, str]]], numbers: dict, names: dict) -> dict[int, str]:
+def _repeats(path: Path, lines: list[int], others: dict, numbers: dict, names: dict) -> dict[int, str]:
     """Reasons to drop rows that repeat another with its loss; with another loss they are an error where a seed or a run
     tells runs apart. Columns that are not read tell rows of one seed apart too, as a batch size."""
-    if not records:
+    if not lines:
         raise ValueError(f"{path}: there is no row below the first line")
+    told = "seed" in names or "run" in names
     keys = [c for c in (*names, *numbers) if c != "loss"]
+    parts = [(names | numbers)[c] for c in keys]
+    if "run" not in names:
+        parts += others.values()
+    if not told:
+        parts.append(numbers["loss"])
     seen: dict[tuple, int] = {}
     reasons = {}
-    for index, (row, cells) in enumerate(records):
-        key, loss = tuple((names | numbers)[c][index] for c in keys), numbers["loss"][index]
-        if "run" not in names:
-            key += tuple(cell for c, cell in cells.items() if c not in (*POSITIVE, *NAMES))
-        if not ("seed" in names or "run" in names):
-            key += (loss,)
+    for index, (key, loss) in enumerate(zip(zip(*parts, strict=True), numbers["loss"], strict=True)):
         if math.isnan(loss):
             continue
         first = seen.setdefault(key, index)
         if first != index and loss == numbers["loss"][first]:
-            reasons[row] = "the same run is in an earlier row"
+            reasons[lines[index]] = "the same run is in an earlier row"
         elif first != index:
-            raise ValueError(f"{path}: row {row}, column 'loss': the row repeats the {', '.join(keys)} of row "
-                             f"{records[first][0]} with another loss")
+            raise ValueError(f"{path}: row {lines[index]}, column 'loss': the row repeats the {', '.join(keys)} of row "
+                             f"{lines[first]} with another loss")
     return reasons
 
 
@@ -291,25 +361,29 @@ def _drop(runs: Runs, rates: np.ndarray | None, limits: Limits, repeats: dict[in
 def _best_rate(runs: Runs, rates: np.ndarray) -> np.ndarray:
     """Where a row's learning rate has the lowest mean loss over seeds of its size and data; one under which a seed
     diverged is worse than one under which none did."""
-    best = np.zeros(len(runs), bool)
-    for n, d in {*zip(runs.n.tolist(), runs.d.tolist(), strict=True)}:
-        here = (runs.n == n) & (runs.d == d)
+    best = np.ones(len(runs), bool)
+    for here in _several(runs, rates):
         ranks = {}
         for rate in sorted(set(rates[here].tolist())):
-            losses = runs.loss[here & (rates == rate)]
+            losses = runs.loss[here[rates[here] == rate]]
             good = np.isfinite(losses)
             ranks[rate] = (1 - good.mean(), losses[good].mean() if good.any() else 0.0)
-        best |= here & (rates == min(ranks, key=ranks.get))
+        best[here] = rates[here] == min(ranks, key=ranks.get)
     return best
+
+
+def _several(runs: Runs, rates: np.ndarray) -> list[np.ndarray]:
+    """The rows of each size and amount of data at which several rates were tried."""
+    _, place = np.unique(np.stack([runs.n, runs.d]), axis=1, return_inverse=True)
+    order = np.argsort(place.reshape(-1), kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(place.reshape(-1)[order])) + 1)
+    return [rows for rows in groups if len(rows) > 1 and np.ptp(rates[rows]) > 0]
 
 
 def _rates_at_an_end(runs: Runs, rates: np.ndarray, best: np.ndarray) -> tuple[str, ...]:
     """A note where the best learning rate is the lowest or highest of those tried: a better one may lie beyond."""
-    places = {*zip(runs.n.tolist(), runs.d.tolist(), strict=True)}
-    tried = {(n, d): rates[(runs.n == n) & (runs.d == d)] for n, d in places}
-    chosen = {(n, d): rates[(runs.n == n) & (runs.d == d) & best][0] for n, d in places}
-    several = [place for place in places if np.ptp(tried[place]) > 0]
-    ends = [place for place in several if chosen[place] in (tried[place].min(), tried[place].max())]
+    several = _several(runs, rates)
+    ends = [rows for rows in several if rates[rows][best[rows]][0] in (rates[rows].min(), rates[rows].max())]
     if not ends:
         return ()
     return (f"the best learning rate is the lowest or the highest of those tried at {len(ends)} of {len(several)} "

@@ -35,8 +35,9 @@ def write(path, lines, header=HEADER):
     ("\n".join([HEADER, "a,0,3e6,1e7,6e13,nan", "a,0,4e6,1e7,6e13,"]), ["all 2 rows are dropped", "no finite loss"]),
     ("params,images,loss_\n1,2,3\n2,3,4", ["'loss' is missing; did you mean --loss=loss_?"]),
     ("params,images,val_loss\n1,2,3\n2,3,4", ["did you mean --loss=val_loss?"]),
-    ("n_params,images,loss\n1,2,3\n2,3,4", ["'n_params' is not read: rename it where it is 'params'"]),
-    ("params;images;loss\n1;2;3", ["columns are separated by ';'"]),
+    ("paramz,images,loss\n1,2,3\n2,3,4", ["'paramz' is not read: rename it where it is 'params'"]),
+    ("params;images;loss\n1;2;3", ["row 2 is the only row"]),
+    ("params;images;loss\n1;2;3\n1;2,5.1;3", ["row 3, column 'images': '2,5.1' is not a number"]),
     ("\n".join([HEADER, *GOOD, "a,0,3e6,1e7,inf,1.5"]), ["row 5", "'flops'", "not finite"]),
     ("\n".join([HEADER, *GOOD, "a,0,-3e6,1e7,6e13,1.5"]), ["row 5", "'params'", "must be positive"]),
     ("\n".join([HEADER, *GOOD, "a,0,3e6,1e7,6e13,0"]), ["row 5", "'loss'", "must be positive"]),
@@ -152,6 +153,42 @@ def test_a_byte_order_mark_blank_lines_and_other_columns_are_no_trouble(tmp_path
     path.write_bytes(b"\xef\xbb\xbfparams, images ,loss,note\r\n\r\n1e6,1e7,1.5,first\r\n2e6,1e7, 1.4,\r\n")
     runs = read(path).families[0]
     assert runs.n.tolist() == [1e6, 2e6] and runs.loss.tolist() == [1.5, 1.4] and runs.row.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_other_separators_come_with_decimal_commas(tmp_path, mark):
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(mark.join(row) for row in (("params", "images", "loss"), ("1e6", "1e7", "1,5"),
+                                                         ("2000000", "1e7", "1.25"))))
+    runs = read(path).families[0]
+    assert runs.loss.tolist() == [1.5, 1.25] and runs.n.tolist() == [1e6, 2e6]
+    assert runs.notes[0] == f"cells are separated by {mark!r}"
+
+
+def test_names_that_can_mean_one_thing_are_read_and_said(tmp_path):
+    runs = read(write(tmp_path / "a.csv", ["1e6,1e7,1.5", "2e6,1e7,1.4"], "N_Params,tokens_seen,loss")).families[0]
+    assert runs.n.tolist() == [1e6, 2e6] and runs.unit == "tokens"
+    assert runs.notes[:2] == ("column 'N_Params' is read as params", "column 'tokens_seen' is read as tokens")
+    with pytest.raises(ValueError, match="are missing"):  # which of two is it?
+        read(write(tmp_path / "b.csv", ["1e6,2e6,1e7,1.5", "2e6,3e6,1e7,1.4"], "n_params,num_params,tokens_seen,loss"))
+
+
+def test_families_are_named_by_any_columns(tmp_path):
+    lines = ["a,x,0,1e6,1e7,1.5", "a,y,0,1e6,1e7,1.6", "b,x,0,1e6,1e7,1.7", "b,x,1,1e6,1e7,1.7"]
+    path = write(tmp_path / "a.csv", lines, "project,kind,seed,params,images,loss")
+    assert [f.family for f in read(path, family="project").families] == ["a", "b"]
+    assert [f.family for f in read(path, family="project,kind").families] == ["a x", "a y", "b x"]
+    whole = read(path).families[0]
+    assert set(whole.unread) == {"project", "kind"} and whole.unread["kind"].tolist() == ["x", "y", "x", "x"]
+    with pytest.raises(ValueError, match="'projekt', of --family-column, is missing; did you mean 'project'"):
+        read(path, family="projekt")
+
+
+def test_the_end_of_a_learning_curve_is_one_row(tmp_path):
+    lines = [f"{run},{size},{d},{loss}" for run, size in (("x", "1e6"), ("y", "2e6"))
+             for d, loss in ((100, 3), (950, 2.2), (1000, 2.0))]
+    runs = read(write(tmp_path / "a.csv", lines, "run,params,images,loss"), rows="last").families[0]
+    assert runs.n.tolist() == [1e6, 2e6] and runs.d.tolist() == [1000, 1000] and runs.loss.tolist() == [2.1, 2.1]
 
 
 positive = st.floats(1e-3, 1e25, allow_subnormal=False)

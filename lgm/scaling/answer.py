@@ -1,0 +1,79 @@
+"""The answer to what a fit is asked: for each budget the best family, its size and data, and the runner-up."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lgm.scaling import bootstrap, laws, predicting
+from lgm.scaling.families import Family, Settings
+
+
+def of(families: list[Family], settings: Settings, budgets, dataset: float | None = None) -> list[dict]:
+    """One row a budget: the family of lowest predicted loss, what to train, and the runner-up.
+
+    `runner_up.compute` is how many times the budget the runner-up needs to come to the best family's loss, with its 95%
+    interval; None where it never does. `seen` is the budget over the largest FLOPs of that family's runs. `epochs` of
+    the `dataset`, where its size is known. Budgets for which no family states a loss have a `reason`.
+    """
+    able = [family for family in families if not family.silent(settings.method)]
+    rows = []
+    for flops in budgets:
+        stated = [(predicting.budget(family, settings, flops), family) for family in able]
+        stated = sorted((pair for pair in stated if pair[0]["loss"] is not None), key=lambda pair: pair[0]["loss"])
+        if not stated:
+            reasons = [f"{f.runs.family}: {f.silent(settings.method) or 'its loss is not known'}" for f in families]
+            rows.append({"budget": flops, "family": None, "reason": "; ".join(reasons)})
+            continue
+        row, best = stated[0]
+        unit = best.runs.unit
+        rows.append({
+            "budget": flops, "family": best.runs.family, "params": row["params"], "unit": unit, "data": row[unit],
+            "loss": row["loss"], "intervals": {"data" if name == unit else name: value
+                                               for name, value in row["intervals"].items()},
+            "seen": row["beyond_data"]["flops"], "refused": row["refused"],
+            "epochs": row[unit] / dataset if dataset and row[unit] else None,
+            "runner_up": _runner_up(best, stated[1][1], settings, flops) if len(stated) > 1 else None, "reason": None,
+        })
+    return rows
+
+
+def _runner_up(best: Family, second: Family, settings: Settings, flops: float) -> dict:
+    ours, theirs = (family.estimates[settings.method] for family in (best, second))
+    loss = lambda law: laws.optimum(law, best.cost, flops)[2]
+    value = predicting.needed(theirs.fit.law, second, loss(ours.fit.law), flops)
+    order = np.random.default_rng(settings.seed).permutation(len(ours.draws))
+    drawn = predicting.needed(theirs.draws, second, loss(ours.draws[order]), flops)
+    low, high = np.exp(bootstrap.interval(np.log(drawn), np.log(value)))
+    return {"family": second.runs.family, "compute": predicting.below_never(value),
+            "interval": [predicting.below_never(low), predicting.below_never(high)],
+            "is_worse": float((drawn > 1).mean())}
+
+
+def lines(rows: list[dict]) -> list[str]:
+    """The rows in words, for a terminal."""
+    said = []
+    for row in rows:
+        at = f"{row['budget']:.3g} FLOPs" + (f" ({row['pod_hours']:.3g} pod-hours)" if "pod_hours" in row else "")
+        if row["family"] is None:
+            said.append(f"{at}: no answer: {row['reason']}")
+            continue
+        tell = lambda name, digits, row=row: "not told" if row[name] is None else (
+            f"{row[name]:.{digits}g} [{row['intervals'][name][0]:.{digits}g}, {row['intervals'][name][1]:.{digits}g}]")
+        seen = f", {row['seen']:.2g} times the largest run" if row["seen"] > 1.1 else ""
+        epochs = f", {row['epochs']:.2g} epochs" if row["epochs"] else ""
+        said.append(f"{at}: {row['family']}, N={tell('params', 3)}, {row['unit']}={tell('data', 3)}{epochs}, "
+                    f"loss {tell('loss', 4)}{seen}")
+        if row["runner_up"]:
+            said.append(f"    {in_words(row['runner_up'])}")
+    return said
+
+
+def in_words(runner_up: dict) -> str:
+    """How far behind the runner-up is."""
+    name, (low, high) = runner_up["family"], runner_up["interval"]
+    if runner_up["compute"] is None:
+        return f"{name} never comes to that loss" + ("" if low is None else f" (at least {low:.2g} times the compute)")
+    tied = low is not None and low < 1
+    most = "never" if high is None else f"{high:.2g}"
+    return (f"{name} needs {runner_up['compute']:.2g} [{low:.2g}, {most}] times the compute for it"
+            + (": not told apart" if tied else ""))
