@@ -39,7 +39,10 @@ def point(family: Family, settings: Settings, n: float, d: float) -> dict:
     """The loss of a run of n parameters and d images or tokens, its interval and that of one run, or why not."""
     unit = family.runs.unit
     nothing = {"params": n, unit: d, "loss": None, "intervals": {}, "methods": {}, "refused": {},
-               "reason": family.reason or family.estimates[settings.method].fit.convergence.reason}
+               "reason": family.reason}
+    # along a valley there is no end to come to, and the loss is the same
+    if not (nothing["reason"] or family.untold):
+        nothing["reason"] = family.estimates[settings.method].fit.convergence.reason
     if nothing["reason"]:
         return nothing
     loss = lambda law: laws.loss(law, n, d)
@@ -88,7 +91,8 @@ def _state(family: Family, settings: Settings, quantity, loose: float) -> tuple[
     The interval is that of the chosen method's draws and holds the other methods' values too: where they differ by more
     than noise can make them, the law's form is in doubt, and so is what it says.
     """
-    values = {name: float(quantity(e.fit.law)) for name, e in family.estimates.items() if e.fit.convergence.converged}
+    values = {name: float(quantity(e.fit.law)) for name, e in family.estimates.items()
+              if e.fit.convergence.converged or family.untold}
     estimate = family.estimates[settings.method]
     low, high = estimate.between(quantity)
     low, high = min(float(low), *values.values()), max(float(high), *values.values())

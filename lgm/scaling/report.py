@@ -218,8 +218,8 @@ def _slices(family: dict) -> str:
         return ""
     if found["reason"]:
         return f"<p>IsoFLOP parabolas: {_refused(found['reason'])}</p>"
-    left_out = [f"{_n(s['budget'])} FLOPs: {s['reason']}" for s in found["slices"] if s["reason"]]
-    return f"<p class=note>Budgets left out: {escape('; '.join(left_out))}.</p>" if left_out else ""
+    left_out = [f"{_n(s['budget'])} FLOPs: {escape(s['reason'])}" for s in found["slices"] if s["reason"]]
+    return f"<p class=note>Budgets left out: {'; '.join(left_out)}.</p>" if left_out else ""
 
 
 def _convergence(family: dict) -> str:
