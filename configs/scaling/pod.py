@@ -8,10 +8,10 @@
 
 The argument is ARCHITECTURE-OBJECTIVE, of mmdit or unet and flow or eps; both sides are trained on the same images,
 captions, frozen text encoders and amounts of compute. A budget is spent by the sizes within a factor 4 of where its
-lowest loss is expected, two or more on either side (MMDiT's published optimum, 0.0301 C^0.495 parameters of
-2608.17286, as the first guess for both); a run is one trunk at a constant rate with a cooldown for each of its budgets.
-The learning rate is that of one small size, by muP that of all; it is not tuned. What `--list` counts, with an assumed
-MFU of 40% on 256 v5p
+lowest loss is expected, two or more on either side: MMDiT's published optimum, 0.0301 C^0.495 parameters (2608.17286),
+and 1.45 times that for the U-Net, whose parameters cost half the FLOPs an image; a run is one trunk at a constant rate
+with a cooldown for each of its budgets. The learning rate is that of one small size, by muP that of all; it is not
+tuned. What `--list` counts, with an assumed MFU of 40% on 256 v5p
 (459 TFLOP/s each; `lgm plan --json` tells a config's own, which `lgm fit --plan` takes):
 
     mmdit   9 runs of 77 million to 8.06 billion parameters, 30 rows    9.93e21 FLOPs    58.7 hours   15,000 chip-hours
@@ -34,9 +34,10 @@ ARCHITECTURES = {
     "mmdit": dict(family="mmdit", sizes=(5, 6, 8, 10, 12, 14, 17, 20, 24), lr=2e-3, mup_size=8,
                   shape=dict(channels=16, qk_norm="rms", remat="dots", group=4, dtype="bfloat16")),
     # 40: SDXL's width; parameters grow as the square
-    "unet": dict(family="unet", sizes=(3, 4, 5, 7, 9, 12, 16, 20, 26), lr=1e-3, mup_size=7,
+    "unet": dict(family="unet", sizes=(2, 3, 4, 5, 7, 9, 12, 16, 21, 28, 38), lr=1e-3, mup_size=7,
                  shape=dict(base="sdxl", channels=16, text_dim=4096, pooled_dim=2048, remat="dots", dtype="bfloat16")),
 }
+GUESSES = {"mmdit": (0.0301, 0.495), "unet": (0.0436, 0.495)}
 
 
 def get_config(arg="mmdit-flow"):
@@ -60,7 +61,7 @@ def get_config(arg="mmdit-flow"):
         ),
         architectures={architecture: ARCHITECTURES[architecture]},
         objectives={objective: OBJECTIVES[objective]},
-        budgets=(1e19, 3e19, 1e20, 3e20, 1e21), guess=(0.0301, 0.495), min_images=5_000_000, cooldown=0.2,
+        budgets=(1e19, 3e19, 1e20, 3e20, 1e21), guess=GUESSES[architecture], min_images=5_000_000, cooldown=0.2,
         machine=dict(chips=256, peak=459e12, mfu=0.4),
         latent=32, text_tokens=154,
     ))

@@ -35,7 +35,7 @@ def csv_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(csv_file):
     return ["fit", f"--data={csv_file}", "--tokens-per-image=64", "--budget=1e20,1e21", "--draws=200", "--chips=256",
-            "--chip-peak=459e12", "--mfu=0.4"]
+            "--chip-peak=459e12", "--mfu=0.4", "--predict=1e9,1e8;3e6,3e7", "--dataset=1e8"]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,27 @@ def test_families_are_compared(result):
     assert "alpha needs 3" in pairs["unet", "one size"]["reason"]
 
 
+def test_the_answer_comes_first_and_is_the_lowest_law(written, result):
+    assert [row["budget"] for row in result["answers"]] == list(BUDGETS)
+    for row, budget in zip(result["answers"], BUDGETS, strict=True):
+        losses = {name: laws.optimum(law, COST, budget)[2] for name, law in LAWS.items()}
+        assert row["family"] == min(losses, key=losses.get) and row["pod_hours"] > 0
+        assert row["epochs"] == pytest.approx(row["data"] / 1e8) and row["seen"] == pytest.approx(budget / 1e19, rel=1e-6)
+        assert row["runner_up"]["compute"] > 1 and row["runner_up"]["is_worse"] > 0.95
+    page = (written / "report.html").read_text()
+    order = [page.index(text) for text in ("runner-up", "What does not go together", "Can it be trusted?", "<h2>unet</h2>")]
+    assert order == sorted(order) and "&lt;su" not in page
+    assert any("epochs of the 1e+08 there are" in line for line in result["contradictions"]["unet"])
+
+
+def test_points_are_predicted(result):
+    for family, law in LAWS.items():
+        for row, (n, d) in zip(result["families"][family]["points_asked"], ((1e9, 1e8), (3e6, 3e7)), strict=True):
+            assert row["loss"] == pytest.approx(laws.loss(law, n, d), rel=0.02) and set(row["methods"]["loss"]) == {
+                "huber", "least_absolute", "variable_projection"}
+            assert row["intervals"]["loss_of_one_run"][0] <= row["intervals"]["loss"][0] <= row["loss"]
+
+
 def test_the_report_is_one_file_that_asks_for_nothing(written, result):
     page = (written / "report.html").read_text()
     sources = re.findall(r"(?:src|href)='([^']{0,30})", page)
@@ -149,6 +170,11 @@ def test_an_early_stop_is_written_in_red(small, tmp_path, capsys):
     (["--draws=10"], "--draws=10"),
     (["--delta=0"], "--delta=0"),
     (["--tokens-per-image=0"], "--tokens-per-image=0"),
+    (["--hold-out=params"], "--hold-out=params is not a column and a number"),
+    (["--predict=1e9"], "--predict=1e9 is not parameters and data"),
+    (["--predict=1e9,-1"], "--predict=-1.0 must be a positive number"),
+    (["--max-params=-1"], "--max-params=-1.0"),
+    (["--family-column=famly"], "did you mean 'family'"),
     (["--min-params=1e30"], "all 69 rows are dropped"),
 ])
 def test_bad_arguments_are_one_line(csv_file, tmp_path, capsys, words, part):
