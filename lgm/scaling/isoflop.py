@@ -19,6 +19,7 @@ from lgm.scaling.table import Runs
 SAME_BUDGET = 1.1  # budgets within this factor are one
 SIZES = 4  # a parabola has three coefficients
 BUDGETS = 4  # a line has two coefficients, and its error needs more than one point to spare
+SLICES = 24  # budgets of a table of learning curves, which has any number
 REACH = 2.0  # of the sizes' span: how far from their centre a draw's minimum may lie
 
 
@@ -99,17 +100,22 @@ def _errors(runs: Runs, good: list[Slice], draws: int, seed: int) -> list[np.nda
 
 
 def _groups(runs: Runs) -> list[np.ndarray]:
-    """Rows of the same budget, for budgets with enough sizes, lowest first."""
+    """Rows of the same budget, for budgets with enough sizes, lowest first: one of each run, of at most `SLICES`."""
     if runs.flops is None:
         return []
     order, groups, start = np.argsort(runs.flops, kind="stable"), [], 0
     for stop in range(1, len(order) + 1):
         if stop == len(order) or runs.flops[order[stop]] > SAME_BUDGET * runs.flops[order[start]]:
             rows = order[start:stop]
+            # of a learning curve's rows the middle one: neighbours say the same
+            middle = rows[np.argsort(np.abs(np.arange(len(rows)) - len(rows) // 2), kind="stable")]
+            rows = np.sort(middle[np.unique(runs.run[middle], return_index=True)[1]])
             if len(np.unique(runs.n[rows])) >= SIZES:
                 groups.append(rows)
             start = stop
-    return groups
+    if len(groups) <= SLICES:
+        return groups
+    return [groups[i] for i in np.linspace(0, len(groups) - 1, SLICES).astype(int)]
 
 
 def _slice(runs: Runs, rows: np.ndarray) -> Slice:

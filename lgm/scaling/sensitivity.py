@@ -15,7 +15,7 @@ from lgm.scaling.table import Runs
 DELTAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 GROUPS = 10  # of sizes left out together
 LARGEST = 1.1  # budgets within this factor of the largest are held out with it
-EXACT = 300  # training runs: of more, what leaving one out does is taken from the slope of the objective
+EXACT = 100_000  # runs x rows: of more, what leaving a run out does is taken from the slope of the objective
 SHOWN = 200  # held-out runs that are listed
 
 
@@ -45,7 +45,7 @@ def size_groups(n: np.ndarray) -> list[np.ndarray]:
 def leave_points_out(runs: Runs, fit: Fit, delta: float) -> dict:
     """Lowest and highest exponents when one training run is left out, and the run that moves each most."""
     names, member = np.unique(runs.run, return_inverse=True)
-    if len(names) <= EXACT:
+    if len(names) * len(runs) <= EXACT:
         found, _ = _refit(runs, fit, runs.run != names[:, None], delta)
     else:
         found = fit.law + _influence(runs, fit, member, delta)
