@@ -14,10 +14,11 @@ with a cooldown for each of its budgets. The learning rate is that of one small 
 tuned. What `--list` counts, with an assumed MFU of 40% on 256 v5p
 (459 TFLOP/s each; `lgm plan --json` tells a config's own, which `lgm fit --plan` takes):
 
-    mmdit   9 runs of 77 million to 8.06 billion parameters, 30 rows    9.93e21 FLOPs    58.7 hours   15,000 chip-hours
-    unet    9 runs of 188 million to 8.00 billion parameters, 31 rows   9.93e21 FLOPs    58.7 hours   15,000 chip-hours
+    mmdit    9 runs of 20 million to 2.03 billion parameters, 25 rows   5.17e22 FLOPs  305.3 hours   78,200 chip-hours
+    unet    11 runs of 40 million to 2.66 billion parameters, 32 rows   1.22e22 FLOPs   72.1 hours   18,400 chip-hours
 
-for each of flow and eps: about ten days of such a pod for all four, the longest run 19.4 hours. Before a start set
+for each of flow and eps, frozen text encoders and autoencoder included, which are most of what the small models cost.
+`--list` says which budgets can show no minimum: here none. Before a start set
 `base.data.source`, `base.autoencoder` and `base.text.folder` to your own: FLOPs are counted without opening them.
 """
 

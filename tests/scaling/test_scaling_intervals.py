@@ -16,6 +16,7 @@ from lgm.scaling import (
     laws,
     noise,
     parametric,
+    predicting,
     projection,
     solver,
 )
@@ -168,7 +169,7 @@ def test_one_size_still_has_its_beta():
     assert set(estimate.refused) == {"alpha", "A", "E"}
     low, high = estimate.between(lambda law: law[..., 4])
     assert low < 0.28 < high
-    assert families.predict(family, Settings(), 1e22)["reason"] == estimate.refused["alpha"]
+    assert predicting.budget(family, Settings(), 1e22)["reason"] == estimate.refused["alpha"]
 
 
 @pytest.mark.slow
