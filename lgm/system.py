@@ -155,6 +155,10 @@ class System:
         from lgm.interop.schedulers import read_schedule
 
         schedule = read_schedule(options.schedule)
+        if schedule.process["name"] != self.process.name or self.process.name == "edm":
+            raise ConfigError(f"config.sampling.schedule: {options.schedule['_class_name']} is of the process "
+                              f"{schedule.process['name']!r}, a run of {self.process.name!r} is not drawn by it; give "
+                              "one of lgm's own spacings")
         rows, columns, _ = self.latent_shape()
         walk = schedule.walk(options.steps, rows * columns // 4, even=self.config.family == "flux")
         scale = schedule.noise_scale(self.process, walk.times)

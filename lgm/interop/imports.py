@@ -149,6 +149,9 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
     if pipeline.inpaints:
         raise ConfigError(f"--from={folder} holds a U-Net that inpaints (in_channels={model.channels + model.beside}), "
                           "and no data set here has masks to train one with; `lgm sample` and `lgm export` take it")
+    if pipeline.schedule.process["name"] == "edm":
+        raise ConfigError(f"--from={folder} holds a network that is told log(sigma) / 4, as its scheduler says; "
+                          "a run tells it 1000 t; `lgm sample` and `lgm export` take it")
     flow = pipeline.schedule.process["name"] == "rectified_flow"
     density = {"name": "logit_normal", "shift": pipeline.schedule.shift} if flow else {
         "name": "discrete", "steps": pipeline.schedule.process["steps"]}  # fmt: skip

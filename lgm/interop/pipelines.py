@@ -145,8 +145,10 @@ def text_to_image(
         if pipeline.name in ("StableDiffusion3Pipeline", "FluxPipeline"):  # whatever their schedulers
             strength = _rounded_up(strength, steps)
         z = _encode(pipeline, params["vae"], jnp.asarray(image, jnp.float32))
-        x, times = sampling.from_image(process, z, noise, walk.times, strength)
-        left = len(times) - 1
+        left = len(sampling.last_part(walk.times, strength)) - 1
+        if solver is None and schedule is None:
+            walk, left = pipeline.schedule.part(walk, left), None
+        x, _ = sampling.from_image(process, z, noise, walk.times, 1.0 if left is None else strength)
         if mask is not None:
             drawn_anew = jnp.asarray(latent_mask(mask, z.shape[1:3]))
             method = sampling.inpainting(method, z, drawn_anew, noise)

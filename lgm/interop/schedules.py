@@ -113,6 +113,21 @@ class Schedule:
         """What N(0, I) is multiplied by to be x_T of a walk over all of `times`."""
         return float(process.b(times[0])) if self.start is None else self.start
 
+    def part(self, walk: Walk, steps: int) -> Walk:
+        """The last `steps` of a walk, by which a picture that is started from is drawn anew.
+
+        diffusers' list of PNDM's timesteps has the second one twice, and its pipelines cut the list: they begin a step
+        earlier, and leave out the step after the first.
+        """
+        count = len(walk.times) - 1
+        rows = np.arange(count - steps, count)
+        if self.solver == "plms" and not self.runge_kutta and steps < count - 1:
+            rows = np.append(rows[0] - 1, rows[1:])
+        ends = (walk.times[1:] if walk.ends is None else walk.ends)[rows]
+        times = np.append(walk.times[rows], walk.times[-1])
+        told = None if walk.told is None else walk.told[rows]
+        return Walk(times, told, None if (ends == times[1:]).all() else ends)
+
     def walk(self, steps: int, tokens: int | None = None, even: bool = False) -> Walk:
         """`steps` falling times and where they end. A dynamic flow needs the number of image `tokens`.
 

@@ -158,6 +158,31 @@ def test_image_to_image_under_rounded_karras_levels(systems, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["PNDMScheduler", "KDPM2DiscreteScheduler"])
+def test_image_to_image_begins_where_the_list_of_timesteps_is_cut(systems, tmp_path, name):
+    """PNDM's has the second of them twice, KDPM2's all but the first."""
+    theirs, _, _, _ = systems("stable_diffusion")
+    words = dict(skip_prk_steps=True, steps_offset=1) if name == "PNDMScheduler" else dict(steps_offset=1)
+    parts = {k: v for k, v in theirs.components.items() if k != "image_encoder"}
+    parts["scheduler"] = getattr(diffusers, name)(**tiny_systems.SD_BETAS, **words)
+    other = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    other.save_pretrained(tmp_path / "sd")
+    pipeline, params = load_pipeline(tmp_path / "sd")
+    image = np.random.default_rng(1).random((2, 16, 16, 3)).astype(np.float32)
+    with torch.no_grad():
+        latents = other.vae.encode(torch.from_numpy(image.transpose(0, 3, 1, 2)) * 2 - 1).latent_dist.mode()
+    latents = latents * other.vae.config.scaling_factor
+    for steps, strength in ((9, 0.7), (8, 0.25), (6, 1.0), (5, 0.2)):
+        expected = other(PROMPTS, image=latents, strength=strength, num_inference_steps=steps, guidance_scale=3.0,
+                         output_type="np", generator=torch.Generator().manual_seed(3)).images  # fmt: skip
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3)).numpy().transpose(0, 2, 3, 1)
+        ours = text_to_image(pipeline, params, PROMPTS, steps=steps, guidance=3.0, noise=noise, image=image,
+                             strength=strength)  # fmt: skip
+        assert psnr(ours, expected) > LEAST_PSNR, (steps, strength, psnr(ours, expected))
+
+
+@pytest.mark.slow
 def test_one_seed_is_one_image_whatever_is_drawn_beside_it_and_tiles_are_those_of_diffusers(systems, tmp_path):
     theirs, folder, pipeline, params = systems("stable_diffusion")
     options = dict(steps=1, guidance=1.0, size=(16, 24), seed=4)
