@@ -80,8 +80,9 @@ def _split(runs: Runs, law: np.ndarray) -> list[str]:
         _, group = np.unique(values, return_inverse=True)
         count = np.bincount(group)
         mean = np.bincount(group, errors) / count
-        few = min(len(np.unique(runs.run)), len(runs))
-        if few - len(count) - 5 < 3:
+        few = len(np.unique(runs.run))
+        # what follows size or data cannot be told from them
+        if len(count) < 2 or few - len(count) - 5 < 3 or _follows(group, runs.n) or _follows(group, runs.d):
             continue
         explained = float((count * (mean - errors.mean()) ** 2).sum())
         rest = float(((errors - mean[group]) ** 2).sum())
@@ -90,6 +91,12 @@ def _split(runs: Runs, law: np.ndarray) -> list[str]:
             lines.append(f"column {name!r} is not read and splits the data: {high} lies {100 * np.ptp(mean):.2g}% "
                          f"above {low} at the same size and data; --family-column={name} fits them apart")
     return lines
+
+
+def _follows(group: np.ndarray, values: np.ndarray) -> bool:
+    """Whether every value has one group."""
+    _, place = np.unique(values, return_inverse=True)
+    return len(np.unique(np.stack([place, group]), axis=1).T) == place.max() + 1
 
 
 def _bend(runs: Runs, law: np.ndarray) -> list[str]:

@@ -55,6 +55,14 @@ def test_two_projects_in_one_table_are_seen_by_the_column_that_tells_them_apart(
     assert "column 'project'" in line and "old lies" in line and "--family-column=project" in line
 
 
+def test_a_column_that_follows_size_or_has_one_value_splits_nothing():
+    size = np.unique(N, return_inverse=True)[1]
+    noise = 1e-4 * np.random.default_rng(0).standard_normal(30)
+    loss = laws.loss(LAW, N, D) * (1 + 0.02 * (-1.0) ** size + noise)
+    lines = found(runs_of(loss=loss, unread={"size": size, "kind": np.full(30, "a")}))
+    assert not any("splits the data" in line for line in lines)
+
+
 def test_a_break_in_the_law_is_seen():
     """Sizes beyond 1e9 gain nothing more: a saturation that the plain form cannot bend to."""
     loss = laws.loss(LAW, np.minimum(N, 6e8), D) * np.exp(0.002 * np.random.default_rng(0).standard_normal(30))
