@@ -223,12 +223,16 @@ def _model(name: str, architecture: Architecture, size: int) -> dict[str, Any]:
 
 def _rates(lr: Any, name: str, size: int) -> tuple[float, ...]:
     """The learning rates to try at a size."""
+    where = f"config.architectures.{name}.lr"
     if isinstance(lr, Mapping):
-        lr = {int(key): value for key, value in lr.items()}
-        if size not in lr:
-            raise ConfigError(f"config.architectures.{name}.lr has no rate for size {size}; there are {sorted(lr)}")
-        lr = lr[size]
-    return tuple(float(rate) for rate in lr) if isinstance(lr, (list, tuple)) else (float(lr),)
+        by_size = {str(key): value for key, value in lr.items()}
+        if str(size) not in by_size:
+            raise ConfigError(f"{where} has no rate for size {size}; there are {', '.join(sorted(by_size))}")
+        lr = by_size[str(size)]
+    rates = lr if isinstance(lr, (list, tuple)) else (lr,)
+    if not all(isinstance(rate, (int, float)) and 0 < rate < math.inf for rate in rates):
+        raise ConfigError(f"{where}={lr!r} must be above 0: a number, several to try, or a dict of those by size")
+    return tuple(map(float, rates))
 
 
 def _amounts(sweep: Sweep, shape: Shape, batch: int) -> list[int]:
@@ -319,7 +323,7 @@ def _check(sweep: Sweep) -> None:
     if not 0 < sweep.cooldown < 1:
         raise ConfigError(f"config.cooldown={sweep.cooldown} must lie between 0 and 1, as 0.2")
     _check_base(sweep.base, "config.base")
-    if not sweep.base.get("evaluation", {}).get("levels"):
+    if not (sweep.base.get("evaluation") or {}).get("levels"):
         raise ConfigError("config.base.evaluation.levels is missing: runs are compared by their error on so many "
                           "levels of log SNR; give 16")
     for name, architecture in sweep.architectures.items():
@@ -333,12 +337,14 @@ def _check(sweep: Sweep) -> None:
         if architecture.together < 1:
             raise ConfigError(f"config.architectures.{name}.together={architecture.together} must be at least 1")
         for size in architecture.sizes:
-            for rate in _rates(architecture.lr, name, size):
-                if not rate > 0:
-                    raise ConfigError(f"config.architectures.{name}.lr={rate} must be above 0")
+            _rates(architecture.lr, name, size)
 
 
 def _check_base(base: Mapping[str, Any], where: str) -> None:
+    for field in dataclasses.fields(Config):
+        section = base.get(field.name)
+        if dataclasses.is_dataclass(field.default) and section is not None and not isinstance(section, Mapping):
+            raise ConfigError(f"{where}.{field.name}={section!r} has the wrong type; give a dict")
     for key, by in OURS.items():
         if key in base:
             raise ConfigError(f"{where}.{key} is set by config.{by}; leave it out")

@@ -1,6 +1,7 @@
 """What a sweep's config stands for: its runs, their costs, and the one line for what cannot be a plan."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import pytest
@@ -9,6 +10,7 @@ from tiny_sweep import write
 from lgm import config as schema
 from lgm.cli import main
 from lgm.models import build
+from lgm.parsing import ConfigError
 from lgm.scaling import sweep
 from lgm.train.optimizer import decay_start, learning_rate
 
@@ -158,3 +160,19 @@ def test_a_step_of_matrices_shrinks_with_their_fan_in():
     assert factors["out"]["kernel"] == 0.25
     assert factors["patches"]["kernel"] == factors["text"]["kernel"] == 1.0
     assert {leaf for path, leaf in jax.tree_util.tree_leaves_with_path(factors) if path[-1].key != "kernel"} == {1.0}
+
+
+SECTIONS = ("base.optimizer", "base.evaluation", "base.data", "architectures.mmdit", "machine", "images", "seeds",
+            "architectures.mmdit.lr", "architectures.mmdit.sizes", "objectives.flow", "objectives.flow.loss",
+            "base.sampling")  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["1", "'x'", "[1]", "{'name': [1]}", "None", "(0, 1)", "{}", "float('nan')"])
+def test_a_plan_mistyped_is_one_line(value):
+    """A plan, or one line; what is never there is a traceback."""
+    config = str(Path(__file__).parents[2] / "configs/scaling/smoke.py")
+    for key in SECTIONS:
+        try:
+            sweep.load(config, [(key, value)])
+        except ConfigError as error:
+            assert "\n" not in str(error) and "config." in str(error)
