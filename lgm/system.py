@@ -155,10 +155,14 @@ class System:
         from lgm.interop.schedulers import read_schedule
 
         schedule = read_schedule(options.schedule)
+        name = options.schedule["_class_name"]
         if schedule.process["name"] != self.process.name or self.process.name == "edm":
-            raise ConfigError(f"config.sampling.schedule: {options.schedule['_class_name']} is of the process "
-                              f"{schedule.process['name']!r}, a run of {self.process.name!r} is not drawn by it; give "
-                              "one of lgm's own spacings")
+            raise ConfigError(f"config.sampling.schedule: {name} is of the process {schedule.process['name']!r}; a run "
+                              f"of {self.process.name!r} is not drawn by it; give one of lgm's own spacings")
+        if (key := schedule.unlike(self.config.process)) is not None:
+            mine = self.config.process.get(key, "its default")
+            raise ConfigError(f"config.process.{key}={mine} is not {schedule.process.get(key, 'its default')}, as "
+                              f"config.sampling.schedule, a {name}, has it; make them one: runs are exported with it")
         rows, columns, _ = self.latent_shape()
         walk = schedule.walk(options.steps, rows * columns // 4, even=self.config.family == "flux")
         scale = schedule.noise_scale(self.process, walk.times)

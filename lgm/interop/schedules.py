@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -87,6 +88,11 @@ class Schedule:
         """The process."""
         options = dict(self.process)
         return gaussian.build(options.pop("name"), **options)
+
+    def unlike(self, process: Mapping[str, Any]) -> str | None:
+        """The first option in which the schedule's process is not the `process` of a config, if there is one."""
+        mine, theirs = (_options(section) for section in (self.process, process))
+        return next((key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)), None)
 
     def method(self, times: np.ndarray, other: str | Mapping[str, Any] | None = None) -> Solver:
         """The solver for a walk over all of `times`; `other` is one to take instead, a name or a section."""
@@ -230,6 +236,14 @@ class Schedule:
         times = np.append(t, 0.0).astype(np.float32)
         told = np.floor(t * FLOW_ENTRIES) / FLOW_ENTRIES if self.whole else t
         return Walk(times, _apart(told, times))
+
+
+def _options(process: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a process that decide anything, with their defaults; `kept` is the scheduler class' own."""
+    defaults = inspect.signature(gaussian.PROCESSES[process["name"]]).parameters
+    options = {key: option.default for key, option in defaults.items()} | dict(process)
+    idle = {"kept", "beta_start", "beta_end"} if options.get("schedule") == "squared_cosine" else {"kept"}
+    return {key: options[key] for key in ["name", *options] if key not in idle}
 
 
 def _apart(told: np.ndarray, times: np.ndarray) -> np.ndarray | None:

@@ -94,9 +94,9 @@ def test_what_any_keys_of_a_class_draw_equals_diffusers(name, monkeypatch):
         most = 2e-3 if schedule.whole else 2e-4
         assert relative_error(ours, expected) < most, (options, steps)
         compared += 1
-        if compared == 10:
+        if compared == 6:
             return
-    assert compared > 5
+    assert compared > 3
 
 
 def test_euler_of_data_under_zero_terminal_snr_at_100_steps(monkeypatch):

@@ -70,7 +70,7 @@ CASES = {
                                       timestep_spacing="trailing")),
     "pndm of runge-kutta": (PNDM, dict(SD, steps_offset=1)),
     "pndm v of runge-kutta": (PNDM, dict(SD, prediction_type="v_prediction", set_alpha_to_one=True)),
-    "unipc of noise": (UNIPC, dict(SD, predict_x0=False, solver_order=3, final_sigmas_type="sigma_min")),
+    "unipc of noise": (UNIPC, dict(SD, predict_x0=False, final_sigmas_type="sigma_min")),
     "unipc to the end": (UNIPC, dict(SD, lower_order_final=False, final_sigmas_type="sigma_min")),
     "euler karras within bounds": (EULER, dict(SD, use_karras_sigmas=True, sigma_min=0.1, sigma_max=7.0)),
     "heun beta below": (HEUN, dict(SD, use_beta_sigmas=True, sigma_max=9.0)),  # which has no such key, and looks for it
