@@ -71,9 +71,10 @@ def lines(rows: list[dict]) -> list[str]:
 def in_words(runner_up: dict) -> str:
     """How far behind the runner-up is."""
     name, (low, high) = runner_up["family"], runner_up["interval"]
-    if runner_up["compute"] is None:
-        return f"{name} never comes to that loss" + ("" if low is None else f" (at least {low:.2g} times the compute)")
     tied = low is not None and low < 1
+    if runner_up["compute"] is None:
+        least = "" if low is None else f" (at least {low:.2g} times the compute)"
+        return f"{name} never comes to that loss{': not told apart' if tied else least}"
     most = "never" if high is None else f"{high:.2g}"
     return (f"{name} needs {runner_up['compute']:.2g} [{low:.2g}, {most}] times the compute for it"
             + (": not told apart" if tied else ""))
