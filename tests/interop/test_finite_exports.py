@@ -1,16 +1,21 @@
-"""Nothing that is not finite, or that float16 cannot hold, is written: autoencoders and folders of our own kind."""
+"""Exported autoencoders and folders of our own kind: nothing is written that is not finite or does not fit."""
 
+import dataclasses
 import importlib.util
+from types import SimpleNamespace
 
+import diffusers
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 from lgm import config as schema
-from lgm.interop.exports import export_autoencoder, export_run
+from lgm.interop.components import save_component
+from lgm.interop.exports import _standard, export_autoencoder, export_run
 from lgm.models import build
 from lgm.models.autoencoder import AutoencoderConfig
+from lgm.parsing import ConfigError
 from lgm.system import build_system
 from lgm.weights import load_autoencoder, save_autoencoder
 
@@ -48,6 +53,18 @@ def test_an_autoencoder_as_diffusers_has_it_is_finite(tmp_path):
     with pytest.raises(ValueError, match="tensor 'decoder.conv_out.weight' holds values that are not finite"):
         export_autoencoder(str(tmp_path / "out"), SMALL, params_with(np.inf), latents)
     assert not (tmp_path / "out").exists()
+
+
+def test_latents_standardized_a_channel_are_sdxls_alone(tmp_path):
+    """Whose pipeline undoes it by the numbers that are written; the others of diffusers do not look."""
+    own = dataclasses.replace(SMALL, latents_mean=(0.1, -0.2), latents_std=(1.5, 0.5))
+    system = SimpleNamespace(autoencoder=SimpleNamespace(config=own), config=SimpleNamespace(autoencoder="vae"))
+    assert _standard(system, "StableDiffusionXLPipeline") is own
+    save_component(tmp_path / "vae", "AutoencoderKL", own, params_with(0.5))
+    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae").config
+    np.testing.assert_array_equal([theirs.latents_mean, theirs.latents_std], [[0.1, -0.2], [1.5, 0.5]])
+    with pytest.raises(ConfigError, match="diffusers' StableDiffusionPipeline knows one scale and shift"):
+        _standard(system, "StableDiffusionPipeline")
 
 
 @pytest.fixture(scope="module")
