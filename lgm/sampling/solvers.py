@@ -59,7 +59,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     # k-diffusion's: the second step's slope in full, and half of the polynomial's curvature
     "dpmpp_3m_sde": lambda eta=1.0, s_noise=1.0, curvature=0.5: (
         multistep.dpmpp(3, eta=eta, s_noise=s_noise, curvature=curvature, exact=True)),
-    "unipc": lambda order=2, variant="bh2": unipc.unipc(order, variant=variant),
+    "unipc": lambda order=2, limits=(), variant="bh2": unipc.unipc(order, limits, variant),
     "sit_sde": sit.sit_sde,
     "deis": lambda order=3: multistep.deis(order),
     "lms": multistep.adams_bashforth,
