@@ -127,11 +127,11 @@ def _terms(points: Points, law: np.ndarray) -> list[np.ndarray]:
 
 def _unlikely(explained: float, more: int, rest: float, free: int, rows: int) -> bool:
     """Whether an F test finds so much explained by chance in one of ten thousand tables; free: of independent runs."""
-    from scipy.stats import f
+    from scipy.special import fdtrc
 
     if free < 1 or rest <= 1e-20 * rows:
         return explained > 1e-12 * rows
-    return f.sf(explained / more / (rest / free), more, free) < CHANCE
+    return fdtrc(more, free, explained / more / (rest / free)) < CHANCE
 
 
 def _noise(runs: Runs, law: np.ndarray) -> list[str]:
