@@ -50,7 +50,7 @@ _GROUPS = {
         max_images levels distance checkpoint_every_images replicate_below transformer_depth mid_depth text_dim
         pooled_dim micro_ids beside dual_attention pool""",
     POSITIVE: "lr eps half_life_images clip alpha mlp_ratio scale latents_std position_scale",
-    SHARE: "interval final",
+    SHARE: "interval final bad_share",
     PROPER: "b1 b2 caption_dropout",
     FINITE: "guidance log_snr shift latents_mean position_offset",
     Bound(0, 2**32 - 1): "seed",

@@ -22,14 +22,16 @@ from lgm.models.lora import LoRAConfig
 from lgm.parsing import ConfigError, as_dict, first_difference, parse, read_config_file
 
 # where and in which pieces a step is computed, not what: a run may go on with others
-PLACING = ("mesh", "attention", "accumulate", "optimizer.offload", "data.threads", "model.remat", "model.group",
-           "model.unroll")
+PLACING = ("mesh", "attention", "accumulate", "optimizer.offload", "data.threads", "data.bad_share", "model.remat",
+           "model.group", "model.unroll")
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which images. `source` is "emoji64", a folder or a zip; `where` filters by metadata fields; the field `caption`
-    is what each image is called.
+    """Which images. `source` is "emoji64", a folder or zip of images with a table, captions or classes, shards of
+    Parquet, WebDataset or ArrayRecord, or KIND:PATH (`lgm.data.sources`); `where` filters by metadata fields; the field
+    `caption` is what each image is called, "" for nothing. Records that cannot be read are left out and listed in the
+    run's bad_records.jsonl, as long as they are at most `bad_share` of all.
 
     `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
     `threads` decode images in each process, by default one for every core it may run on.
@@ -43,6 +45,7 @@ class Data:
     crop: int | None = None
     latents: Literal["memory", "step"] = "memory"
     threads: int | None = None
+    bad_share: float = 0.01
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lgm import registry, sampling
 from lgm.data.decoding import fitted, picture
-from lgm.data.images import is_unicode
+from lgm.data.sources.source import is_unicode
 from lgm.untrusted import read_bytes, shown
 
 NOT_FINITE = ("what was drawn is not finite (NaN or infinite), so that there is no picture; give a smaller guidance, "

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from stores import forget, store  # noqa: F401
@@ -128,6 +131,17 @@ def test_images_and_caches(store):  # noqa: F811
     files.write_atomically(files.place(f"{store}/images.zip"), archive.getvalue())
     for source in (f"{store}/images", f"{store}/images.zip"):
         images = open_images(source, resolution=8)
+        assert images.captions == ["red"] and images.image(0)[0, 0].tolist() == [200, 30, 10]
+    shard, table = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w") as file:
+        for name, content in (("1.png", picture.getvalue()), ("1.txt", b"red")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    pq.write_table(pa.table({"image": [picture.getvalue()], "text": ["red"]}), table)
+    for name, content in (("1.tar", shard.getvalue()), ("1.parquet", table.getvalue())):
+        files.write_atomically(files.place(f"{store}/shards-{name}/{name}"), content)
+        images = open_images(f"{store}/shards-{name}", resolution=8)
         assert images.captions == ["red"] and images.image(0)[0, 0].tolist() == [200, 30, 10]
     files.write_atomically(place / "metadata.jsonl", rows.replace(b"1.png", b"2.png"))
     with pytest.raises(ValueError, match="names a/2.png, which is not there"):

@@ -2,10 +2,12 @@
 
 from lgm.data.class_names import class_names
 from lgm.data.grid import save_grid
-from lgm.data.images import ImageSet, open_images
+from lgm.data.images import ImageSet, open_data, open_images
 from lgm.data.latents import read_cache, write_index, write_shard
 from lgm.data.pipeline import batches
+from lgm.data.quarantine import Quarantine
+from lgm.data.sources import Bad
 from lgm.data.wordpiece import Tokenizer
 
-__all__ = ["ImageSet", "Tokenizer", "batches", "class_names", "open_images", "read_cache", "save_grid", "write_index",
-           "write_shard"]  # fmt: skip
+__all__ = ["Bad", "ImageSet", "Quarantine", "Tokenizer", "batches", "class_names", "open_data", "open_images",
+           "read_cache", "save_grid", "write_index", "write_shard"]  # fmt: skip

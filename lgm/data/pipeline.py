@@ -16,6 +16,7 @@ import grain
 import numpy as np
 
 from lgm.data.order import grouped, shuffled
+from lgm.data.quarantine import Quarantine
 
 AHEAD = 2  # batches that a background thread holds ready; the state counts only those handed out
 
@@ -32,23 +33,30 @@ def batches(
     batch_size: int,
     seed: int,
     image: Callable[[int], np.ndarray] | None = None,
+    told: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
+    bad: Quarantine | None = None,
     groups: np.ndarray | None = None,
+    length: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
 ) -> grain.DatasetIterator:
     """A grain iterator over dicts of arrays [batch_size / process_count, ...], with "index" int64 [B]; it never ends.
 
-    arrays: equally long arrays, one record a row, taken by `array[indices]`. image: an optional function of an index
-    that gives uint8 [H, W, 3]; `threads` threads, by default one a core, read the images of a batch, which is served as
-    "image". groups: an optional label of every record; a batch then holds records of one label (images of one shape,
-    say), the same for all processes; every record is served as often as any other, those of a label with fewer than a
-    batch's more than once in a batch. Without groups every record is served exactly once an epoch, and a batch may span
-    the end of one.
+    arrays: equally long arrays, one record a row, taken by `array[indices]`; without any, `length` says how many
+    records there are. told: more of them, made of a batch's indices, as tokens of captions are. image: a function of an
+    index that gives uint8 [H, W, 3]; `threads` threads, by default one a core, read the images of a batch, which is
+    served as "image". bad: where a record is noted whose image or caption cannot be read; the next good one of its
+    group stands in for it, in every epoch and on every number of processes. Without it the error is raised.
+    groups: a label of every record; a batch then holds records of one label (images of one shape, say), the same for
+    all processes; every record is served as often as any other, those of a label with fewer than a batch's more than
+    once in a batch. Without groups every record is served exactly once an epoch, and a batch may span the end of one.
     `get_state()` and `set_state()` make it resumable.
     Raises ValueError when lengths differ, the batch is larger than the set, or it does not divide over the processes.
     """
+    groups = None if groups is None else np.asarray(groups)
     lengths = {name: len(array) for name, array in arrays.items()} | ({} if groups is None else {"groups": len(groups)})
+    lengths |= {} if length is None else {"length": length}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"batches need arrays of one length; there are {lengths or 'none'}")
     count = next(iter(lengths.values()))
@@ -66,14 +74,38 @@ def batches(
     if groups is None:
         mine = lambda n: shuffled(n * batch_size + first, n * batch_size + first + share, count, seed)
     else:
-        whole = grouped(np.asarray(groups), batch_size, seed)
+        whole = grouped(groups, batch_size, seed)
         mine = lambda n: whole(n)[first : first + share]
     pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="read") if image else None
 
+    said = told or (lambda indices: {})
+
+    def whole_record(index: int) -> tuple[int, np.ndarray, Mapping[str, np.ndarray]]:
+        """(a record, its image, what is told of it): the one asked for or, where that is bad, the next of its group
+        that is not."""
+        if bad is None:
+            return index, image(index), said(np.array([index]))
+        same = range(count) if groups is None else np.flatnonzero(groups == groups[index])
+        first = index if groups is None else int(np.searchsorted(same, index))
+        for step in range(len(same)):
+            other = int(same[(first + step) % len(same)])
+            try:
+                return other, image(other), said(np.array([other]))
+            except ValueError as error:
+                bad.note(other, str(error))
+        raise ValueError(f"none of {len(same)} images of a group can be read; see {bad.path}")
+
     def gather(n: int) -> dict[str, np.ndarray]:
-        indices = mine(n)
-        batch = {name: np.asarray(array[indices]) for name, array in arrays.items()} | {"index": indices}
-        return batch | {"image": np.stack(list(pool.map(image, indices.tolist())))} if image else batch
+        indices, made = mine(n), {}
+        if image:
+            found, pixels, rows = zip(*pool.map(whole_record, indices.tolist()), strict=True)
+            indices, made = np.array(found, np.int64), {"image": np.stack(pixels)}
+            made |= {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        else:
+            made |= said(indices)
+        if bad is not None:
+            bad.write()
+        return {name: np.asarray(array[indices]) for name, array in arrays.items()} | made | {"index": indices}
 
     dataset = grain.MapDataset.source(_Endless(gather))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)))

@@ -26,7 +26,7 @@ import numpy as np
 
 from lgm import files
 from lgm.config import Config
-from lgm.data import ImageSet, open_images
+from lgm.data import Bad, ImageSet, open_data
 from lgm.data.order import shuffled
 from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.snr_grid import check_range, snr_errors
@@ -141,12 +141,10 @@ def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
     config = runs[0].configs[-1]
     system, frozen, _ = open_system(config)
     check_range(system)
-    data, options = config.data, config.evaluation
-    images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption,
-                         threads=data.threads)
-    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption,
-                          threads=data.threads)
-    heldout = heldout.take(range(min(len(heldout), options.max_images)))
+    bad = Bad(config.data.bad_share)
+    images, heldout = open_data(config.data, bad)
+    images = images.whole(bad)
+    heldout = heldout.take(range(min(len(heldout), config.evaluation.max_images))).whole(bad)
     check_enough(system, heldout)
     tokens, mask = system.tokenize(images.captions)
     test_tokens = system.tokenize(heldout.captions)

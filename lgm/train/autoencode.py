@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm.config import Config
-from lgm.data import ImageSet, batches, open_images, save_grid
+from lgm.data import Bad, ImageSet, batches, open_data, save_grid
 from lgm.losses import reconstruction
 from lgm.models import Model, build
 from lgm.models.autoencoder import fold
@@ -22,9 +22,8 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     """Everything the loop needs to train `config`'s autoencoder."""
     del workdir
     autoencoder = build(config.model)
-    data = config.data
-    images = open_images(data.source, where=data.where, resolution=data.resolution, threads=data.threads)
-    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, threads=data.threads)
+    data, bad = config.data, Bad(config.data.bad_share)
+    images, heldout = (part.whole(bad) for part in open_data(data, bad))
     part, parts = batch_part(layout)
     iterator = batches({"image": images.images()}, batch_size=config.batch_size, seed=config.seed,
                        process_index=part, process_count=parts)

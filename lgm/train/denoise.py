@@ -12,7 +12,7 @@ import numpy as np
 
 from lgm.combinations import ASKING
 from lgm.config import Config
-from lgm.data import ImageSet, batches, open_images, save_grid
+from lgm.data import Bad, ImageSet, Quarantine, batches, open_data, save_grid
 from lgm.drawing import draw, encode_all
 from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.heldout import heldout_loss
@@ -25,6 +25,8 @@ from lgm.train.start import open_system
 from lgm.train.teaching import Teacher, open_teacher, pairs
 from lgm.train.work import training_flops
 
+CHECKED = 4096  # captions that are tokenized before anything is done
+
 
 def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     """Everything the loop needs to train `config`'s denoiser; what a teacher draws for it is kept in `workdir`."""
@@ -32,28 +34,31 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     check_latents(config, layout, *system.latent_shape()[:2])
     if config.evaluation.levels:
         check_range(system)
-    data = config.data
-    images = open_images(data.source, where=data.where, resolution=data.resolution, caption=data.caption,
-                         threads=data.threads)
-    heldout = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption,
-                          threads=data.threads)
+    bad = Bad(config.data.bad_share)
+    images, heldout = open_data(config.data, bad)
     teacher = open_teacher(config, system, layout)
-    in_memory = data.latents == "memory"
+    in_memory = config.data.latents == "memory"
+    if in_memory:
+        images = images.whole(bad)
     if config.loss.name in ("reflow", "one_step"):
-        captions, arrays = pairs(config, teacher, images.captions, workdir)
+        drawn, arrays = pairs(config, teacher, images.captions, workdir)
+        captions_of, length = lambda places: [drawn[place] for place in places], len(drawn)
         in_memory = True
     else:
-        captions, arrays = images.captions, {"latent": encode_all(system, frozen, images)} if in_memory else {}
+        captions_of, length = images.rows.captions, len(images)
+        arrays = {"latent": encode_all(system, frozen, images)} if in_memory else {}
     if teacher is not None and config.loss.name in ASKING:
         frozen = frozen | {"teacher": teacher.params}
-    tokens, mask = system.tokenize(captions)
-    arrays |= {"tokens": tokens, "mask": mask}
+    told = lambda places: dict(zip(("tokens", "mask"), system.tokenize(captions_of(places)), strict=True))
+    told(np.linspace(0, length - 1, min(length, CHECKED)).astype(int))  # what no tokenizer takes is refused at once
     part, parts = batch_part(layout)
-    iterator = batches(arrays, image=None if in_memory else images.image, batch_size=config.batch_size,
-                       seed=config.seed, process_index=part, process_count=parts, threads=images.threads)
-    test = heldout.take(range(min(len(heldout), config.evaluation.max_images)))
-    check_enough(system, test)
-    arrays_of_test = encode_all(system, frozen, test), *system.tokenize(test.captions)
+    heldout = heldout.take(range(min(len(heldout), config.evaluation.max_images))).whole(bad)
+    quarantine = Quarantine(workdir / "bad_records.jsonl", bad, length, part, parts)
+    iterator = batches(arrays, image=None if in_memory else images.image, told=told, bad=quarantine,
+                       length=length, batch_size=config.batch_size, seed=config.seed, process_index=part,
+                       process_count=parts, threads=images.threads)
+    check_enough(system, heldout)
+    arrays_of_test = encode_all(system, frozen, heldout), *system.tokenize(heldout.captions)
     rows = pictured(config, heldout, images)
     whole = lambda params: system.whole(params, frozen)
     return Task(
@@ -64,7 +69,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         batches=iterator,
         flops=training_flops(system, frozen),
         executed_flops=training_flops(system, frozen, executed=True),
-        heldout=lambda params: heldout_figures(system, whole(params), frozen, test, arrays_of_test),
+        heldout=lambda params: heldout_figures(system, whole(params), frozen, heldout, arrays_of_test),
         pictures=lambda params, path: picture(system, whole(params), frozen, rows, path),
         start=start,
         draw=make_draw(config, system),
@@ -133,7 +138,7 @@ def pictured(config: Config, heldout, images) -> tuple[list[str], np.ndarray | N
     held = [(heldout, i) for i in range(len(heldout))]
     spread = np.linspace(0, len(images) - 1, config.sampling.count).astype(int)
     chosen = (held[: config.sampling.count // 2] + [(images, int(i)) for i in spread])[: config.sampling.count]
-    return [s.captions[i] for s, i in chosen], np.stack([s.image(i) for s, i in chosen])
+    return [s.rows.captions(np.array([i]))[0] for s, i in chosen], np.stack([s.image(i) for s, i in chosen])
 
 
 def picture(system: System, params, frozen, rows, path: Path | None) -> np.ndarray:

@@ -179,7 +179,7 @@ def finished() -> int:
 def evaluate(workdir: str, out: str, weights: str, distance: int | None = None, likelihood: int | None = None) -> int:
     """Held-out figures of a run's weights, as JSON; `distance` takes the place of `config.evaluation.distance`, and
     `likelihood` is how many steps the ODE whose density is stated is solved in."""
-    from lgm.data import open_images
+    from lgm.data import Bad, open_images
     from lgm.drawing import encode_all
     from lgm.evaluate.drawn import check_enough
     from lgm.evaluate.likelihood import likelihood as log_likelihood
@@ -194,9 +194,10 @@ def evaluate(workdir: str, out: str, weights: str, distance: int | None = None, 
     if distance is not None:
         options = dataclasses.replace(options, distance=distance)
         system = dataclasses.replace(system, config=dataclasses.replace(system.config, evaluation=options))
+    bad = Bad(data.bad_share)
     images = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption,
-                         threads=data.threads)
-    images = images.take(range(min(len(images), options.max_images)))
+                         threads=data.threads, bad=bad)
+    images = images.take(range(min(len(images), options.max_images))).whole(bad)
     check_enough(system, images)
     arrays = encode_all(system, frozen, images), *system.tokenize(images.captions)
     values = heldout_figures(system, params, frozen, images, arrays)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lgm.data import batches
+from lgm.data import Bad, Quarantine, batches
 from lgm.data.order import grouped, permuted, shuffled
 from lgm.data.pipeline import cores
 
@@ -187,3 +187,39 @@ def test_what_cannot_be_is_refused_in_one_line(options, problem):
 
 def test_a_set_of_one_record():
     assert [batch["index"].tolist() for batch in take(make(count=1, batch_size=1), 3)] == [[0]] * 3
+
+
+def test_the_next_good_record_stands_in_for_a_bad_one(tmp_path):
+    """The same for any number of processes and after resuming; the bad ones are listed once each, with their reasons,
+    and one too many ends the run in one line."""
+    groups = np.arange(24) % 2
+
+    def image(index):
+        if index in (3, 5):
+            raise ValueError(f"{index}.png is cut short")
+        return np.full((2, 2, 3), index, np.uint8)
+
+    def serve(name, share=0.25, **options):
+        quarantine = Quarantine(tmp_path / f"{name}.jsonl", Bad(share), 24, options.get("process_index", 0),
+                                options.get("process_count", 1))
+        return make(count=24, batch_size=6, image=image, bad=quarantine, groups=groups,
+                    told=lambda places: {"words": 10 * places[:, None]}, **options)
+
+    whole = take(serve("one"), 8)
+    for batch in whole:
+        assert not {3, 5} & {*batch["index"].tolist()} and len({*groups[batch["index"]]}) == 1
+        for name, factor in (("tokens", 1), ("words", 10)):
+            np.testing.assert_array_equal(batch[name][:, 0], factor * batch["index"])
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+    plain = make(count=24, batch_size=6, groups=groups)
+    wanted = [np.where(np.isin(batch["index"], (3, 5)), 7, batch["index"]) for batch in take(plain, 8)]
+    np.testing.assert_array_equal([batch["index"] for batch in whole], wanted)
+    listed = [json.loads(line)["reason"] for line in (tmp_path / "one.jsonl").read_text().splitlines()]
+    assert sorted(listed) == ["3.png is cut short", "5.png is cut short"]
+    take(serve("one"), 8)
+    assert len((tmp_path / "one.jsonl").read_text().splitlines()) == 2
+    parts = [take(serve("two", process_index=i, process_count=2), 8) for i in range(2)]
+    assert same([{k: np.concatenate([part[n][k] for part in parts]) for k in whole[0]} for n in range(8)], whole)
+    with pytest.raises(ValueError, match="2 such records are more than config.data.bad_share=0.05") as caught:
+        take(serve("few", share=0.05), 8)
+    assert "\n" not in str(caught.value) and not (tmp_path / "few.jsonl").exists()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lgm.data import open_images
-from lgm.data.images import decode
+from lgm.data.decoding import decode
 
 
 def png(array, **options):
@@ -144,7 +144,7 @@ def test_an_absent_picture_is_named_before_anything_is_decoded(folder, tmp_path)
     (folder / "a/3.png").unlink()
     (folder / "a/4.jpeg").unlink()
     line = refused(str(folder), {"n": 0})
-    assert "line 4 names a/3.png, which is not there (and 1 more are missing)" in line
+    assert "line 4 names a/3.png, which is not there; add the image or remove the line (and 1 more of 6 records" in line
     shutil.make_archive(tmp_path / "part", "zip", folder)
     assert "line 4 names a/3.png" in refused(str(tmp_path / "part.zip"))
 
@@ -187,7 +187,7 @@ def test_metadata_may_hold_any_text(folder):
 def test_sources_that_are_not_there(folder, tmp_path, monkeypatch):
     assert "give emoji64, a folder, a zip" in refused("nowhere")
     (tmp_path / "empty").mkdir()
-    assert "has no metadata.jsonl" in refused(str(tmp_path / "empty"))
+    assert "no metadata.jsonl, .csv or .parquet, no images and no shards: it is empty" in refused(f"{tmp_path}/empty")
     (folder / "metadata.jsonl").write_text("\n")
     assert "names no image" in refused(str(folder))
     assert "data.resolution=0" in refused("emoji64", resolution=0)

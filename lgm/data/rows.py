@@ -1,0 +1,145 @@
+"""What is known of many images, by columns: a million rows cost what their text does and some bytes a value.
+
+A column holds values of one type; one of several types or of lists holds each as JSON. Rows become dicts when they are
+asked for, one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+CHUNK = 1 << 16  # rows that are dicts at one time while columns are built
+PLAIN = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+JSON = {b"json": b"1"}
+
+
+class Rows(Sequence):
+    """Rows of a table, those of `numbers` or all. Columns whose names begin with "_" are the source's own and no part
+    of a row. `captioned` names the column that is each row's "text", "" for no caption."""
+
+    def __init__(self, table: pa.Table, numbers: np.ndarray | None = None, captioned: str = "text"):
+        self.table, self.captioned = table, captioned
+        self.numbers = np.arange(len(table)) if numbers is None else np.asarray(numbers, np.int64)
+        self.whole = numbers is None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        """The i-th row as a dict, or the rows of a slice or of an array of indices."""
+        if isinstance(i, (slice, np.ndarray)):
+            return Rows(self.table, self.numbers[i], self.captioned)
+        return next(self._dicts(self.numbers[[i]]))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self), 1024):
+            yield from self._dicts(self.numbers[start : start + 1024])
+
+    def __eq__(self, other) -> bool:
+        return len(self) == len(other) and all(ours == theirs for ours, theirs in zip(self, other, strict=True))
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of the columns."""
+        return [name for name in self.table.column_names if not name.startswith("_")]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the whole table takes."""
+        return self.table.nbytes + self.numbers.nbytes
+
+    def captions(self, places: np.ndarray | None = None) -> list[str]:
+        """The captions of rows, by default of all."""
+        count = len(self) if places is None else len(places)
+        if not self.captioned or self.captioned not in self.table.column_names:
+            return [""] * count
+        return ["" if value is None else str(value) for value in self.values(self.captioned, places)]
+
+    def values(self, field: str, places: np.ndarray | None = None) -> list[Any]:
+        """A column's values, None where a row has none."""
+        numbers = self.numbers if places is None else self.numbers[places]
+        column = self.table[field] if self.whole and places is None else self.table[field].take(pa.array(numbers))
+        values = column.to_pylist()
+        if self._is_json(field):
+            values = [None if value is None else json.loads(value) for value in values]
+        return values
+
+    def where(self, field: str, matches: Callable[[Any], bool]) -> tuple[Rows, list[Any]]:
+        """(the rows whose value of `field` matches, the different values there are)."""
+        column = self.table[field].take(pa.array(self.numbers)).combine_chunks()
+        encoded = column.dictionary_encode() if not pa.types.is_floating(column.type) else None
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = encoded.combine_chunks()
+        if encoded is None:
+            values = self.values(field)
+            good = np.array([matches(value) for value in values], bool)
+            return self[good], [value for value in values if value is not None]
+        values = encoded.dictionary.to_pylist()
+        values = [json.loads(value) for value in values] if self._is_json(field) else values
+        kept = np.array([*(matches(value) for value in values), matches(None)], bool)  # the last of rows without one
+        return self[kept[encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)]], values
+
+    def _is_json(self, field: str) -> bool:
+        return (self.table.schema.field(field).metadata or {}).get(b"json") == b"1"
+
+    def _dicts(self, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
+        picked = Rows(self.table.take(pa.array(numbers)), None, self.captioned)
+        columns = {name: picked.values(name) for name in self.fields}
+        if self.captioned not in ("text", ""):
+            columns["text"] = picked.captions()
+        for i in range(len(numbers)):
+            yield {name: values[i] for name, values in columns.items() if values[i] is not None}
+
+
+def build(rows: Iterable[Mapping[str, Any]]) -> Rows:
+    """Columns of rows that are read one after another and kept nowhere else."""
+    parts: dict[str, list[pa.Array]] = {}
+    count, pending = 0, []
+
+    def flush() -> None:
+        nonlocal count, pending
+        for name in {**parts, **{name: None for row in pending for name in row}}:
+            before = parts.setdefault(name, [pa.nulls(count)] if count else [])
+            before.append(_column([row.get(name) for row in pending]))
+        count, pending = count + len(pending), []
+
+    for row in rows:
+        pending.append(row)
+        if len(pending) == CHUNK:
+            flush()
+    flush()
+    fields, arrays = [], []
+    for name, chunks in parts.items():
+        types = {chunk.type for chunk in chunks if not pa.types.is_null(chunk.type)}
+        as_json = len(types) > 1 or types == {pa.large_binary()}
+        if as_json:
+            chunks = [_json(chunk) for chunk in chunks]
+        kind = pa.large_string() if as_json or not types else types.pop()
+        joined = pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind).combine_chunks()
+        arrays.append(joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined)
+        fields.append(pa.field(name, kind, metadata=JSON if as_json else None))
+    return Rows(pa.table(arrays, schema=pa.schema(fields)) if fields else pa.table({}))
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Values of one plain type as they are; others as JSON in bytes, which `build` knows by that."""
+    kinds = {type(value) for value in values if value is not None}
+    if not kinds:
+        return pa.nulls(len(values))
+    if len(kinds) == 1 and (kind := next(iter(kinds))) in PLAIN:
+        try:
+            return pa.array(values, PLAIN[kind])
+        except (OverflowError, UnicodeEncodeError, pa.ArrowInvalid):
+            pass  # a whole number of more than 64 bits, half of a surrogate pair
+    return pa.array([None if value is None else json.dumps(value).encode() for value in values], pa.large_binary())
+
+
+def _json(chunk: pa.Array) -> pa.Array:
+    if chunk.type == pa.large_binary():
+        return chunk.cast(pa.large_string())
+    return pa.array([None if value is None else json.dumps(value) for value in chunk.to_pylist()], pa.large_string())

@@ -1,0 +1,104 @@
+"""Which kind of collection lies at a path."""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from lgm import files
+from lgm.data.sources.array_record import ArrayRecord
+from lgm.data.sources.beside import Beside
+from lgm.data.sources.metadata import Metadata, tables_of
+from lgm.data.sources.parquet import Parquet
+from lgm.data.sources.places import Folder, Place, Store, Zip
+from lgm.data.sources.source import Bad, Source, is_image
+from lgm.data.sources.tars import WebDataset
+from lgm.data.sources.tfds import TensorFlowDataset
+from lgm.files import place
+from lgm.parsing import ConfigError
+
+SHIPPED = {"emoji64": "emoji64/emoji64.zip"}
+SHARDS = {"webdataset": WebDataset, "parquet": Parquet, "array_record": ArrayRecord}
+KINDS = ("metadata", "images", *SHARDS, "tfds")
+ENDINGS = {".tar": "webdataset", ".parquet": "parquet", ".arrayrecord": "array_record", ".array_record": "array_record"}
+WHAT = f"give {', '.join(SHIPPED)}, a folder, a zip, shards (.tar, .parquet, .arrayrecord), or tfds:NAME"
+
+
+def open_source(spec: str, caption: str = "text", bad: Bad | None = None) -> Source:
+    """The collection at `spec`: a shipped name, a path, a pattern of shards (data-*.tar), or KIND:path, KIND being one
+    of `KINDS`, where looking would find another.
+
+    Records of which no image can be made are left out and noted in `bad`; by default any is an error. `caption` is the
+    field that is wanted as caption. Raises ValueError, one line, for what is no collection.
+    """
+    bad = Bad() if bad is None else bad
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in KINDS and not rest.startswith("//"):
+        spec = rest
+    else:
+        kind = ""
+    if kind == "tfds":
+        return TensorFlowDataset(spec)
+    if spec in SHIPPED and not kind:
+        path = Path(str(resources.files("lgm.data") / SHIPPED[spec]))
+    else:
+        path = place(spec, "config.data.source")
+    if "*" in path.name:
+        return _shards(kind, _matching(path), str(path), bad)
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except OSError:  # a name that is too long
+        folder = file = False
+    if not folder and not file:
+        raise ValueError(f"config.data.source={spec!r} is not there; {WHAT}")
+    if file and (kind in SHARDS or _kind_of(path.name)):
+        return _shards(kind, [path], str(path), bad)
+    where = _place(path, folder)
+    names = where.names()
+    if folder and (not tables_of(names) or kind in SHARDS):
+        shards = [path / name for name in names if _kind_of(name)]
+        if shards and kind in ("", *SHARDS):
+            return _shards(kind, shards, str(path), bad)
+    if tables_of(names) and kind != "images":
+        return Metadata(where, names, caption, bad)
+    if any(map(is_image, names)) and kind != "metadata":
+        return Beside(where, names, bad)
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    holds = f"it holds {some}" if names else "it is empty"
+    raise ValueError(f"{where.label} has no metadata.jsonl, .csv or .parquet, no images and no shards: {holds}; {WHAT}")
+
+
+def _place(path: Path, folder: bool) -> Place:
+    if not folder:
+        return Zip(path)
+    return Store(path) if files.is_remote(path) else Folder(path)
+
+
+def _kind_of(name: str) -> str | None:
+    if posixpath.basename(name).startswith("metadata."):
+        return None
+    for ending, kind in ENDINGS.items():  # those of TensorFlow Datasets are followed by -00000-of-00004
+        if name.endswith(ending) or f"{ending}-" in posixpath.basename(name):
+            return kind
+    return None
+
+
+def _matching(path: Path) -> list[Path]:
+    found = [child for child in files.folders(path.parent) if fnmatch.fnmatchcase(child.name, path.name)]
+    if not found:
+        raise ValueError(f"config.data.source={str(path)!r}: no file is so named; {WHAT}")
+    return found
+
+
+def _shards(kind: str, paths: Sequence[Path], label: str, bad: Bad) -> Source:
+    kinds = {_kind_of(path.name) for path in paths} - {None}
+    if kind and kind in kinds:
+        paths = [path for path in paths if _kind_of(path.name) == kind]
+    elif len(kinds) > 1:
+        raise ConfigError(f"{label} holds shards of several kinds ({', '.join(sorted(kinds))}); write KIND:{label}")
+    elif not kind and not kinds:
+        raise ConfigError(f"{label} is of no kind of shards that is known; {WHAT}")
+    return SHARDS[kind or kinds.pop()](paths, label, bad)

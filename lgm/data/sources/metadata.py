@@ -1,0 +1,152 @@
+"""Files with a table of what they are: metadata.jsonl, .csv or .parquet, as Hugging Face's imagefolder has them.
+
+There may be one at the root or one in each folder, of that folder's files; "train", "test" and such words in the
+folders' names become the field "split".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from lgm.data.rows import build
+from lgm.data.sources.places import Place
+from lgm.data.sources.source import Bad, is_unicode, with_splits
+
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+class Metadata:
+    """The source: rows in the tables' order, images in the files that they name."""
+
+    kind = "folder with metadata"
+
+    def __init__(self, place: Place, names: list[str], caption: str, bad: Bad):
+        self.place = place
+        tables = tables_of(names)
+        there = set(names)
+        found = (row for table in tables for row in self._table(table, there, caption, bad))
+        self.rows = build(with_splits(found, lambda row: row["file_name"]))
+        self.files = self.rows.table["file_name"] if len(self.rows) else []
+        first = f"{place.label}/{tables[0]}"
+        bad.check(len(self.rows) + len(bad.found))
+        if not len(self.rows):
+            raise ValueError(f"{first} names no image")
+
+    def read(self, i: int) -> bytes:
+        """The encoded image of record `i`."""
+        return self.place.read(self.files[i].as_py())
+
+    def _table(self, table: str, there: set[str], caption: str, bad: Bad) -> Iterator[dict[str, Any]]:
+        folder, label = posixpath.dirname(table), f"{self.place.label}/{table}"
+        unit = "row" if table.endswith(".parquet") else "line"
+        for number, row in checked(read_table(self.place.read(table), label, bad), label, unit, caption, bad):
+            name = posixpath.normpath(posixpath.join(folder, row["file_name"]))
+            if name in there:
+                yield {**row, "file_name": name}
+            else:
+                bad.add(f"{label} {unit} {number}", f"{label} {unit} {number} names {row['file_name']}, which is not "
+                                                    "there; add the image or remove the line")
+
+
+def tables_of(names: list[str]) -> list[str]:
+    """The tables among files: the one at the root alone where there is one, else those of folders."""
+    found = [name for name in names if posixpath.basename(name) in TABLES]
+    at_root = [name for name in found if "/" not in name]
+    return at_root[:1] or found
+
+
+def read_table(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
+    """(number, row) of a table's rows, one after another; the number is that of its line where it is text."""
+    if label.endswith(".parquet"):
+        yield from _parquet(content, label)
+    elif label.endswith(".csv"):
+        yield from _csv(content, label, bad)
+    else:
+        yield from _json_lines(content, label, bad)
+
+
+def _json_lines(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
+    # bytes are split, not text: str.splitlines would also cut at line separators inside a caption
+    for number, line in enumerate(io.BytesIO(content.removeprefix(b"\xef\xbb\xbf")), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError):
+                bad.add(f"{label} line {number}", f"{label} line {number} is not JSON; write one object a line")
+
+
+def _csv(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
+    text = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline="")
+    lines = csv.reader(text)
+    header = None
+    while True:
+        try:
+            values = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            bad.add(f"{label} line {lines.line_num}", f"{label} line {lines.line_num} is no CSV ({error}); correct it")
+            continue
+        if header is None:
+            header = values
+        elif values and len(values) != len(header):
+            reason = f"{label} line {lines.line_num} has {len(values)} values for {len(header)} columns; correct it"
+            bad.add(f"{label} line {lines.line_num}", reason)
+        elif values:
+            row = {name: value for name, value in zip(header, values, strict=True) if name and value != ""}
+            yield lines.line_num, {name: _number(name, value) for name, value in row.items()}
+
+
+def _number(name: str, value: str) -> Any:
+    """A field of a CSV as a number where it is one as it would be written."""
+    if name in ("file_name", "image", "text") or len(value) > 18 or not value.lstrip("-").isdigit():
+        return value
+    return int(value) if str(int(value)) == value else value
+
+
+def _parquet(content: bytes, label: str) -> Iterator[tuple[int, Any]]:
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(1 << 14):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, {name: value for name, value in row.items() if value is not None}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{label} is no readable Parquet ({str(error).splitlines()[0]}); write it anew") from None
+
+
+def checked(rows: Iterable[tuple[int, Any]], label: str, unit: str, caption: str,
+            bad: Bad) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, row) of the rows that name a file and have a caption, where that is the field "text": another may be
+    absent from rows that a filter leaves out."""
+    for number, row in rows:
+        if isinstance(row, dict) and "file_name" not in row and "image" in row:
+            row = {**row, "file_name": row["image"]}
+        reason = _problem(row, caption)
+        if reason is None:
+            yield number, row
+        else:
+            bad.add(f"{label} {unit} {number}", f"{label} {unit} {number}{reason}")
+
+
+def _problem(row: Any, caption: str) -> str | None:
+    for field in ("file_name", "text") if caption == "text" else ("file_name",):
+        value = row.get(field) if isinstance(row, dict) else None
+        if not isinstance(value, str) or not value.strip():
+            problem = "an empty" if isinstance(value, str) else "no"
+            return f" has {problem} {field}; every image needs one, a string"
+    for field in ("file_name", caption):
+        if not is_unicode(row.get(field)):
+            return (f": its {field} is no Unicode text (half of a surrogate pair stands alone in {ascii(row[field])}, "
+                    "or it is not UTF-8); correct it")
+    return None
+
