@@ -45,7 +45,7 @@ _GROUPS = {
     COUNT: """total_images batch_size accumulate resolution crop pairs steps times noises keep microbatches rank
         channels latent_channels block_channels layers_per_block patch_size width depth single_depth heads head_width
         group unroll classes base_size position_size vocab_size max_length mlp_width projection_dim token_types
-        norm_groups threads Log.every_images""",
+        norm_groups threads Data.buckets Log.every_images""",
     SOME: """variance l1 l2 gradient kl noise warmup_images decay_images weight_decay clip_norm ramp count every_images
         max_images levels distance checkpoint_every_images replicate_below transformer_depth mid_depth text_dim
         pooled_dim micro_ids beside dual_attention pool""",

@@ -36,12 +36,15 @@ EXAMPLES = {
     "config": "lgm config\n"
               "         lgm config --config=configs/quickstart.py --diff",
     "presets": "lgm presets",
+    "encode": "lgm encode --config=configs/flags.py --out=caches/flags\n"
+              "         lgm encode --config=configs/flags.py --out=caches/flags --part=0/4",
+    "data": "lgm data photos --caption=description --resolution=1024 --sheet=photos.png",
     "inspect": "lgm inspect --preset=flux_dev --preset=t5_v1_1_xxl\n"
                "         lgm inspect --from=models/sd15 --levels=2",
 }
 
 
-CONFIGURED = ("train", "sweep", "launch", "plan", "config")  # verbs that take --config.KEY=VALUE
+CONFIGURED = ("train", "encode", "sweep", "launch", "plan", "config")  # verbs that take --config.KEY=VALUE
 LONGEST = 1000  # letters of an error's line
 DISTRIBUTED = ("train", "sweep", "sample", "evaluate", "export")  # several processes where the cluster starts several
 
@@ -204,6 +207,26 @@ def _parser() -> argparse.ArgumentParser:
                                          "--config.KEY=VALUE")
     config.add_argument("--diff", action="store_true", help="those alone that are not the defaults")
     verb("presets", _presets, "Every published shape by name, for --preset of `lgm inspect` and for configs.")
+
+    encode = verb("encode", _encode, "Encode a config's images once, for config.data.cache; run again to go on.")
+    encode.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
+    encode.add_argument("--out", required=True, help="the cache's folder")
+    encode.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side")
+    encode.add_argument("--rows", type=int, default=1024, help="images a shard (default: 1024)")
+    encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of latents on disk")
+
+    data = verb("data", _data, "Say what a collection of images is: kind, sizes, buckets, captions, bad files.")
+    data.add_argument("path", help="a folder, a zip, shards, a shipped name or KIND:PATH, as config.data.source")
+    data.add_argument("--caption", default="text", help="the field that is the caption (default: text)")
+    data.add_argument("--resolution", type=int, default=512, help="side in pixels whose area buckets have (default: "
+                                                                  "512)")
+    data.add_argument("--step", type=int, default=64, help="pixels that the sides of buckets are multiples of "
+                                                           "(default: 64)")
+    data.add_argument("--check", type=int, default=10_000, help="images that are decoded to find bad ones, spread over "
+                                                                "all (default: 10000)")
+    data.add_argument("--tokenizer", default="emoji64", help="what captions are counted with, as "
+                                                             "config.text.tokenizer (default: emoji64)")
+    data.add_argument("--sheet", metavar="PNG", help="write a sheet of some pictures with their captions")
 
     inspect = verb("inspect", _inspect, "Print a table of parameters; no weights are read or made.")
     what = inspect.add_mutually_exclusive_group(required=True)
@@ -371,6 +394,22 @@ def _plan(arguments, overrides) -> int:
 
     return command.run(arguments.config, arguments.topology, overrides, slices=arguments.slices,
                        search=arguments.search, limit=arguments.limit, jobs=arguments.jobs, json_path=arguments.json)
+
+
+def _encode(arguments, overrides) -> int:
+    from lgm.train import encoding
+
+    if arguments.rows < 1:
+        raise ConfigError(f"--rows={arguments.rows} must be at least 1")
+    return encoding.run(arguments.config, arguments.out, overrides, part=arguments.part, rows=arguments.rows,
+                        dtype=arguments.dtype)
+
+
+def _data(arguments, overrides) -> int:
+    from lgm.data import describe
+
+    return describe.run(arguments.path, caption=arguments.caption, resolution=arguments.resolution, step=arguments.step,
+                        checked=arguments.check, tokenizer=arguments.tokenizer, sheet=arguments.sheet)
 
 
 def _inspect(arguments, overrides) -> int:

@@ -35,6 +35,21 @@ def check(config: Config) -> None:
     crop, resolution = config.data.crop, config.data.resolution
     need(crop is None or crop <= resolution,
          f"config.data.crop={crop} must lie between 1 and config.data.resolution={resolution}")
+    if config.data.cache is not None:
+        need(config.family != "autoencoder", f"config.data.cache={config.data.cache!r} is for denoisers; "
+                                             "an autoencoder learns from pixels")
+        need(config.data.latents == "memory", f"config.data.cache={config.data.cache!r} takes the place of "
+                                              "config.data.latents='step'; set that to 'memory'")
+    if (step := config.data.buckets) is not None:
+        need(resolution % step == 0, f"config.data.resolution={resolution} must be a multiple of config.data.buckets="
+                                     f"{step}")
+        need(config.family != "autoencoder", f"config.data.buckets={step} is for denoisers; an autoencoder learns from "
+                                             "crops, config.data.crop")
+        need(config.family == "autoencoder" or config.loss.teacher is None,
+             f"config.data.buckets={step} does not go with config.loss.teacher; leave it out")
+        distance = config.evaluation.distance
+        need(distance == 0, f"config.evaluation.distance={distance} compares images of one size; set it to 0 with "
+                            "config.data.buckets")
     low, high = config.evaluation.log_snr
     need(low < high, f"config.evaluation.log_snr={config.evaluation.log_snr} must rise, as (-5.0, 6.0)")
     first, last = config.sampling.interval
@@ -104,14 +119,23 @@ def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
         raise ConfigError(f"config.model of family {config.family!r} is told text ({told}): give config.text, "
                           "dict(encoder=...) or dict(folder=...), or choose a dit or a unet of text_dim=0")
     side, patch = config.data.resolution, getattr(config.model, "patch_size", 1)
+    if (step := config.data.buckets) is not None:
+        if step % (factor * patch):
+            raise ConfigError(f"config.data.buckets={step} must be a multiple of {factor * patch}, the pixels a latent "
+                              f"of config.autoencoder={config.autoencoder!r} x config.model.patch_size={patch}")
     if side % (factor * patch):
         near = max(round(side / (factor * patch)), 1) * factor * patch
         patches = f" x config.model.patch_size={patch}" if patch > 1 else ""
         raise ConfigError(f"config.data.resolution={side} is no multiple of {factor * patch}, the pixels a latent of "
                           f"config.autoencoder={config.autoencoder!r}{patches}; {near} would do")
     table = getattr(config.model, "position_size", None)
+    if table is not None and step is not None:
+        from lgm.data.buckets import bucket_sizes
+
+        side = max(max(size) for size in bucket_sizes(side, step))
     if table is not None and side // (factor * patch) > table:
-        raise ConfigError(f"config.data.resolution={side} makes {side // (factor * patch)} patches a side, more than "
+        named = "config.data.resolution" if step is None else "the longest side of config.data.buckets"
+        raise ConfigError(f"{named}={side} makes {side // (factor * patch)} patches a side, more than "
                           f"config.model.position_size={table}; raise that")
 
 

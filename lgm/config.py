@@ -33,7 +33,12 @@ class Data:
     `caption` is what each image is called, "" for nothing. Records that cannot be read are left out and listed in the
     run's bad_records.jsonl, as long as they are at most `bad_share` of all.
 
+    With `buckets` an image keeps its shape: it is scaled to cover the size of nearest shape, of sides that are
+    multiples of so many pixels and about resolution x resolution pixels, and cut to that; each batch is of one size.
+    Without, all are cut to squares. SDXL is told how large an image was and what was cut.
+
     `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
+    `cache` is a folder that `lgm encode` made of this config: latents are read from it, and no image is.
     `threads` decode images in each process, by default one for every core it may run on.
     """
 
@@ -43,7 +48,9 @@ class Data:
     caption: str = "text"
     resolution: int = 64
     crop: int | None = None
+    buckets: int | None = None
     latents: Literal["memory", "step"] = "memory"
+    cache: str | None = None
     threads: int | None = None
     bad_share: float = 0.01
 

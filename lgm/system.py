@@ -76,11 +76,14 @@ class System:
         parts = {name: part for name, part in {**frozen, **trained}.items() if name in ("denoiser", "text")}
         return parts | ({"denoiser": lora.combined(parts["denoiser"], trained["lora"])} if self.config.lora else {})
 
-    def condition(self, params: Params, tokens_BL: jax.Array, mask_BL: jax.Array) -> Conditioning:
-        """What the denoiser is told of captions."""
+    def condition(self, params: Params, tokens_BL: jax.Array, mask_BL: jax.Array,
+                  micro_B6: jax.Array | None = None) -> Conditioning:
+        """What the denoiser is told of captions and, where it is SDXL, of sizes and crops (`data.buckets`)."""
         with using(self.layout):
             if self.folder is not None:
-                return self.folder.condition(params["text"], tokens_BL, mask_BL)
+                cond = self.folder.condition(params["text"], tokens_BL, mask_BL)
+                known = micro_B6 is not None and cond.micro is not None and cond.micro.shape[1] == 6
+                return dataclasses.replace(cond, micro=micro_B6) if known else cond
             if self.config.text and self.config.text.classes:
                 return Conditioning(label=tokens_BL[:, 0])
             if self.text is None:
@@ -194,11 +197,11 @@ class System:
             return process.resolution_shift(self.config.data.resolution**2, base**2)
         return value
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of a latent at the config's resolution."""
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """(H, W, C) of the latent of an image of `size` = (H, W), by default the config's resolution."""
         c = self.autoencoder.config
-        side = self.config.data.resolution // c.factor
-        return side, side, c.latent_channels
+        height, width = size or (self.config.data.resolution,) * 2
+        return height // c.factor, width // c.factor, c.latent_channels
 
 
 def build_system(config: Config, layout: Layout | None = None) -> tuple[System, Params]:

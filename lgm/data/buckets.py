@@ -6,6 +6,7 @@ nearest aspect ratio, is scaled to cover it and cut to it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +35,53 @@ def assign_buckets(sizes_N2: np.ndarray, buckets: Sequence[tuple[int, int]]) -> 
     height_K, width_K = np.asarray(buckets, np.float64).T
     distance_NK = np.abs(np.log(width_N / height_N)[:, None] - np.log(width_K / height_K)[None])
     return np.argmin(distance_NK, axis=1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bucketed:
+    """An image set in buckets: `sizes` are the (height, width) of those that have images, `groups` int32 [N] the number
+    of each image's, `stored` int32 [N, 2] the images' own (height, width)."""
+
+    sizes: tuple[tuple[int, int], ...]
+    groups: np.ndarray
+    stored: np.ndarray
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) that an image is trained at."""
+        return self.sizes[self.groups[index]]
+
+    def members(self, group: int) -> np.ndarray:
+        """The images of a bucket."""
+        return np.flatnonzero(self.groups == group)
+
+    def micro(self, indices: np.ndarray) -> np.ndarray:
+        """Micro-conditioning float32 [B, 6] of images."""
+        return micro_conditioning(self.stored[indices], np.array(self.sizes)[self.groups[indices]])
+
+
+def bucketed(stored_N2: np.ndarray, resolution: int, step: int) -> Bucketed:
+    """The buckets of about resolution^2 pixels, with sides that are multiples of `step`, of images of these sizes."""
+    buckets = bucket_sizes(resolution, step)
+    used, groups = np.unique(assign_buckets(stored_N2, buckets), return_inverse=True)
+    return Bucketed(tuple(buckets[number] for number in used), groups.astype(np.int32), np.asarray(stored_N2))
+
+
+class Ragged:
+    """Arrays of several shapes as one of rows: rows that are asked for together are of one shape."""
+
+    def __init__(self, parts: Sequence[np.ndarray], groups: np.ndarray):
+        self.parts, self.groups = parts, groups
+        self.places = np.zeros(len(groups), np.int64)
+        for group, part in enumerate(parts):
+            self.places[groups == group] = np.arange(len(part))
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """Rows [B, ...] of one group."""
+        (group,) = set(self.groups[indices].tolist())
+        return self.parts[group][self.places[indices]]
 
 
 def micro_conditioning(sizes_N2: np.ndarray, target_N2: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ SIDEWAYS = range(5, 9)  # orientations that swap height and width
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}  # fmt: skip
+MOST_PIXELS = 1 << 27  # of an image that is decoded: 400 MB in RGB
 _PROFILED = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}  # colour spaces of profiles
 
 
@@ -48,6 +49,8 @@ def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> I
             if size is not None:
                 # a large JPEG is decoded at the smallest scale that covers the size: 12 MP to 512 px in 65 ms, not 360
                 image.draft(None, size if turn in SIDEWAYS else size[::-1])
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
             image.load()
             profile, turn = image.info.get("icc_profile"), _TURNS.get(turn)
             image = _in_rgb(_eight_bits(image), profile)

@@ -75,6 +75,16 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, *, beside: n
     return canvas
 
 
+def same_size(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images [H, W, 3] of several sizes as one array, each in the middle of a white tile that holds any of them."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    tiles = np.full((len(images), height, width, 3), 255, np.uint8)
+    for tile, image in zip(tiles, images, strict=True):
+        top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+        tile[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return tiles
+
+
 def _columns(count: int, pitch_x: int, pitch_y: int, row_labels: Sequence[str] | None) -> int:
     """As many as make the picture about 1.6 times as wide as high, or a row for each label."""
     if row_labels:

@@ -65,30 +65,37 @@ class ImageSet:
         """
         return decode(self.content(index), size or (self.resolution, self.resolution), self.name(index))
 
-    def images(self) -> np.ndarray:
-        """All images: uint8 [N, resolution, resolution, 3]."""
+    def images(self, size: tuple[int, int] | None = None) -> np.ndarray:
+        """All images: uint8 [N, H, W, 3] of `size` = (H, W), by default resolution x resolution."""
         with ThreadPoolExecutor(self.threads) as pool:
-            return np.stack(list(pool.map(self.image, range(len(self)))))
+            return np.stack(list(pool.map(lambda index: self.image(index, size), range(len(self)))))
 
     def whole(self, bad: Bad) -> ImageSet:
         """The set without images that cannot be read, which are noted; all are read, unless none may be bad."""
-        if not bad.share:
+        if not bad.share or not len(self):
             return self
+        good = [self.readable(np.arange(start, min(start + 4096, len(self))), (8, 8), bad)[1] + start
+                for start in range(0, len(self), 4096)]
+        bad.check(len(self))
+        good = np.concatenate(good)
+        return self if len(good) == len(self) else self.take(good)
 
-        def problem(index: int) -> str | None:
+    def readable(self, indices: np.ndarray, size: tuple[int, int], bad: Bad) -> tuple[np.ndarray, np.ndarray]:
+        """(pixels uint8 [n, H, W, 3] of those of some images that can be read, their places among them); the others are
+        noted."""
+        def read(index: int) -> np.ndarray | str:
             try:
-                self.image(index)
+                return self.image(index, size)
             except ValueError as error:
                 return str(error)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            problems = list(pool.map(problem, range(len(self))))
-        good = [index for index, reason in enumerate(problems) if reason is None]
-        for index, reason in enumerate(problems):
-            if reason is not None:
+            found = list(pool.map(read, indices.tolist()))
+        for index, reason in zip(indices.tolist(), found, strict=True):
+            if isinstance(reason, str):
                 bad.add(self.name(index), reason)
-        bad.check(len(self))
-        return self if len(good) == len(self) else self.take(good)
+        good = np.array([place for place, picture in enumerate(found) if not isinstance(picture, str)], np.int64)
+        return np.array([found[place] for place in good], np.uint8).reshape(-1, *size, 3), good
 
     def sizes(self) -> np.ndarray:
         """Stored (height, width) of every image: int32 [N, 2], from "height" and "width" in the metadata where all
@@ -97,9 +104,15 @@ class ImageSet:
             height, width = self.rows.values("height"), self.rows.values("width")
             if all(type(side) is int and 0 < side < 1 << 24 for side in (*height, *width)):
                 return np.array([height, width], np.int32).T
-        size = lambda index: stored_size(self.content(index), self.name(index))
         with ThreadPoolExecutor(self.threads) as pool:
-            return np.array(list(pool.map(size, range(len(self)))), np.int32).reshape(-1, 2)
+            return np.array(list(pool.map(self._size, range(len(self)))), np.int32).reshape(-1, 2)
+
+    def _size(self, index: int) -> tuple[int, int]:
+        """An image's size, of one that cannot be read the resolution: reading it says so where that matters."""
+        try:
+            return stored_size(self.content(index), self.name(index))
+        except ValueError:
+            return self.resolution, self.resolution
 
     def take(self, indices: Iterable[int]) -> ImageSet:
         """The set of these rows."""

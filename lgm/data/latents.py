@@ -8,6 +8,7 @@ Several processes may each write shards of their own, and one of them the index 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,23 +36,40 @@ def write_shard(folder: str | Path, number: int, arrays: Mapping[str, np.ndarray
     files.write_atomically(folder / _shard(number), content)
 
 
-def has_shard(folder: str | Path, number: int, rows: int, made_of: Mapping[str, str]) -> bool:
-    """Whether that shard is there, whole, of so many rows and made of the same: an interrupted encoding goes on."""
+def has_shard(folder: str | Path, number: int, rows: int | None, made_of: Mapping[str, str]) -> bool:
+    """Whether that shard is there, whole, of so many rows (None: of any number) and made of the same: an interrupted
+    encoding goes on."""
     try:
         found = _open_shard(files.place(folder) / _shard(number), made_of)
     except ValueError:
         return False
-    return all(found.get_slice(name).get_shape()[0] == rows for name in found.keys())
+    return rows is None or all(found.get_slice(name).get_shape()[0] == rows for name in found.keys())
 
 
 def write_index(folder: str | Path, shards: int, made_of: Mapping[str, str]) -> None:
     """Complete a cache of shards 0 to `shards` - 1, which all must be there."""
-    sizes = []
+    sizes, hashes = [], []
     for number in range(shards):
         file = _open_shard(files.place(folder) / _shard(number), made_of)
         sizes.append(file.get_slice(next(iter(file.keys()))).get_shape()[0])
-    index = {"format": FORMAT, "made_of": dict(made_of), "rows": sizes}
+        hashes.append(_hash(files.place(folder) / _shard(number)))
+    index = {"format": FORMAT, "made_of": dict(made_of), "rows": sizes, "sha256": hashes}
     write_atomically(files.place(folder) / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+
+
+def verify(folder: str | Path) -> None:
+    """Read every shard of a complete cache. Raises ValueError, one line, for one that is not as it was written."""
+    folder = files.place(folder)
+    index = json.loads((folder / INDEX).read_text())
+    for number, wanted in enumerate(index["sha256"]):
+        if _hash(folder / _shard(number)) != wanted:
+            raise ValueError(f"{folder / _shard(number)} is damaged: it is not as it was written; remove it and encode "
+                             "again, which makes what is missing")
+
+
+def _hash(path: Path) -> str:
+    with open(files.local(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_cache(folder: str | Path, made_of: Mapping[str, str]) -> dict[str, CachedArray]:

@@ -18,7 +18,8 @@ def times(count: int) -> np.ndarray:
     return (np.arange(count, dtype=np.float32) + 0.5) / count
 
 
-def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray, mask: np.ndarray,
+                 micro: np.ndarray | None = None) -> dict[str, float]:
     """Mean error of the network's own target over images, times and noises, and the error at each time.
 
     The noise of image i is a function of i alone, so the figure moves with the weights and with nothing else.
@@ -35,8 +36,9 @@ def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray
         real = rows < len(latents)
         rows = np.where(real, rows, 0)
         told = spread(system.layout, latents[rows], tokens[rows], mask[rows], rows)
+        sizes = None if micro is None else spread(system.layout, micro[rows])[0]
         for noise in range(options.noises):
-            errors_TB = _errors(system, len(grid), params, *told, noise)
+            errors_TB = _errors(system, len(grid), params, *told, noise, sizes)
             totals += fetch(errors_TB)[:, real].sum(1)
     by_time = totals / (len(latents) * options.noises)
     return {"heldout_loss": float(by_time.mean())} | {
@@ -45,9 +47,9 @@ def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _errors(system: System, count: int, params, latents, tokens, mask, rows, noise):
+def _errors(system: System, count: int, params, latents, tokens, mask, rows, noise, micro):
     """[T, B] mean squared error of the prediction target for every time of the grid."""
-    cond = system.condition(params, tokens, mask)
+    cond = system.condition(params, tokens, mask, micro)
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), noise), row))(rows)
     eps = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:], jnp.float32))(keys)
     predict = functools.partial(system.denoise, params)

@@ -32,7 +32,8 @@ def check_range(system: System) -> None:
                           f"{system.process.name!r} reaches, {noisy:.3g} to {clean:.3g}")
 
 
-def snr_errors(system: System, params, latents: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+def snr_errors(system: System, params, latents: np.ndarray, tokens: np.ndarray, mask: np.ndarray,
+               micro: np.ndarray | None = None) -> dict[str, float]:
     """Errors of the weights over images [N, ...] and `config.evaluation.levels` strata of log SNR.
 
     Returns `v_loss`, the mean squared error of v over log SNR; `vlb_bits`, the bound's part between the ends of the
@@ -53,7 +54,8 @@ def snr_errors(system: System, params, latents: np.ndarray, tokens: np.ndarray, 
         at = np.minimum(np.arange(start, start + size), len(rows) - 1)  # one shape, so one program
         row = rows[at]
         told = spread(system.layout, latents[row], tokens[row], mask[row], ratios[at], row, levels[at])
-        errors[start : start + size] = fetch(_v_errors(system, params, *told))[: len(rows) - start]
+        sizes = None if micro is None else spread(system.layout, micro[row])[0]
+        errors[start : start + size] = fetch(_v_errors(system, params, *told, sizes))[: len(rows) - start]
     by_level = errors.reshape(count, options.levels).mean(0)
     eps_errors = errors / (1.0 + np.exp(-ratios.astype(np.float64)))  # that of v times a^2
     middles = low + width * (np.arange(options.levels) + 0.5)
@@ -64,9 +66,9 @@ def snr_errors(system: System, params, latents: np.ndarray, tokens: np.ndarray, 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _v_errors(system: System, params, latents, tokens, mask, ratio_B, rows_B, levels_B):
+def _v_errors(system: System, params, latents, tokens, mask, ratio_B, rows_B, levels_B, micro):
     """[B] mean squared error of v at one log SNR an image."""
-    cond = system.condition(params, tokens, mask)
+    cond = system.condition(params, tokens, mask, micro)
     key = lambda row, level: jax.random.fold_in(jax.random.fold_in(jax.random.key(1), level), row)
     eps = jax.vmap(lambda *at: jax.random.normal(key(*at), latents.shape[1:], jnp.float32))(rows_B, levels_B)
     t_B = system.process.time_at_log_snr(ratio_B)

@@ -13,12 +13,14 @@ import numpy as np
 from lgm.combinations import ASKING
 from lgm.config import Config
 from lgm.data import Bad, ImageSet, Quarantine, batches, open_data, save_grid
-from lgm.drawing import draw, encode_all
+from lgm.data.grid import same_size
+from lgm.drawing import draw
 from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.heldout import heldout_loss
 from lgm.evaluate.snr_grid import check_range, snr_errors
 from lgm.parallel import Layout, batch_part
 from lgm.system import System, build_loss
+from lgm.train import encoding, feeding
 from lgm.train.loop import Task
 from lgm.train.placing import check_latents
 from lgm.train.start import open_system
@@ -37,28 +39,34 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     bad = Bad(config.data.bad_share)
     images, heldout = open_data(config.data, bad)
     teacher = open_teacher(config, system, layout)
-    in_memory = config.data.latents == "memory"
-    if in_memory:
-        images = images.whole(bad)
+    in_memory = config.data.latents == "memory" or config.data.cache is not None
+    if config.data.cache is not None:
+        images, buckets, kept = encoding.cached(config, images, "train")
+    else:
+        images = images.whole(bad) if in_memory else images
+        buckets = feeding.buckets_of(config, images)
+    heldout = heldout.take(range(min(len(heldout), config.evaluation.max_images))).whole(bad)
+    check_enough(system, heldout)
+    image = images.image if buckets is None else lambda index: images.image(index, buckets.size(index))
     if config.loss.name in ("reflow", "one_step"):
         drawn, arrays = pairs(config, teacher, images.captions, workdir)
         captions_of, length = lambda places: [drawn[place] for place in places], len(drawn)
         in_memory = True
     else:
         captions_of, length = images.rows.captions, len(images)
-        arrays = {"latent": encode_all(system, frozen, images)} if in_memory else {}
+        if config.data.cache is None:
+            kept = feeding.latents(system, frozen, images, buckets) if in_memory else None
+        arrays = {} if kept is None else {"latent": kept}
     if teacher is not None and config.loss.name in ASKING:
         frozen = frozen | {"teacher": teacher.params}
-    told = lambda places: dict(zip(("tokens", "mask"), system.tokenize(captions_of(places)), strict=True))
+    told = feeding.telling(system, captions_of, buckets)
     told(np.linspace(0, length - 1, min(length, CHECKED)).astype(int))  # what no tokenizer takes is refused at once
     part, parts = batch_part(layout)
-    heldout = heldout.take(range(min(len(heldout), config.evaluation.max_images))).whole(bad)
     quarantine = Quarantine(workdir / "bad_records.jsonl", bad, length, part, parts)
-    iterator = batches(arrays, image=None if in_memory else images.image, told=told, bad=quarantine,
-                       length=length, batch_size=config.batch_size, seed=config.seed, process_index=part,
-                       process_count=parts, threads=images.threads)
-    check_enough(system, heldout)
-    arrays_of_test = encode_all(system, frozen, heldout), *system.tokenize(heldout.captions)
+    iterator = batches(arrays, image=None if in_memory else image, told=told, bad=quarantine, length=length,
+                       groups=None if buckets is None else buckets.groups, batch_size=config.batch_size,
+                       seed=config.seed, process_index=part, process_count=parts, threads=images.threads)
+    test = feeding.heldout_parts(system, frozen, heldout)
     rows = pictured(config, heldout, images)
     whole = lambda params: system.whole(params, frozen)
     return Task(
@@ -69,17 +77,22 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         batches=iterator,
         flops=training_flops(system, frozen),
         executed_flops=training_flops(system, frozen, executed=True),
-        heldout=lambda params: heldout_figures(system, whole(params), frozen, heldout, arrays_of_test),
+        heldout=lambda params: heldout_figures(system, whole(params), frozen, test),
         pictures=lambda params, path: picture(system, whole(params), frozen, rows, path),
         start=start,
         draw=make_draw(config, system),
     )
 
 
-def heldout_figures(system: System, params, frozen, heldout: ImageSet, arrays) -> dict[str, float]:
-    """All that weights are measured by, on held-out images and their (latents, tokens, mask)."""
-    return (heldout_loss(system, params, *arrays) | snr_errors(system, params, *arrays)
-            | image_distances(system, params, frozen, heldout))
+def heldout_figures(system: System, params, frozen, parts: list[feeding.Part]) -> dict[str, float]:
+    """All that weights are measured by, on held-out images: means over those of all buckets."""
+    count = sum(len(part.images) for part in parts)
+    totals: dict[str, float] = {}
+    for part in parts:
+        figures = heldout_loss(system, params, *part.arrays) | snr_errors(system, params, *part.arrays)
+        for name, value in figures.items():
+            totals[name] = totals.get(name, 0.0) + value * len(part.images) / count
+    return totals | (image_distances(system, params, frozen, parts[0].images) if len(parts) == 1 else {})
 
 
 def make_draw(config: Config, system: System):
@@ -92,7 +105,7 @@ def make_draw(config: Config, system: System):
     def draw(batch, key, progress=1.0):
         drop_key, key = jax.random.split(key)
         size = len(batch["tokens"])
-        shape = batch["latent"].shape if "latent" in batch else (size, *system.latent_shape())
+        shape = batch["latent"].shape if "latent" in batch else (size, *system.latent_shape(batch["image"].shape[1:3]))
         drawn = objective.draw(key, shape, *([progress] if paced else []))._asdict()
         if "noise" in batch:  # of the teacher's pairs
             drawn["eps"] = batch["noise"]
@@ -116,8 +129,9 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
         if "drop" in batch:
             none, none_mask = system.unconditional(len(tokens))
             tokens, mask = jnp.where(batch["drop"], none, tokens), jnp.where(batch["drop"], none_mask, mask)
-        cond = system.condition(params, tokens, mask)
-        extra = {"uncond": system.condition(params, *system.unconditional(len(tokens)))} if guided else {}
+        micro = batch.get("micro")
+        cond = system.condition(params, tokens, mask, micro)
+        extra = {"uncond": system.condition(params, *system.unconditional(len(tokens)), micro)} if guided else {}
         if guided and config.loss.name == "mean_flow" and "drop" in batch:
             extra["dropped"] = batch["drop"][:, 0]
         if "teacher" in frozen:
@@ -131,20 +145,47 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
     return loss
 
 
-def pictured(config: Config, heldout, images) -> tuple[list[str], np.ndarray | None]:
-    """(captions, the real images they belong to or None): the config's prompts, else held-out and training captions."""
+@dataclasses.dataclass(frozen=True)
+class Pictured:
+    """Captions to draw, each at a size (height, width), and the real images they belong to, where there are any."""
+
+    captions: list[str]
+    sizes: list[tuple[int, int]]
+    real: list[np.ndarray] | None
+
+
+def pictured(config: Config, heldout: ImageSet, images: ImageSet) -> Pictured:
+    """What sample pictures show: the config's prompts, else held-out and training captions at their images' sizes."""
+    square = (config.data.resolution,) * 2
     if config.sampling.prompts or not config.sampling.count:
-        return list(config.sampling.prompts), None
+        prompts = list(config.sampling.prompts)
+        return Pictured(prompts, [square] * len(prompts), None)
     held = [(heldout, i) for i in range(len(heldout))]
     spread = np.linspace(0, len(images) - 1, config.sampling.count).astype(int)
     chosen = (held[: config.sampling.count // 2] + [(images, int(i)) for i in spread])[: config.sampling.count]
-    return [s.rows.captions(np.array([i]))[0] for s, i in chosen], np.stack([s.image(i) for s, i in chosen])
+    captions, sizes, real = [], [], []
+    for s, i in chosen:
+        one = s.take([i])
+        buckets = feeding.buckets_of(config, one)
+        size = square if buckets is None else buckets.size(0)
+        try:
+            real.append(one.image(0, size))
+        except ValueError:  # a bad record, which training finds too
+            continue
+        captions += one.captions
+        sizes.append(size)
+    return Pictured(captions, sizes, real)
 
 
-def picture(system: System, params, frozen, rows, path: Path | None) -> np.ndarray:
+def picture(system: System, params, frozen, rows: Pictured, path: Path | None) -> np.ndarray:
     """Draw `rows` under the config's sampling settings and save them beside the real images."""
-    captions, real = rows
-    drawn = draw(system, params, frozen, captions, seed=system.config.seed)
-    if real is None:
-        return save_grid(path, drawn, captions)
-    return save_grid(path, drawn, captions, beside=real)
+    drawn: list[np.ndarray] = [None] * len(rows.captions)
+    square = (system.config.data.resolution,) * 2
+    for size in sorted(set(rows.sizes)):
+        places = [place for place, other in enumerate(rows.sizes) if other == size]
+        found = draw(system, params, frozen, [rows.captions[place] for place in places], seed=system.config.seed,
+                     size=None if size == square and not system.config.data.buckets else size)
+        for place, image in zip(places, found, strict=True):
+            drawn[place] = image
+    beside = None if rows.real is None else same_size(rows.real)
+    return save_grid(path, same_size(drawn), rows.captions, **({} if beside is None else {"beside": beside}))

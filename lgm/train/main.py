@@ -180,10 +180,10 @@ def evaluate(workdir: str, out: str, weights: str, distance: int | None = None, 
     """Held-out figures of a run's weights, as JSON; `distance` takes the place of `config.evaluation.distance`, and
     `likelihood` is how many steps the ODE whose density is stated is solved in."""
     from lgm.data import Bad, open_images
-    from lgm.drawing import encode_all
     from lgm.evaluate.drawn import check_enough
     from lgm.evaluate.likelihood import likelihood as log_likelihood
     from lgm.train.denoise import heldout_figures
+    from lgm.train.feeding import heldout_parts
 
     if distance is not None and distance < 3:
         raise ConfigError(f"--distance={distance} must be at least 3 images")
@@ -194,15 +194,19 @@ def evaluate(workdir: str, out: str, weights: str, distance: int | None = None, 
     if distance is not None:
         options = dataclasses.replace(options, distance=distance)
         system = dataclasses.replace(system, config=dataclasses.replace(system.config, evaluation=options))
+    for flag, value in (("distance", distance), ("likelihood", likelihood)):
+        if value is not None and data.buckets:
+            raise ConfigError(f"--{flag}={value} is of images of one size, and this run has config.data.buckets="
+                              f"{data.buckets}; leave it out")
     bad = Bad(data.bad_share)
     images = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption,
                          threads=data.threads, bad=bad)
     images = images.take(range(min(len(images), options.max_images))).whole(bad)
     check_enough(system, images)
-    arrays = encode_all(system, frozen, images), *system.tokenize(images.captions)
-    values = heldout_figures(system, params, frozen, images, arrays)
+    parts = heldout_parts(system, frozen, images)
+    values = heldout_figures(system, params, frozen, parts)
     if likelihood:
-        values |= log_likelihood(system, params, *arrays, likelihood)
+        values |= log_likelihood(system, params, *parts[0].arrays, likelihood)
     if not first():
         return finished()
     result = {"images_seen": images_seen, "weights": weights, "heldout_images": len(images), **values}

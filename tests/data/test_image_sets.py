@@ -185,7 +185,7 @@ def test_metadata_may_hold_any_text(folder):
 
 
 def test_sources_that_are_not_there(folder, tmp_path, monkeypatch):
-    assert "give emoji64, a folder, a zip" in refused("nowhere")
+    assert "give emoji64, flags, a folder, a zip" in refused("nowhere")
     (tmp_path / "empty").mkdir()
     assert "no metadata.jsonl, .csv or .parquet, no images and no shards: it is empty" in refused(f"{tmp_path}/empty")
     (folder / "metadata.jsonl").write_text("\n")

@@ -20,7 +20,7 @@ from lgm.data.sources.tfds import TensorFlowDataset
 from lgm.files import place
 from lgm.parsing import ConfigError
 
-SHIPPED = {"emoji64": "emoji64/emoji64.zip"}
+SHIPPED = {"emoji64": "emoji64/emoji64.zip", "flags": "flags/flags.zip"}
 SHARDS = {"webdataset": WebDataset, "parquet": Parquet, "array_record": ArrayRecord}
 KINDS = ("metadata", "images", *SHARDS, "tfds")
 ENDINGS = {".tar": "webdataset", ".parquet": "parquet", ".arrayrecord": "array_record", ".array_record": "array_record"}
@@ -59,7 +59,8 @@ def open_source(spec: str, caption: str = "text", bad: Bad | None = None) -> Sou
     where = _place(path, folder)
     names = where.names()
     if folder and (not tables_of(names) or kind in SHARDS):
-        shards = [path / name for name in names if _kind_of(name)]
+        inside = getattr(where, "inside", lambda name: path / name)
+        shards = [path / name for name in names if _kind_of(name) and inside(name)]
         if shards and kind in ("", *SHARDS):
             return _shards(kind, shards, str(path), bad)
     if tables_of(names) and kind != "images":

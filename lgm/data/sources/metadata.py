@@ -148,5 +148,7 @@ def _problem(row: Any, caption: str) -> str | None:
         if not is_unicode(row.get(field)):
             return (f": its {field} is no Unicode text (half of a surrogate pair stands alone in {ascii(row[field])}, "
                     "or it is not UTF-8); correct it")
+        if isinstance(row.get(field), str) and "\0" in row[field]:
+            return f": its {field} holds NUL, which no text does; correct it"
     return None
 

@@ -55,14 +55,17 @@ class Folder:
             elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
                 yield f"{folder}{entry.name}"
 
+    def inside(self, name: str) -> str:
+        """The path of a file, links followed. Raises ValueError, one line, for one that leads out of the folder."""
+        real = os.path.realpath(os.path.join(self.root, name))
+        if not real.startswith(os.path.join(self.root, "")):
+            raise ValueError(f"{self.label}/{name} leads out of the folder; put the file itself there")
+        return real
+
     def read(self, name: str) -> bytes:
         """The content of one file."""
-        path = os.path.join(self.root, name)
-        try:
-            real = os.path.realpath(path)
-            if real != self.root and not real.startswith(os.path.join(self.root, "")):
-                raise ValueError(f"{self.label}/{name} leads out of the folder; put the file itself there")
-            handle = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe is not waited for
+        try:  # a pipe is not waited for
+            handle = os.open(self.inside(name), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
             with os.fdopen(handle, "rb") as file:
                 facts = os.fstat(handle)
                 if not stat.S_ISREG(facts.st_mode):

@@ -1,0 +1,125 @@
+"""`lgm encode`: the latents of a config's images, made once and kept, and training that reads them.
+
+A cache is a folder with one part for the training and one for the held-out images, in each one for every size, all
+caches of `lgm.data.latents`. It is made of one autoencoder, one choice of images and captions, one size: any other is
+refused by name. Records that cannot be read are left out; each row says which image it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lgm import config as schema
+from lgm import files, weights
+from lgm.config import Config
+from lgm.data import Bad, ImageSet, open_data, read_cache, write_index, write_shard
+from lgm.data.buckets import Bucketed, Ragged, bucketed
+from lgm.data.latents import has_shard, verify
+from lgm.drawing import encode_pixels
+from lgm.parsing import ConfigError
+from lgm.system import System
+from lgm.train.feeding import buckets_of
+
+STORED = {"float32": np.float32, "float16": np.float16}
+
+
+def run(spec: str, out: str, overrides=(), *, part: str = "0/1", rows: int = 1024, dtype: str = "float32") -> int:
+    """Encode the images of a config into `out`, shards of `rows` images each; run again to go on. Returns 0.
+
+    part: "I/N" encodes the I-th share of N, for processes side by side; the last to finish completes the cache. Raises
+    ValueError, one line, for what cannot be encoded and for an `out` that is a cache of something else.
+    """
+    from lgm.train.main import over_all_devices
+    from lgm.train.start import open_system
+
+    index, count = _part(part)
+    config = schema.load(spec, overrides)
+    if config.family == "autoencoder":
+        raise ConfigError("config.model.family='autoencoder' learns from pixels; `lgm encode` is for denoisers")
+    system, frozen, _ = open_system(config, over_all_devices())
+    bad = Bad(config.data.bad_share)
+    folder = files.place(out, "--out")
+    sets = dict(zip(("train", "heldout"), open_data(config.data, bad), strict=True))
+    done = True
+    for name, images in sets.items():
+        whole = _encode(system, frozen, images, folder / name, bad, index, count, rows, STORED[dtype])
+        done = done and whole
+        print(f"{folder / name}: {len(images):,} images, {'complete and verified' if whole else 'not complete yet'}",
+              flush=True)
+    if bad.found:
+        lines = "".join(json.dumps({"reason": reason}) + "\n" for _, reason in bad.found)
+        files.write_atomically(folder / f"bad_records-{index}.jsonl", lines.encode())
+        print(f"{len(bad.found)} bad records are left out; see {folder}/bad_records-{index}.jsonl")
+    return 0
+
+
+def made_of(config: Config, images: ImageSet, size: tuple[int, int]) -> dict[str, str]:
+    """What the latents of images at a size depend on."""
+    return {"autoencoder": weights.fingerprint(config.autoencoder), "images": images.fingerprint,
+            "size": f"{size[0]}x{size[1]}", "buckets": str(config.data.buckets)}
+
+
+def _encode(system: System, frozen, images: ImageSet, folder: Path, bad: Bad, part: int, parts: int, rows: int,
+            dtype) -> bool:
+    """Write the shards of a part; whether all of the set's are there now."""
+    complete = True
+    for size, members in _sizes(system.config, images):
+        place, of = folder / f"{size[0]}x{size[1]}", made_of(system.config, images, size)
+        shards = range(-(-len(members) // rows))
+        for number in shards:
+            if number % parts != part or has_shard(place, number, None, of):
+                continue
+            some = members[number * rows : (number + 1) * rows]
+            pixels, good = images.readable(some, size, bad)
+            bad.check(len(images))
+            latent = encode_pixels(system, frozen, pixels, size).astype(dtype)
+            write_shard(place, number, {"latent": latent, "image": some[good].astype(np.int64)}, of)
+        if all(has_shard(place, number, None, of) for number in shards):
+            write_index(place, len(shards), of)
+            verify(place)
+        else:
+            complete = False
+    return complete
+
+
+def _sizes(config: Config, images: ImageSet) -> list[tuple[tuple[int, int], np.ndarray]]:
+    """(size, the images that are trained at it) of every size."""
+    buckets = buckets_of(config, images)
+    if buckets is None:
+        return [((config.data.resolution,) * 2, np.arange(len(images)))]
+    return [(size, buckets.members(group)) for group, size in enumerate(buckets.sizes)]
+
+
+def cached(config: Config, images: ImageSet, name: str) -> tuple[ImageSet, Bucketed | None, object]:
+    """(the images that a cache has, their buckets, their latents by index) of a config's set `name`.
+
+    Raises ValueError, one line, where the cache is absent, not complete or of another autoencoder, size or images.
+    """
+    folder = files.place(config.data.cache, "config.data.cache") / name
+    parts, members = [], []
+    for size, _ in _sizes(config, images):
+        found = read_cache(folder / f"{size[0]}x{size[1]}", made_of(config, images, size))
+        parts.append(found["latent"])
+        members.append(np.asarray(found["image"]))
+    if config.data.buckets is None:
+        return images.take(members[0]), None, parts[0]
+    order = np.sort(np.concatenate(members))
+    kept = images.take(order)
+    groups = np.zeros(len(order), np.int32)
+    rows = []
+    for group, (part, numbers) in enumerate(zip(parts, members, strict=True)):
+        places = np.searchsorted(order, numbers)
+        groups[places] = group
+        rows.append(part)
+    buckets = bucketed(kept.sizes(), config.data.resolution, config.data.buckets)
+    return kept, buckets, Ragged(rows, groups)
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--part={text} is no share; write I/N, as 0/4 to 3/4")
+    return int(index), int(count)
