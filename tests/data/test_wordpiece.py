@@ -84,7 +84,7 @@ def test_a_vocabulary_of_ones_own(tmp_path):
 
 
 def test_files_that_are_no_tokenizer(tmp_path):
-    with pytest.raises(ValueError, match="is not there; give emoji64, flags"):
+    with pytest.raises(ValueError, match="is not there; give emoji64"):
         Tokenizer(str(tmp_path / "absent.json"))
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="is no tokenizer.json"):

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from test_buckets import CONFIG
+from test_bucket_runs import CONFIG
 
 from lgm import config as schema
 from lgm.cli import main
 from lgm.parallel import make_layout
 from lgm.train import denoise
+
+pytestmark = pytest.mark.slow
 
 
 def made(tmp_path, **data):
@@ -37,7 +39,7 @@ def test_training_from_a_cache_is_training_from_pixels(tmp_path, capsys):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-5 if name == "latent" else 0)
-    for change, line in ((dict(where={"code": "a*"}), "made with images="), (dict(resolution=40), "is not there|made")):
+    for change, line in ((dict(where={"code": "a*"}), "made with images="), (dict(resolution=56), "is not there|made")):
         with pytest.raises(ValueError, match=line) as caught:
             made(tmp_path, cache=str(tmp_path / "cache"), **change)
         assert "\n" not in str(caught.value)
