@@ -86,7 +86,7 @@ def programs(config: schema.Config, count: int, wanted: Sequence[str]) -> dict[s
 
     def drawn(trained, frozen, ids, mask, rows):
         params = system.whole(trained, frozen)
-        return drawing._draw_chunk(system, config.sampling, params, frozen, ids, mask, rows, 0, None)
+        return drawing._draw_chunk(system, config.sampling, params, frozen, ids, mask, rows, 0, None, None)
 
     drawing.spread = lambda layout, *rows: rows  # whose places are told by the arguments
     params = system.whole(trained, frozen)
@@ -95,8 +95,8 @@ def programs(config: schema.Config, count: int, wanted: Sequence[str]) -> dict[s
         "sample": lambda: jax.jit(drawn).lower(trained, frozen, *words, rows),
         "decode": lambda: drawing._decode.lower(system, frozen, latents),
         "encode": lambda: drawing._encode.lower(system, frozen, images),
-        "heldout": lambda: heldout._errors.lower(system, 2, params, latents, *words, rows, 0),
-        "levels": lambda: snr_grid._v_errors.lower(system, params, latents, *words, ratios, rows, rows),
+        "heldout": lambda: heldout._errors.lower(system, 2, params, latents, *words, rows, 0, None),
+        "levels": lambda: snr_grid._v_errors.lower(system, params, latents, *words, ratios, rows, rows, None),
     }
     return {name: found(lowered[name]()) for name in wanted}
 

@@ -38,7 +38,7 @@ class Shrinking:
         self.process, self.gain, self.target = gaussian.build(name), gain, target
         self.config = Settings(Evaluation(levels=levels, log_snr=ends, batch_size=size), Loss(target))
 
-    def condition(self, params, tokens, mask):
+    def condition(self, params, tokens, mask, micro=None):
         return None
 
     def denoise(self, params, x_t, t_B, cond):
