@@ -78,11 +78,16 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a whole file: under a temporary name in its folder, then renamed; in a store, as one object."""
+    """Write a whole file: under a temporary name in its folder, then renamed; in a store, as one object.
+
+    Raises ConfigError, one line, for a name that a device, a pipe or a folder has, which a rename would take away.
+    """
     path = place(path)
     if is_remote(path):
         path.write_bytes(content)
         return
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is a {'folder' if path.is_dir() else 'device or a pipe'}; give a file's name")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:

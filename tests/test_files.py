@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,16 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     files.write_folder(tmp_path / "x", lambda folder: (folder / "a").write_text("a"))
     files.copy(tmp_path / "x", tmp_path / "y")
     assert (tmp_path / "y" / "a").read_text() == "a"
+
+
+def test_a_device_a_pipe_or_a_folder_is_not_replaced_by_a_file(tmp_path):
+    """Whoever may write into /dev, as root may, would lose /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in ((Path("/dev/null"), "device"), (tmp_path / "pipe", "pipe"), (tmp_path, "folder")):
+        with pytest.raises(ConfigError, match=f"{path} is a .*{what}.*; give a file's name"):
+            files.write_atomically(path, b"x")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode) and stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    (tmp_path / "link").symlink_to("/dev/null")
+    with pytest.raises(ConfigError, match="is a device"):
+        files.write_atomically(tmp_path / "link", b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
