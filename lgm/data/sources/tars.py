@@ -55,7 +55,7 @@ class _Ranges:
         try:
             if self.handle is not None:
                 return os.pread(self.handle, size, offset)
-            return files.filesystem(self.path).cat_file(str(self.path), offset, offset + size)
+            return files.filesystem(self.path).cat_file(str(self.path), start=offset, end=offset + size)
         except OSError as error:
             raise ValueError(f"{self.path} cannot be read ({error.strerror or error})") from None
 
