@@ -10,7 +10,8 @@ import zipfile
 import pytest
 from PIL import Image
 
-from lgm.cli import EXAMPLES, main
+from lgm.arguments import EXAMPLES
+from lgm.cli import main
 
 
 def png() -> bytes:

@@ -102,6 +102,7 @@ class Zip:
         self.path, self.label, self.lock = path, str(path), threading.Lock()
         try:
             self.archive = zipfile.ZipFile(files.local(path))
+        # NotImplementedError is zipfile's word for a zip of a later version of the format than it reads
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeError) as error:
             raise ValueError(f"{path} is not a readable zip ({error}); give a whole zip or a folder") from None
 
@@ -124,7 +125,7 @@ class Zip:
             return self.archive.read(self.root + name)
         except KeyError:
             raise ValueError(f"{self.label} has no {name}") from None
-        # NotImplementedError: a way of packing that Python lacks; RuntimeError: encrypted
+        # RuntimeError: it is encrypted, or packed in a way that Python's zipfile has not
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise ValueError(f"{self.label}/{name} cannot be read ({error}); the zip is damaged or locked") from None
 
