@@ -12,7 +12,7 @@ import io
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-ORIENTATION = 0x0112  # EXIF tag
+ORIENTATION, WIDTH, LENGTH = 0x0112, 0x0100, 0x0101  # tags of EXIF and TIFF
 SIDEWAYS = range(5, 9)  # orientations that swap height and width
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -52,7 +52,7 @@ def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> I
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
             image.load()
-            profile, turn = image.info.get("icc_profile"), _TURNS.get(turn)
+            profile, turn = image.info.get("icc_profile"), _TURNS.get(_orientation(image))  # TIFF's reader has turned it
             image = _in_rgb(_eight_bits(image), profile)
             # not ImageOps.exif_transpose, which writes the EXIF anew and fails where any of it is malformed
             return image if turn is None else image.transpose(turn)
@@ -64,7 +64,8 @@ def stored_size(content: bytes, name: str) -> tuple[int, int]:
     """(height, width) that a file's header says, as it is turned. Raises ValueError, one line with `name`."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
+            # Pillow may give a TIFF's size as it will be once that is read, and turned
+            width, height = image.size if image.format != "TIFF" else (image.tag_v2[WIDTH], image.tag_v2[LENGTH])
             return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
     except Exception as error:
         raise _undecodable(name, error) from None

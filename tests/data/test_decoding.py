@@ -106,7 +106,9 @@ CASES = {
                                      icc_profile=linear_light_profile()),
                                np.where(ALPHA[..., None] == 0, 255, srgb(RGB / 255)), 2),
     "a profile that is none": (saved(Image.fromarray(RGB), "PNG", icc_profile=b"nothing"), RGB, 0),
-    **{f"orientation {k}": (saved(Image.fromarray(RGB), "PNG", exif=turned(k)), picture, 0) for k, picture in {
+    # Pillow turns a TIFF as it reads it, and no other format
+    **{f"{form}, orientation {k}": (saved(Image.fromarray(RGB), form, exif=turned(k), **options), picture, 0)
+       for form, options in {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}.items() for k, picture in {
         2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.swapaxes(0, 1),
         6: np.rot90(RGB, -1), 7: np.rot90(RGB.swapaxes(0, 1), 2), 8: np.rot90(RGB)}.items()},  # EXIF 2.3, table 6
 }  # fmt: skip
