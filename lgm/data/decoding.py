@@ -52,7 +52,8 @@ def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> I
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
             image.load()
-            profile, turn = image.info.get("icc_profile"), _TURNS.get(_orientation(image))  # TIFF's reader has turned it
+            profile = image.info.get("icc_profile")
+            turn = _TURNS.get(_orientation(image))  # what is left of it: Pillow turns a TIFF as it reads it
             image = _in_rgb(_eight_bits(image), profile)
             # not ImageOps.exif_transpose, which writes the EXIF anew and fails where any of it is malformed
             return image if turn is None else image.transpose(turn)

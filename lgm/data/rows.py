@@ -16,6 +16,7 @@ import pyarrow as pa
 CHUNK = 1 << 16  # rows that are dicts at one time while columns are built
 PLAIN = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 JSON = {b"json": b"1"}
+NO_UTF8 = "it holds text that is not UTF-8"
 
 
 class Rows(Sequence):
@@ -124,6 +125,18 @@ def build(rows: Iterable[Mapping[str, Any]]) -> Rows:
         arrays.append(joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined)
         fields.append(pa.field(name, kind, metadata=JSON if as_json else None))
     return Rows(pa.table(arrays, schema=pa.schema(fields)) if fields else pa.table({}))
+
+
+def dicts_of(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any] | None]:
+    """A file's rows one by one, without what they lack; None in the place of one with a text that is not UTF-8."""
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        parts = [batch.slice(i, 1) for i in range(len(batch))] if len(batch) > 1 else []
+        yield from (row for part in parts for row in dicts_of(part)) if parts else [None]
+        return
+    for row in rows:
+        yield {name: value for name, value in row.items() if value is not None}
 
 
 def _column(values: list[Any]) -> pa.Array:

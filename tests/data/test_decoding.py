@@ -3,13 +3,16 @@
 import io
 import json
 import struct
+import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from lgm.cli import main
-from lgm.data import open_images
+from lgm.data import Bad, open_images
 from lgm.pictures import read_image, starting_picture
 
 RNG = np.random.default_rng(0)
@@ -189,6 +192,59 @@ def test_half_of_a_surrogate_pair_is_named_by_its_row(row, line, tmp_path):
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=line):
         open_images(str(tmp_path))
+
+
+NO_TEXT = pa.Array.from_buffers(pa.string(), 2, pa.array([b"caf\xe9", b"x"], pa.binary()).buffers())
+ODD_NAME = "caf\udce9.png"  # of a file system whose names are in Latin-1
+
+
+def shard(**columns):
+    return lambda folder: pq.write_table(pa.table({"image": [CASES["rgb"][0]] * 2, **columns}), folder / "a.parquet")
+
+
+def tarred(folder):
+    with tarfile.open(folder / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for name in ("x.png", ODD_NAME):
+            member = tarfile.TarInfo(name)
+            member.size = len(CASES["rgb"][0])
+            archive.addfile(member, io.BytesIO(CASES["rgb"][0]))
+
+
+def odd_file(folder):
+    for name in ("x.png", ODD_NAME):
+        (folder / name).write_bytes(CASES["rgb"][0])
+
+
+def odd_folder(folder):
+    for name in ("x", "caf\udce9"):
+        (folder / name).mkdir()
+        (folder / name / "x.png").write_bytes(CASES["rgb"][0])
+
+
+def table(folder):
+    (folder / "x.png").write_bytes(CASES["rgb"][0])
+    pq.write_table(pa.table({"file_name": ["x.png"] * 2, "text": NO_TEXT}), folder / "metadata.parquet")
+
+
+@pytest.mark.parametrize(("make", "line"), [
+    (shard(text=NO_TEXT), "a.parquet row 0 of group 0: it holds text that is not UTF-8"),
+    (shard(text=[b"caf\xe9", b"x"]), "a.parquet row 0 of group 0: it holds text that is not UTF-8"),
+    (shard(prompt=NO_TEXT, text=["x", "y"]), "a.parquet row 0 of group 0: it holds text that is not UTF-8"),
+    (table, "metadata.parquet row 1: it holds text that is not UTF-8"),
+    (odd_file, r"'caf\\udce9.png': its name is no Unicode text"),
+    (odd_folder, r"'caf\\udce9/': its name is no Unicode text"),
+    (tarred, r"a.tar/'caf\\udce9.png': its name is no Unicode text"),
+])  # fmt: skip
+def test_what_is_no_unicode_text_is_named_in_every_kind_of_collection(make, line, tmp_path):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=line):
+        open_images(str(tmp_path))
+    assert len(open_images(str(tmp_path), bad=Bad(0.7))) == 1  # where so many may be left out
+
+
+def test_captions_in_bytes_are_text(tmp_path):
+    shard(text=["caf\u00e9".encode(), b"x"])(tmp_path)
+    assert open_images(str(tmp_path)).captions == ["caf\u00e9", "x"]
 
 
 def test_captions_of_another_field_need_no_text(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lgm import files
+from lgm.data.rows import NO_UTF8
 from lgm.data.sources.index import OPEN, check_rows, indexed, with_split
 from lgm.data.sources.source import Bad
 
@@ -56,6 +57,7 @@ class ArrayRecord:
                     values = {name: _plain(value) for name, value in features.items() if name != image}
                 except (RuntimeError, ValueError, UnicodeDecodeError) as error:
                     line = str(error).splitlines()[0]
+                    line = NO_UTF8 if isinstance(error, UnicodeDecodeError) else line
                     bad.add(f"{path} record {row}", f"{path} record {row} is no example with an image ({line})")
                     continue
                 values = {name: value for name, value in values.items() if value is not None}

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lgm.data.rows import build
+from lgm.data.rows import NO_UTF8, build, dicts_of
 from lgm.data.sources.places import Place
 from lgm.data.sources.source import Bad, is_unicode, with_splits
 
@@ -65,7 +65,7 @@ def tables_of(names: list[str]) -> list[str]:
 def read_table(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
     """(number, row) of a table's rows, one after another; the number is that of its line where it is text."""
     if label.endswith(".parquet"):
-        yield from _parquet(content, label)
+        yield from _parquet(content, label, bad)
     elif label.endswith(".csv"):
         yield from _csv(content, label, bad)
     else:
@@ -111,15 +111,18 @@ def _number(name: str, value: str) -> Any:
     return int(value) if str(int(value)) == value else value
 
 
-def _parquet(content: bytes, label: str) -> Iterator[tuple[int, Any]]:
+def _parquet(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet as pq
 
     number = 0
     try:
         for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(1 << 14):
-            for row in batch.to_pylist():
+            for row in dicts_of(batch):
                 number += 1
-                yield number, {name: value for name, value in row.items() if value is not None}
+                if row is not None:
+                    yield number, row
+                else:
+                    bad.add(f"{label} row {number}", f"{label} row {number}: {NO_UTF8}; correct it")
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{label} is no readable Parquet ({str(error).splitlines()[0]}); write it anew") from None
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lgm.data.rows import build
+from lgm.data.rows import NO_UTF8, build, dicts_of
 from lgm.data.sources.index import OPEN, check_rows, opened, with_split
 from lgm.data.sources.source import Bad, is_unicode
 from lgm.parsing import ConfigError
@@ -67,12 +67,16 @@ class Parquet:
                 schema = file.schema_arrow
                 self.column[number] = name = _image_column(schema, path)
                 labels = _label_names(schema)
-                plain = [f.name for f in schema if f.name != name and not _holds_bytes(f.type)]
+                plain = [f.name for f in schema if f.name != name and (not _holds_bytes(f.type) or f.name == "text")]
                 for group in range(file.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
-                    table = file.read_row_group(group, columns=plain).to_pylist() if plain else [{}] * count
+                    table = dicts_of(file.read_row_group(group, columns=plain)) if plain else [{}] * count
                     for row, values in enumerate(table):
-                        values = {key: value for key, value in values.items() if value is not None}
+                        values = _decoded(values)
+                        if values is None:
+                            label = f"{path} row {row} of group {group}"
+                            bad.add(label, f"{label}: {NO_UTF8}; correct it")
+                            continue
                         for key, known in labels.items():
                             if isinstance(values.get(key), int) and 0 <= values[key] < len(known):
                                 values[key] = known[values[key]]
@@ -85,6 +89,16 @@ class Parquet:
             except (pa.ArrowException, OSError, MemoryError) as error:
                 line = str(error).splitlines()[0] if str(error) else type(error).__name__
                 bad.add(str(path), f"{path} is no readable Parquet ({line}); write it anew")
+
+
+def _decoded(values: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A row whose caption may be stored as bytes; None where it is no UTF-8."""
+    if values is None or not isinstance(values.get("text"), bytes):
+        return values
+    try:
+        return {**values, "text": values["text"].decode()}
+    except UnicodeDecodeError:
+        return None
 
 
 def _parquet(path: Path) -> pq.ParquetFile:

@@ -20,9 +20,11 @@ from lgm.parsing import ConfigError
 
 
 class Place(Protocol):
-    """Named files. `label` is what errors call the place."""
+    """Named files. `label` is what errors call the place; `odd` are the names that `names` leaves out as no Unicode
+    text, a folder's with a "/" at its end."""
 
     label: str
+    odd: list[str]
 
     def names(self) -> list[str]:
         """The names of all files, sorted, with "/" between folders."""
@@ -35,12 +37,14 @@ class Folder:
     """Files under a folder of the file system; those that begin with a dot and folders that are links are left out."""
 
     def __init__(self, path: Path):
-        self.path, self.label = path, str(path)
+        self.path, self.label, self.odd = path, str(path), []
         self.root = os.path.realpath(path)
 
     def names(self) -> list[str]:
         """The names of all files, sorted."""
-        return sorted(self._below(""))
+        found = sorted(self._below(""))
+        self.odd = [name for name in found if not is_unicode(name)]
+        return [name for name in found if is_unicode(name)]
 
     def _below(self, folder: str) -> Iterator[str]:
         try:
@@ -48,10 +52,11 @@ class Folder:
         except OSError as error:
             raise ConfigError(f"{self.path / folder} cannot be listed ({error.strerror or error})") from None
         for entry in entries:
-            if entry.name.startswith(".") or not is_unicode(entry.name):
+            if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from self._below(f"{folder}{entry.name}/")
+                below = f"{folder}{entry.name}/"
+                yield from self._below(below) if is_unicode(below) else [below]
             elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
                 yield f"{folder}{entry.name}"
 
@@ -80,7 +85,7 @@ class Store:
     """Files under a folder of a store (gs://, s3://)."""
 
     def __init__(self, path: Path):
-        self.path, self.label = path, str(path)
+        self.path, self.label, self.odd = path, str(path), []
 
     def names(self) -> list[str]:
         """The names of all files, sorted."""
@@ -99,7 +104,7 @@ class Zip:
     """Files in a zip. Safe to read from several threads; nothing is unpacked to disk."""
 
     def __init__(self, path: Path):
-        self.path, self.label, self.lock = path, str(path), threading.Lock()
+        self.path, self.label, self.odd, self.lock = path, str(path), [], threading.Lock()
         try:
             self.archive = zipfile.ZipFile(files.local(path))
         # NotImplementedError is zipfile's word for a zip of a later version of the format than it reads

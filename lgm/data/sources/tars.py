@@ -96,7 +96,12 @@ def _samples(path: Path, bad: Bad) -> Iterator[tuple[str, dict[str, tuple[int, i
             for member in archive:
                 folder, name = posixpath.split(member.name)
                 stem, dot, suffix = name.partition(".")
-                if not member.isreg() or not stem or not is_unicode(member.name) or member.sparse is not None:
+                if not member.isreg() or not stem or member.sparse is not None:
+                    continue
+                if not is_unicode(member.name):
+                    label = f"{path}/{ascii(member.name)}"
+                    if is_image(member.name):
+                        bad.add(label, f"{label}: its name is no Unicode text; rename it")
                     continue
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError("unexpected end of data")
