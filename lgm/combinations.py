@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lgm.models import FAMILIES, family_of
+from lgm.models import families, family_of
 from lgm.parsing import ConfigError, as_dict, parse
 
 if TYPE_CHECKING:
     from lgm.config import Config
+    from lgm.models import Told
     from lgm.models.autoencoder import AutoencoderConfig
 
-DENOISERS = tuple(f for f in FAMILIES if f in ("unet", "mmdit", "dit", "flux"))
-ENCODERS = ("clip_text", "bert")  # of features and one vector
+WIDTHS = {"text": "text_dim", "pooled": "pooled_dim", "micro": "micro_ids"}  # what is told -> the key of its width
 ASKING = ("consistency", "discrete_consistency", "progressive")  # losses that ask a teacher in every step
 
 
 def check(config: Config) -> None:
     """Raise ConfigError, one line, for the first impossible combination in a config."""
     need = lambda ok, line: None if ok else _fail(line)
+    network, told = family_of(config.model), family_of(config.model).told(config.model)
+    autoencoder = network.role == "autoencoder"
     need(config.batch_size % config.accumulate == 0,
          f"config.accumulate={config.accumulate} does not divide config.batch_size={config.batch_size}; give a divisor")
     need(
@@ -36,16 +38,16 @@ def check(config: Config) -> None:
     need(crop is None or crop <= resolution,
          f"config.data.crop={crop} must lie between 1 and config.data.resolution={resolution}")
     if config.data.cache is not None:
-        need(config.family != "autoencoder", f"config.data.cache={config.data.cache!r} is for denoisers; "
-                                             "an autoencoder learns from pixels")
+        need(not autoencoder, f"config.data.cache={config.data.cache!r} is for denoisers; "
+                              "an autoencoder learns from pixels")
         need(config.data.latents == "memory", f"config.data.cache={config.data.cache!r} takes the place of "
                                               "config.data.latents='step'; set that to 'memory'")
     if (step := config.data.buckets) is not None:
         need(resolution % step == 0, f"config.data.resolution={resolution} must be a multiple of config.data.buckets="
                                      f"{step}")
-        need(config.family != "autoencoder", f"config.data.buckets={step} is for denoisers; an autoencoder learns from "
-                                             "crops, config.data.crop")
-        need(config.family == "autoencoder" or config.loss.teacher is None,
+        need(not autoencoder, f"config.data.buckets={step} is for denoisers; an autoencoder learns from "
+                              "crops, config.data.crop")
+        need(config.loss.teacher is None,
              f"config.data.buckets={step} does not go with config.loss.teacher; leave it out")
         distance = config.evaluation.distance
         need(distance == 0, f"config.evaluation.distance={distance} compares images of one size; set it to 0 with "
@@ -54,7 +56,7 @@ def check(config: Config) -> None:
     need(low < high, f"config.evaluation.log_snr={config.evaluation.log_snr} must rise, as (-5.0, 6.0)")
     first, last = config.sampling.interval
     need(first < last, f"config.sampling.interval={config.sampling.interval} must rise, as (0.0, 1.0)")
-    if config.family == "autoencoder":
+    if autoencoder:
         side = crop or resolution
         need(side % config.model.factor == 0 and resolution % config.model.factor == 0,
              f"config.data.resolution={resolution} and config.data.crop={crop} must be multiples of "
@@ -70,34 +72,40 @@ def check(config: Config) -> None:
         mup_base(config)
     need(config.lora is None or config.init_from is not None,
          "config.lora needs config.init_from, the diffusers folder or the run whose weights it changes")
-    need(config.family in DENOISERS,
-         f"config.model.family={config.family!r} cannot be trained alone; choose {', '.join(DENOISERS)} or autoencoder")
+    need(network.role == "denoiser",
+         f"config.model.family={config.family!r} cannot be trained alone; choose "
+         f"{', '.join(found.name for found in families('denoiser'))} or autoencoder")
     if config.text is not None:
         need(config.text.encoder is None or config.text.folder is None,
              f"config.text has an encoder to train and folder={config.text.folder!r} of frozen ones; give one of them")
-    need(not getattr(config.model, "guidance", False) or (config.text is not None and config.text.folder is not None),
+    need(not told.guidance or (config.text is not None and config.text.folder is not None),
          "config.model.guidance=True is for a Flux distilled from guidance, which needs its config.text.folder; set it "
          "to False")
-    _check_classes(config, need)
-    _check_loss(config, need)
+    _check_classes(config, told, need)
+    _check_loss(config, told, need)
     if config.text is not None and config.text.encoder is not None:
-        _check_encoder(config, need)
+        _check_encoder(config, told, need)
 
 
-def _check_encoder(config: Config, need) -> None:
+def encoders() -> tuple[str, ...]:
+    """Families of text encoders that can be trained with a denoiser: those of features and one vector."""
+    return tuple(found.name for found in families("text encoder") if found.vector)
+
+
+def _check_encoder(config: Config, told: Told, need) -> None:
     """A denoiser takes the widths that its text encoder gives."""
-    widths = {name: getattr(config.model, name, 0) for name in ("text_dim", "pooled_dim", "micro_ids")}
-    encoder = config.text.encoder
-    need(family_of(encoder) in ENCODERS, f"config.text.encoder.family={family_of(encoder)!r} cannot be trained with a "
-                                         f"denoiser; choose {' or '.join(ENCODERS)}")
-    pooled = getattr(encoder, "projection_dim", None) or encoder.width
-    need(widths["text_dim"] in (0, encoder.width) and (config.family == "unet" or widths["text_dim"]),
-         f"config.model.text_dim={widths['text_dim']} must equal config.text.encoder.width={encoder.width}")
-    need(widths["pooled_dim"] in (0, pooled) and (config.family == "unet" or widths["pooled_dim"]),
-         f"config.model.pooled_dim={widths['pooled_dim']} must equal the {pooled} of config.text.encoder's vector "
+    encoder, network = config.text.encoder, family_of(config.model)
+    vector = family_of(encoder).vector
+    need(vector is not None, f"config.text.encoder.family={family_of(encoder).name!r} cannot be trained with a "
+                             f"denoiser; choose {' or '.join(encoders())}")
+    pooled = vector(encoder)
+    fits = lambda name, width, given: width == given or width == 0 and name not in network.requires
+    need(fits("text", told.text, encoder.width),
+         f"config.model.text_dim={told.text} must equal config.text.encoder.width={encoder.width}")
+    need(fits("pooled", told.pooled, pooled),
+         f"config.model.pooled_dim={told.pooled} must equal the {pooled} of config.text.encoder's vector "
          "(projection_dim, else width)")
-    need(not widths["micro_ids"], f"config.model.micro_ids={widths['micro_ids']} is for the text of a "
-                                  "config.text.folder; set it to 0")
+    need(not told.micro, f"config.model.micro_ids={told.micro} is for the text of a config.text.folder; set it to 0")
 
 
 def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
@@ -107,18 +115,18 @@ def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
     that latents or patches do not divide.
     """
     factor, channels = autoencoder.factor, autoencoder.latent_channels
-    if beside := getattr(config.model, "beside", 0):
-        raise ConfigError(f"config.model.beside={beside} is of a model that inpaints, and no data set here has masks "
-                          "to train one with; set it to 0, or draw with `lgm sample --from=FOLDER --image=X --mask=Y`")
+    network, told = family_of(config.model), family_of(config.model).told(config.model)
+    if told.beside:
+        raise ConfigError(f"config.model.beside={told.beside} is of a model that inpaints, and no data set here has "
+                          "masks to train one with; set it to 0, or draw with `lgm sample --from=FOLDER --image=X --mask=Y`")
     if config.model.channels != channels:
         raise ConfigError(f"config.model.channels={config.model.channels} is not the {channels} of the latents of "
                           f"config.autoencoder={config.autoencoder!r}; set it to {channels}")
-    widths = {name: getattr(config.model, name, 0) for name in ("text_dim", "pooled_dim", "micro_ids")}
-    told = ", ".join(f"{name}={width}" for name, width in widths.items() if width)
-    if config.text is None and told:
-        raise ConfigError(f"config.model of family {config.family!r} is told text ({told}): give config.text, "
+    if config.text is None and any(getattr(told, part) for part in WIDTHS):
+        widths = ", ".join(f"{key}={width}" for part, key in WIDTHS.items() if (width := getattr(told, part)))
+        raise ConfigError(f"config.model of family {config.family!r} is told text ({widths}): give config.text, "
                           "dict(encoder=...) or dict(folder=...), or choose a dit or a unet of text_dim=0")
-    side, patch = config.data.resolution, getattr(config.model, "patch_size", 1)
+    side, patch = config.data.resolution, network.unit(config.model)
     if (step := config.data.buckets) is not None:
         if step % (factor * patch):
             raise ConfigError(f"config.data.buckets={step} must be a multiple of {factor * patch}, the pixels a latent "
@@ -128,7 +136,7 @@ def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
         patches = f" x config.model.patch_size={patch}" if patch > 1 else ""
         raise ConfigError(f"config.data.resolution={side} is no multiple of {factor * patch}, the pixels a latent of "
                           f"config.autoencoder={config.autoencoder!r}{patches}; {near} would do")
-    table = getattr(config.model, "position_size", None)
+    table = network.reach(config.model)
     if table is not None and step is not None:
         from lgm.data.buckets import bucket_sizes
 
@@ -147,23 +155,22 @@ def mup_base(config: Config):
     return parse(type(config.model), as_dict(config.model) | changes, "config.optimizer.mup_base")
 
 
-def _check_classes(config: Config, need) -> None:
+def _check_classes(config: Config, told: Told, need) -> None:
     """A DiT is told classes, all others text."""
-    classes, dit = config.text.classes if config.text else (), config.family == "dit"
-    need(not classes or dit, f"config.text.classes are for a dit; a {config.family} is told text")
-    need(not dit or config.text is None or config.text.encoder is None,
+    classes = config.text.classes if config.text else ()
+    need(not classes or told.classes, f"config.text.classes are for a dit; a {config.family} is told text")
+    need(not told.classes or config.text is None or config.text.encoder is None,
          "config.text.encoder is for text, which a dit is not told; give the names of its classes, config.text.classes")
-    if dit:
-        need(len(classes) <= config.model.classes,
-             f"config.text.classes are {len(classes)}, more than config.model.classes={config.model.classes}")
+    need(len(classes) <= told.classes,
+         f"config.text.classes are {len(classes)}, more than config.model.classes={told.classes}")
     need(len({name.strip().lower() for name in classes}) == len(classes), "config.text.classes has a name twice")
     variance = config.loss.variance
-    need(not variance or getattr(config.model, "learned_sigma", False),
+    need(not variance or told.variance,
          f"config.loss.variance={variance} needs a dit with config.model.learned_sigma=True")
 
 
-def _check_loss(config: Config, need) -> None:
-    loss, jumps = config.loss, getattr(config.model, "jump", False)
+def _check_loss(config: Config, told: Told, need) -> None:
+    loss, jumps = config.loss, told.jump
     mean = loss.name in ("mean_flow", "shortcut")
     need(not mean or jumps, f"config.loss.name={loss.name!r} needs config.model.jump=True, of an mmdit or a unet")
     need(mean or not jumps, f"config.model.jump=True is for the losses mean_flow and shortcut, not {loss.name}")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lgm.combinations import check
 from lgm.files import place, read_json
-from lgm.models import FAMILIES, classes, family_of
+from lgm.models import FAMILIES, family, family_of
 from lgm.models.attention import Implementation
 from lgm.models.lora import LoRAConfig
 from lgm.parsing import ConfigError, as_dict, first_difference, parse, read_config_file
@@ -273,7 +273,7 @@ class Config:
     @property
     def family(self) -> str:
         """The model's family name."""
-        return family_of(self.model)
+        return family_of(self.model).name
 
 
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -306,7 +306,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         if text.get("encoder") is not None or not (text.get("folder") or text.get("classes")):
             text["encoder"] = _parse_model(text.get("encoder"), "config.text.encoder")
         values["text"] = text
-    loss_class = AutoencoderLoss if family_of(values["model"]) == "autoencoder" else DenoisingLoss
+    loss_class = AutoencoderLoss if family_of(values["model"]).role == "autoencoder" else DenoisingLoss
     values["loss"] = parse(loss_class, _with_options(loss_class, values.get("loss") or {}), "config.loss")
     config = parse(Config, values, "config")
     check(config)
@@ -328,7 +328,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     values = as_dict(config)
     values["model"] = {"family": config.family, **values["model"]}
     if config.text is not None and config.text.encoder is not None:
-        values["text"]["encoder"] = {"family": family_of(config.text.encoder), **values["text"]["encoder"]}
+        values["text"]["encoder"] = {"family": family_of(config.text.encoder).name, **values["text"]["encoder"]}
     return values
 
 
@@ -356,7 +356,10 @@ def _parse_model(values, path: str):
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}={values!r}: give a dict(family=..., ...); families: {', '.join(FAMILIES)}")
     options = dict(values)
-    family = options.pop("family", None)
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ConfigError(f"{path}.family={family!r} is unknown; there are {', '.join(FAMILIES)}")
-    return parse(classes(family)[0], options, path)
+    name = options.pop("family", None)
+    try:
+        return parse(family(str(name)).config, options, path)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path}.family={name!r}: {error}") from None

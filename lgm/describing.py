@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from lgm import config as schema
-from lgm.combinations import DENOISERS, ENCODERS
-from lgm.models import classes, family_of
+from lgm.combinations import encoders
+from lgm.models import families, family, family_of
 from lgm.models.lora import LoRAConfig
 from lgm.parsing import describe
 
 WIDTH = 110
 # keys whose records depend on what is chosen, with what they may be
-CHOSEN = {"model": (*DENOISERS, "autoencoder"), "text.encoder": ENCODERS}
+CHOSEN = {"model": (*(found.name for found in families("denoiser")), "autoencoder"), "text.encoder": encoders()}
 RECORDS = {"loss": schema.DenoisingLoss, "text": schema.Text, "lora": LoRAConfig, "loss.teacher": schema.Teacher}
 
 
@@ -35,11 +35,10 @@ def sections() -> Iterator[tuple[str, str, list[Key]]]:
     yield from _section("", schema.Config)
     title, about, keys = next(_section("loss", schema.AutoencoderLoss))
     yield f"{title} with model.family='autoencoder'", about, keys
-    for path, families in CHOSEN.items():
-        for family in families:
-            record = classes(family)[0]
-            title, about, keys = next(_section(path, record))
-            yield f"{title} with {path}.family={family!r}", about, keys
+    for path, names in CHOSEN.items():
+        for name in names:
+            title, about, keys = next(_section(path, family(name).config))
+            yield f"{title} with {path}.family={name!r}", about, keys
 
 
 def _section(path: str, record: type) -> Iterator[tuple[str, str, list[Key]]]:
@@ -90,7 +89,7 @@ def values_of(record: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if place in CHOSEN and value is not None:
-            yield f"{place}.family", family_of(value), ...
+            yield f"{place}.family", family_of(value).name, ...
         if dataclasses.is_dataclass(value):
             yield from values_of(value, place)
         elif place == "loss.options":  # which stand beside the loss's name

@@ -70,7 +70,7 @@ def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask,
         none = tuple(np.repeat(part, len(rows), 0) for part in system.tokenize([options.negative]))
     whole = None if shape is None else jnp.tile(jnp.asarray([*shape, 0, 0, *shape], jnp.float32), (len(tokens), 1))
     context = _contexts(system, params, (tokens, mask), none, whole)
-    if getattr(system.config.model, "guidance", False):  # distilled: the network is told the scale
+    if system.told.guidance:  # distilled: the network is told the scale
         told = dataclasses.replace(context[0], guidance=jnp.full(len(tokens), float(options.guidance)))
         context = (told, context[1])
     walk, method, wrap, scale = system.course(options)

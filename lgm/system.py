@@ -17,7 +17,7 @@ import numpy as np
 from lgm import process, sampling
 from lgm.combinations import check_parts
 from lgm.config import Config, Sampling
-from lgm.models import Conditioning, Model, Params, build, lora
+from lgm.models import Conditioning, Model, Params, Told, build, family_of, lora
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.objective import build_loss, named
 from lgm.parallel import Layout, constrain, put, shardings, using
@@ -55,6 +55,11 @@ class System:
     tokenizer: Any
     folder: FolderText | None = None
     layout: Layout | None = None
+
+    @property
+    def told(self) -> Told:
+        """What the denoiser is told."""
+        return family_of(self.config.model).told(self.config.model)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of all that is trained."""
@@ -142,7 +147,7 @@ class System:
         """(times, solver, factor of the noise) on lgm's grid or, as `options.schedule` has a "_class_name" and so is a
         scheduler_config.json, as diffusers has them."""
         solver = named(sampling.solver, options.solver, "config.sampling.solver")
-        if solver.jumps and not getattr(self.config.model, "jump", False):
+        if solver.jumps and not self.told.jump:
             raise ConfigError("config.sampling.solver='jump' is for models of mean velocities, config.model.jump=True")
         if "_class_name" not in options.schedule:
             schedule = dict(options.schedule)
@@ -176,20 +181,19 @@ class System:
         scale = float(options.guidance)
         make_rule = lambda name, **words: sampling.rule(name, scale, **words)
         rule = named(make_rule, options.rule, "config.sampling.rule")
-        told = getattr(self.config.model, "guidance", False)
-        if told and (options.negative or options.rule != "plain" or options.interval != (0.0, 1.0)):
+        if self.told.guidance and (options.negative or options.rule != "plain" or options.interval != (0.0, 1.0)):
             raise ConfigError("config.sampling: negative, rule and interval are for guidance by an unconditional "
                               "prediction; this model is told its scale, and config.sampling.guidance is all it takes")
         if options.negative and self.tokenizer is None:
             raise ConfigError(f"config.sampling.negative={options.negative!r} needs config.text; this model reads none")
-        return None if told or scale == 1.0 else rule
+        return None if self.told.guidance or scale == 1.0 else rule
 
     def shift(self, value: float | str | Mapping[str, float]) -> float:
         """A shift of times as a config may say it: a number, "tokens" for Flux's by the number of image tokens, or
         dict(base_resolution=256) for SD3's by how many more pixels there are than at that side."""
         if value == "tokens":
             rows, columns, _ = self.latent_shape()
-            return process.token_shift(rows * columns / getattr(self.config.model, "patch_size", 2) ** 2)
+            return process.token_shift(family_of(self.config.model).tokens(self.config.model, rows, columns))
         if isinstance(value, Mapping):
             base = value.get("base_resolution")
             if len(value) != 1 or not isinstance(base, (int, float)):

@@ -23,9 +23,7 @@ from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_s
 from lgm.interop.keys_unet import unet_rules
 from lgm.interop.scaled import descaled
 from lgm.interop.weights import Weights, load, open_weights, save
-from lgm.models import Model, Params, build
-from lgm.models.autoencoder import AutoencoderConfig
-from lgm.models.unet import UNetConfig
+from lgm.models import Model, Params, build, family_of
 from lgm.parsing import near_miss
 from lgm.untrusted import read_object
 
@@ -68,7 +66,7 @@ def _clip(projected: bool) -> Component:
                      keys_text.clip_text_weights)
 
 
-TENSORS_A_BLOCK, MOST_BLOCKS = 6, 4096
+TENSORS_A_BLOCK, MOST_BLOCKS = 6, 4096  # at least, of any network; at most
 
 COMPONENTS: dict[str, Component] = {
     "AutoencoderKL": Component(
@@ -125,20 +123,11 @@ def read_carried(folder: str | Path, name: str) -> dict[str, Any]:
 def check_size(config: Any, weights: Weights | None, path: Path) -> None:
     """Raise ValueError, one line, where `config` has more blocks than the tensors of `weights` can make up, before
     any of them is built."""
-    blocks, tensors = blocks_of(config), None if weights is None else len(weights.names)
+    blocks, tensors = family_of(config).blocks(config), None if weights is None else len(weights.names)
     if tensors is not None and blocks * TENSORS_A_BLOCK > tensors:
         raise ValueError(f"{path}: so many layers ({blocks} blocks) need more than the {tensors} tensors beside it")
     if blocks > MOST_BLOCKS:
         raise ValueError(f"{path}: {blocks} blocks are more than any model has ({MOST_BLOCKS})")
-
-
-def blocks_of(config: Any) -> int:
-    """How many repeated blocks, of at least `TENSORS_A_BLOCK` tensors each, a network of ours has."""
-    if isinstance(config, UNetConfig):
-        return sum((2 * config.layers_per_block + 1) * (1 + d) for d in config.transformer_depth) + config.mid_depth
-    if isinstance(config, AutoencoderConfig):
-        return 2 * config.layers_per_block * len(config.block_channels)
-    return config.depth + getattr(config, "single_depth", 0)
 
 
 def load_component(

@@ -30,7 +30,7 @@ from lgm.interop.schedules import Schedule
 from lgm.interop.single_file import original_of, section
 from lgm.interop.tables import SCHEDULER
 from lgm.interop.weights import Weights, open_weights
-from lgm.models import Model, Params, build
+from lgm.models import Model, Params, Told, build, family_of
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parsing import near_miss
 from lgm.process import Process
@@ -114,7 +114,12 @@ class Pipeline:
     @property
     def inpaints(self) -> bool:
         """Whether the denoiser sees a mask and the picture around it."""
-        return getattr(self.denoiser.config, "beside", 0) > 0
+        return self.told.beside > 0
+
+    @property
+    def told(self) -> Told:
+        """What the denoiser is told."""
+        return family_of(self.denoiser.config).told(self.denoiser.config)
 
     @property
     def denoiser(self) -> Model:
@@ -194,7 +199,7 @@ def load_pipeline(
     schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", corrections, singles)
     size = read_json(folder / layout.denoiser / "config.json").get("sample_size") or DEFAULT_SIZE.get(name, 64)
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
-    if getattr(models[layout.denoiser].config, "beside", 0):
+    if family_of(config := models[layout.denoiser].config).told(config).beside:
         variant = "Inpaint"
     elif index.get("requires_aesthetics_score") and name == "StableDiffusionXLPipeline":
         variant = variant or "Img2Img"  # the plain pipeline has no such option
@@ -253,7 +258,7 @@ def check_tokenizer(tokenizer: TextTokenizer, encoder: Any, folder: Path) -> Non
     """Raise ValueError, one line, for a tokenizer of more words, or longer texts, than its encoder has room for."""
     if (most := tokenizer.largest_id) >= encoder.vocab_size:
         raise ValueError(f"{folder} gives ids up to {most}; its text encoder knows {encoder.vocab_size}")
-    longest = getattr(encoder, "max_length", None)
+    longest = family_of(encoder).reach(encoder)
     if longest is not None and tokenizer.max_length > longest:
         raise ValueError(f"{folder}: model_max_length={tokenizer.max_length} is more than its text encoder takes "
                          f"({longest})")

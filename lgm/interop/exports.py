@@ -28,7 +28,7 @@ from lgm.interop.schedulers import TARGET_OF, read_schedule
 from lgm.interop.schedules import Schedule
 from lgm.interop.single_file import original_of
 from lgm.interop.weights import open_weights, save
-from lgm.models import Model, Params, build
+from lgm.models import Model, Params, build, family_of
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.models.dit import DiTConfig
 from lgm.models.unet import UNetConfig
@@ -113,7 +113,7 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
         raise ConfigError(f"diffusers' {theirs.name} has no {config.family}; train one with config.text.folder of its "
                           "own system to export it")
     model, weights = config.model, trained["denoiser"]
-    if getattr(model, "jump", False):
+    if system.told.jump:
         raise ConfigError("config.model.jump=True has no equal in diffusers, whose networks are told one time")
     if isinstance(model, DiTConfig):
         model, weights = per_block(model, weights)
@@ -121,7 +121,7 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
     vae = Model(_standard(system, theirs.name), system.autoencoder.module)
     models = dict(theirs.models) | {place: build(model), "vae": vae}
     side = system.latent_shape()[0]
-    size = model.base_size * model.patch_size if hasattr(model, "base_size") else side
+    size = family_of(model).native_side(model) or side
     if config.text.classes:
         options = {**theirs.options, "id2label": dict(enumerate(config.text.classes))}
         theirs = dataclasses.replace(theirs, options=options)

@@ -98,7 +98,7 @@ def open_denoiser(folder: str, model: Model, key: str = "config.init_from") -> C
     pipeline, _ = load_pipeline(folder, only=())
     theirs = pipeline.denoiser.config
     if type(theirs) is not type(model.config):
-        found, wanted = family_of(theirs), family_of(model.config)
+        found, wanted = family_of(theirs).name, family_of(model.config).name
         raise ConfigError(f"{key}={folder!r} holds a {found}; config.model.family={wanted!r} cannot start from it")
     for name, value in as_dict(theirs).items():
         mine = as_dict(model.config)[name]
@@ -177,7 +177,7 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
             **data,
         },
         "text": {"folder": folder, "caption_dropout": 0.0 if distilled else 0.1, **text},
-        "model": {"family": family_of(model), **as_dict(model)},
+        "model": {"family": family_of(model).name, **as_dict(model)},
         "process": dict(pipeline.schedule.process),
         "loss": {"target": pipeline.schedule.target, "density": density, **variance},
         "optimizer": {"lr": 1e-5, "warmup_images": 800, "schedule": "constant", "weight_decay": 0.01},

@@ -16,7 +16,7 @@ from lgm import sampling
 from lgm.interop.diffusers_dir import Pipeline
 from lgm.interop.prompts import condition, unconditional
 from lgm.interop.skip_layers import read_skip, skipped
-from lgm.models import Conditioning, Params
+from lgm.models import Conditioning, Params, family_of
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.models.tiling import tiled_decode
 from lgm.parallel import fetch
@@ -129,7 +129,7 @@ def text_to_image(
         uncond = unconditional(pipeline, params, len(prompts), size, negative, t5_tokens, guidance=guidance)
 
     walk, method, start = _course(pipeline, steps, shape, schedule, solver)
-    if method.variance and not getattr(pipeline.denoiser.config, "learned_sigma", False):
+    if method.variance and not pipeline.told.variance:
         raise ValueError("the variances of the solver 'ddpm:variance=learned' are not among what this network gives; "
                          "take 'ddpm', whose variance is the posterior's")
     method, wrap = sampling.guided(method, how, tuple(interval))
@@ -193,7 +193,7 @@ def _tile(pixels: int, factor: int) -> int:
 def latent_size(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int]:
     """(h, w) in latent pixels of an image of `size`. Raises ValueError where the network cannot take it."""
     factor = pipeline.models["vae"].config.factor
-    unit = factor * getattr(pipeline.denoiser.config, "patch_size", 1)
+    unit = factor * family_of(pipeline.denoiser.config).unit(pipeline.denoiser.config)
     if min(size) < 1 or size[0] % unit or size[1] % unit:
         raise ValueError(f"an image of {size[0]} x {size[1]} cannot be drawn; use multiples of {unit} pixels")
     return size[0] // factor, size[1] // factor

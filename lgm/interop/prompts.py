@@ -66,7 +66,7 @@ def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int | None =
 
 def t5_length(pipeline: Pipeline) -> int:
     """The length that a system's own program pads texts to for T5: 256 in SD3 and Flux.1-schnell, 512 in Flux.1-dev."""
-    return 512 if getattr(pipeline.denoiser.config, "guidance", False) else 256
+    return 512 if pipeline.told.guidance else 256
 
 
 def nothing(pipeline: Pipeline, count: int, t5_tokens: int | None = None) -> Ids:

@@ -13,6 +13,7 @@ from flax import nnx
 from lgm.models.attention import attention
 from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
 from lgm.models.keys import Keys
+from lgm.models.records import Family
 
 EPSILON = 1e-6  # of every group norm
 
@@ -243,3 +244,12 @@ def unstandardize(config: AutoencoderConfig, z_BHWC: jax.Array) -> jax.Array:
     if config.latents_mean is not None:
         z_BHWC = z_BHWC * jnp.asarray(config.latents_std) + jnp.asarray(config.latents_mean)
     return z_BHWC
+
+
+AUTOENCODER = Family(
+    "autoencoder", AutoencoderConfig, Autoencoder, PRESETS,
+    role="autoencoder",
+    convolves=True,
+    blocks=lambda config: 2 * config.layers_per_block * len(config.block_channels),
+    small=lambda config: dict(block_channels=[16] * len(config.block_channels), layers_per_block=1, norm_groups=4),
+)  # fmt: skip

@@ -11,6 +11,7 @@ from flax import nnx
 
 from lgm.models.convolution import Linear
 from lgm.models.keys import Keys
+from lgm.models.records import Family
 from lgm.models.text_layers import ACTIVATIONS, Embedding, LayerNorm, SelfAttention, keys_that_count, run, stack
 
 EPSILON = 1e-12  # of every layer norm
@@ -101,3 +102,7 @@ class BERT(nnx.Module):
         if config.normalize:
             pooled = pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
         return x, pooled
+
+
+BERT_FAMILY = Family("bert", BERTConfig, BERT, PRESETS, role="text encoder", reach=lambda config: config.max_length,
+                     vector=lambda config: config.width)

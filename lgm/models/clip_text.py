@@ -14,6 +14,7 @@ from flax import nnx
 
 from lgm.models.convolution import Linear
 from lgm.models.keys import Keys
+from lgm.models.records import Family
 from lgm.models.text_layers import ACTIVATIONS, Embedding, LayerNorm, SelfAttention, keys_that_count, run, stack
 
 EPSILON = 1e-5  # of every layer norm
@@ -132,3 +133,7 @@ def pooled_position(config: CLIPTextConfig, tokens_BL: jax.Array, mask_BL: jax.A
     if mask_BL is None:
         return jnp.full(len(tokens_BL), length - 1)
     return jnp.where(mask_BL, jnp.arange(length), 0).max(1)
+
+
+CLIP_TEXT = Family("clip_text", CLIPTextConfig, CLIPText, PRESETS, role="text encoder",
+                   reach=lambda config: config.max_length, vector=lambda config: config.projection_dim or config.width)

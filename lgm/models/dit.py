@@ -21,6 +21,7 @@ from lgm.models.convolution import Linear
 from lgm.models.embeddings import patchify, sincos_2d, sinusoids, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
 from lgm.models.mmdit import MLP
+from lgm.models.records import Family, Ladder, Told
 from lgm.models.text_layers import Embedding, stack
 
 EPSILON = 1e-6  # of every norm, as released; diffusers has 1e-5 before the feed-forward networks
@@ -161,3 +162,22 @@ def modulated(x_BTD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax
     x = x - x.mean(-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + EPSILON)
     return (x * (1.0 + scale_BD[:, None]) + shift_BD[:, None]).astype(x_BTD.dtype)
+
+
+def rung(size: int, *, aspect: float = 43.0, head_size: int = 64, **options) -> DiTConfig:
+    """A DiT of `size` heads whose width is about aspect x depth, as DiT-L's and XL's."""
+    width = head_size * size
+    return DiTConfig(**{"width": width, "depth": max(round(width / aspect), 1), "heads": size} | options)
+
+
+DIT = Family(
+    "dit", DiTConfig, DiT, PRESETS,
+    told=lambda config: Told(classes=config.classes, variance=config.learned_sigma),
+    patch=lambda config: config.patch_size,
+    native_side=lambda config: config.base_size * config.patch_size,
+    heads=lambda config: {config.heads},
+    bulk=lambda config: (config.width, config.depth),
+    small=lambda config: dict(width=32, depth=2, heads=2),
+    ladder=Ladder(rung),
+    embeddings=("patches", "embedders", "out"),
+)  # fmt: skip

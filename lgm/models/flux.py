@@ -23,6 +23,7 @@ from lgm.models.convolution import Linear
 from lgm.models.embeddings import timestep_embedding
 from lgm.models.keys import Keys
 from lgm.models.mmdit import MLP, RMSNorm, modulated_norm
+from lgm.models.records import Family, Ladder, Told
 from lgm.models.rotary import Table, rotary_grid, rotate
 from lgm.models.text_layers import stack
 from lgm.parallel.tokens import join, padded, part
@@ -210,3 +211,30 @@ def pack(x_BHWC: jax.Array, patch: int) -> jax.Array:
 def unpack(x_BTD: jax.Array, patch: int, rows: int) -> jax.Array:
     """The inverse of `pack` for a grid of `rows` rows."""
     return einops.rearrange(x_BTD, "b (h w) (c p q) -> b (h p) (w q) c", p=patch, q=patch, h=rows)
+
+
+def rung(size: int, *, aspect: float = 54.0, head_size: int = 128, **options) -> FluxConfig:
+    """A Flux of `size` heads whose width is about aspect x depth, with one double-stream block for two others."""
+    width = head_size * size
+    depth = max(round(width / aspect), 1)
+    double = max(round(depth / 3), 1)
+    side = 2 * (head_size * 7 // 32)  # 16, 56, 56 of Flux's 128
+    if side < 2 or head_size % 2:
+        raise ValueError(f"head_size={head_size} of Flux must be even and 6 or more: three even axes share its "
+                         "channels")  # fmt: skip
+    return FluxConfig(**{"width": width, "depth": double, "single_depth": max(depth - double, 1), "heads": size,
+                         "rotary_axes": (head_size - 2 * side, side, side)} | options)
+
+
+FLUX = Family(
+    "flux", FluxConfig, Flux, PRESETS,
+    told=lambda config: Told(text=config.text_dim, pooled=config.pooled_dim, guidance=config.guidance),
+    requires=("text", "pooled"),
+    patch=lambda config: config.patch_size,
+    heads=lambda config: {config.heads},
+    blocks=lambda config: config.depth + config.single_depth,
+    bulk=lambda config: (config.width, config.depth + config.single_depth),
+    small=lambda config: dict(width=32, depth=2, single_depth=2, heads=2, rotary_axes=[4, 6, 6]),
+    ladder=Ladder(rung),
+    embeddings=("patches", "time", "guidance", "pooled", "text", "out"),
+)  # fmt: skip

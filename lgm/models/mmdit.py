@@ -20,6 +20,7 @@ from lgm.models.blocks import Remat, run_blocks
 from lgm.models.convolution import Linear
 from lgm.models.embeddings import patchify, sincos_2d, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
+from lgm.models.records import Family, Ladder, Told
 from lgm.models.text_layers import stack
 from lgm.parallel.tokens import join, padded, part
 
@@ -236,3 +237,25 @@ class MMDiT(nnx.Module):
             image, _ = self.last(image, text, signal, mask)
         scale, shift = jnp.split(self.modulation(signal), 2, -1)
         return unpatchify(self.out(modulated_norm(image, shift, scale)), config.patch_size, rows).astype(x_BHWC.dtype)
+
+
+def rung(size: int, *, aspect: float = 64.0, head_size: int = 64, **options) -> MMDiTConfig:
+    """An MMDiT of `size` heads whose width is about aspect x depth, as all of SD3's."""
+    width = head_size * size
+    return MMDiTConfig(**{"width": width, "depth": max(round(width / aspect), 2), "heads": size} | options)
+
+
+MMDIT = Family(
+    "mmdit", MMDiTConfig, MMDiT, PRESETS,
+    told=lambda config: Told(text=config.text_dim, pooled=config.pooled_dim, jump=config.jump),
+    requires=("text", "pooled"),
+    patch=lambda config: config.patch_size,
+    reach=lambda config: config.position_size,
+    native_side=lambda config: config.base_size * config.patch_size,
+    heads=lambda config: {config.heads},
+    skips=True,
+    bulk=lambda config: (config.width, config.depth),
+    small=lambda config: dict(width=32, depth=2, heads=2),
+    ladder=Ladder(rung),
+    embeddings=("patches", "time", "pooled", "text", "out"),
+)  # fmt: skip

@@ -17,6 +17,7 @@ from flax import nnx
 
 from lgm.models.convolution import Linear
 from lgm.models.keys import Keys
+from lgm.models.records import Family
 from lgm.models.text_layers import ACTIVATIONS, Embedding, SelfAttention, keys_that_count, run, stack
 
 EPSILON = 1e-6  # of every norm
@@ -121,3 +122,6 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
     scaled = octaves / np.float32(math.log(max_distance / exact)) * np.float32(side - exact)
     shared = np.minimum(exact + scaled.astype(np.int64), side - 1)
     return np.where(distance < exact, distance, shared) + side * (offset > 0)
+
+
+T5 = Family("t5", T5Config, T5Encoder, PRESETS, role="text encoder")

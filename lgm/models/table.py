@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
 import jax
 
-from lgm.models import FAMILIES, classes
+from lgm.models import FAMILIES, family
 from lgm.models.base import Model
 from lgm.parsing import near_miss
 
@@ -17,11 +16,8 @@ _HEADER = ("parameter", "shape", "axes", "count")
 
 def presets() -> dict[str, Any]:
     """Every published shape as a configuration, by "family/name"."""
-    found = {}
-    for family, (module, _, _) in FAMILIES.items():
-        for name, options in getattr(importlib.import_module(module), "PRESETS", {}).items():
-            found[f"{family}/{name}"] = classes(family)[0](**options)
-    return found
+    return {f"{found.name}/{name}": found.config(**options)
+            for found in map(family, FAMILIES) for name, options in found.presets.items()}  # fmt: skip
 
 
 def preset(name: str) -> Any:

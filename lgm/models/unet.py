@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from lgm.models.blocks import Remat, recomputed, run_blocks
 from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
 from lgm.models.embeddings import sinusoids
 from lgm.models.keys import Keys
+from lgm.models.records import Family, Ladder, Told
 from lgm.models.text_layers import LayerNorm, stack
 
 EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
@@ -314,3 +315,50 @@ def _required(value: jax.Array | None, name: str, width: int) -> jax.Array | Non
         found = "nothing" if value is None else f"width {value.shape[-1]}"
         raise ValueError(f"this U-Net needs cond.{name} of width {width}, got {found}")
     return value if width else None
+
+
+LADDERS = {
+    "sd15": dict(times=(1, 2, 4, 4), transformer_depth=(1, 1, 1, 0), mid_depth=1),
+    "sdxl": dict(times=(1, 2, 4), transformer_depth=(0, 2, 10), mid_depth=10, linear_projection=True),
+    # for latents of 8 x 8, which have no room for four levels
+    "small": dict(times=(1, 2), layers_per_block=1, transformer_depth=(0, 1), mid_depth=1, linear_projection=True),
+}
+
+
+def rung(size: int, *, base: str = "sd15", head_size: int = 64, **options) -> UNetConfig:
+    """A U-Net that keeps the levels and depths of its `base`, at 8 `size` channels: 40 is the released width of 320."""
+    if base not in LADDERS:
+        raise ValueError(f"base={base!r} of a U-Net ladder is not one of {', '.join(LADDERS)}")
+    fields = dict(LADDERS[base])
+    widths = tuple(8 * size * times for times in fields.pop("times"))
+    heads = tuple(max(h for h in range(1, max(width // head_size, 1) + 1) if width % h == 0) for width in widths)
+    groups = math.gcd(widths[0], 32)
+    return UNetConfig(**fields | {"block_channels": widths, "heads": heads, "norm_groups": groups} | options)
+
+
+def attended(config: UNetConfig) -> set[int]:
+    """Numbers of heads of the levels that have transformers; of all where none has."""
+    levels = zip(config.heads, config.transformer_depth, strict=True)
+    return {heads for heads, depth in levels if depth} or set(config.heads)
+
+
+def small(config: UNetConfig) -> dict[str, Any]:
+    """As many levels, of which the last that has transformers keeps one block."""
+    levels = len(config.block_channels)
+    last = max((level for level, depth in enumerate(config.transformer_depth) if depth), default=levels)
+    return dict(block_channels=[16] * levels, layers_per_block=1, norm_groups=4, heads=[2] * levels,
+                transformer_depth=[int(level == last) for level in range(levels)], mid_depth=min(config.mid_depth, 1))
+
+
+UNET = Family(
+    "unet", UNetConfig, UNet, PRESETS,
+    told=lambda config: Told(text=config.text_dim, pooled=config.pooled_dim, micro=config.micro_ids,
+                             beside=config.beside, jump=config.jump),
+    heads=attended,
+    convolves=True,
+    blocks=lambda config: config.mid_depth + sum((2 * config.layers_per_block + 1) * (1 + depth)
+                                                 for depth in config.transformer_depth),
+    small=small,
+    ladder=Ladder(rung, widens=True),
+    embeddings=("time", "added", "conv_in", "conv_out"),
+)  # fmt: skip

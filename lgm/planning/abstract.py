@@ -21,7 +21,7 @@ from lgm.config import Config
 from lgm.interop.diffusers_dir import LAYOUTS, Pipeline, load_pipeline
 from lgm.interop.imports import FolderText
 from lgm.interop.prompts import nothing
-from lgm.models import Model, Params, build, classes, lora
+from lgm.models import Model, Params, build, family, family_of, lora
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError, parse
@@ -147,12 +147,9 @@ def _pipeline(config: Config, notes: list[str]) -> Pipeline:
     return Pipeline(name, models, names, tokenizers, None, gaussian, config.data.resolution // 8)
 
 
-def _preset(family: str, name: str, **changes: Any) -> Model:
-    import importlib
-
-    configuration, _ = classes(family)
-    options = importlib.import_module(configuration.__module__).PRESETS[name]
-    return build(dataclasses.replace(configuration(**options), **changes))
+def _preset(name: str, preset: str, **changes: Any) -> Model:
+    network = family(name)
+    return build(network.config(**{**network.presets[preset], **changes}))
 
 
 def abstract_batch(config: Config, system: System) -> dict[str, jax.ShapeDtypeStruct]:
@@ -169,6 +166,6 @@ def abstract_batch(config: Config, system: System) -> dict[str, jax.ShapeDtypeSt
 
 def checked(config: Config) -> Config:
     """`config` where its step can be planned. Raises ConfigError, one line."""
-    if config.family == "autoencoder":
+    if family_of(config.model).role == "autoencoder":
         raise ConfigError("config.model.family='autoencoder' is trained on one chip; `lgm plan` is for denoisers")
     return config

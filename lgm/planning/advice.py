@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lgm.config import Config
+from lgm.models import family_of
 from lgm.planning.topology import Topology
 
 ROOM = 0.85  # of a chip's memory, that a suggestion fills with what stays from step to step
@@ -32,7 +33,7 @@ def advice(config: Config, topology: Topology, state: float, batch: float, rest:
         fewer = int((ROOM * capacity - state) / batch * config.batch_size / most) * most
         least = f"a config.batch_size of {fewer:,}" if fewer else "a smaller config.batch_size"
         return f"the batch alone takes {batch / 1e9:.1f} GB; {least} leaves room for the step"
-    if getattr(config.model, "remat", "full") != "full":
+    if family_of(config.model).remat(config.model) not in ("full", ""):
         return "config.model.remat='full' keeps one activation a block"
     free = 0.95 * capacity - state
     pieces = config.accumulate * math.ceil(rest / free)

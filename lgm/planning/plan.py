@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from lgm.config import Config
+from lgm.models import family_of
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError
 from lgm.planning.abstract import checked
@@ -111,8 +112,8 @@ def compiled_plan(config: Config, topology: Topology) -> tuple[Plan, Program, Co
     common: dict[str, Any] = dict(
         name=config.name, topology=str(topology), chip=topology.chip.name, chips=topology.chips,
         mesh={axis: size for axis, size in program.mesh.items() if size > 1},
-        remat=getattr(config.model, "remat", "none"), batch_size=config.batch_size, compiled_for=compiled_for,
-        notes=program.notes,
+        remat=family_of(config.model).remat(config.model) or "none", batch_size=config.batch_size,
+        compiled_for=compiled_for, notes=program.notes,
     )
     chip, share = topology.chip, topology.chip.share
     each = {kind: size * chip.devices for kind, size in program.sizes.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 from lgm import config as schema
 from lgm.config import Config
+from lgm.models import family_of
 from lgm.parsing import ConfigError
 
 STEPS = 3
@@ -42,7 +43,7 @@ def rehearsal(config: Config, devices: int = 1, folder: str | None = None) -> Co
         for key in named:
             values[key] = text | {"folder": folder} if key == "text" else folder
     else:
-        values["model"] |= _small(model)
+        values["model"] |= family_of(config.model).small(config.model)
         if text.get("encoder"):
             text["encoder"] |= {"width": 32, "depth": 1, "heads": 2}
             values["model"] |= {key: 32 for key in ("text_dim", "pooled_dim") if model.get(key)}
@@ -69,20 +70,6 @@ def _names_a_folder(value: Any) -> bool:
     if isinstance(value, dict):
         return bool(value.get("folder"))
     return isinstance(value, str) and value != Config.autoencoder
-
-
-def _small(model: dict[str, Any]) -> dict[str, Any]:
-    """Sizes of a family's smallest member of the same form."""
-    if "block_channels" in model:
-        levels = len(model["block_channels"])
-        small = {"block_channels": [16] * levels, "layers_per_block": 1, "norm_groups": 4}
-        if model["family"] == "autoencoder":
-            return small
-        last = max((level for level, depth in enumerate(model["transformer_depth"]) if depth), default=levels)
-        return small | {"heads": [2] * levels, "transformer_depth": [int(level == last) for level in range(levels)],
-                        "mid_depth": min(model["mid_depth"], 1)}  # fmt: skip
-    small = {"width": 32, "depth": 2, "heads": 2}
-    return small | ({"single_depth": 2, "rotary_axes": [4, 6, 6]} if "single_depth" in model else {})
 
 
 def _mesh(mesh: dict[str, Any], devices: int) -> dict[str, Any]:

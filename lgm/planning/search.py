@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from lgm.config import Config
-from lgm.models import build
+from lgm.models import build, family_of
 from lgm.parallel import AXES
 from lgm.parsing import ConfigError, as_dict
 from lgm.planning.advice import ROOM, smallest
@@ -107,7 +107,7 @@ def candidates(config: Config, topology: Topology) -> Iterator[Candidate]:
     """Every mesh of data, fsdp, context and tensor that divides devices, batch, heads and latents, with each policy."""
     devices, _ = open_devices(topology)
     count, stage = topology.devices, config.mesh.stage
-    policies = [r for r in WORK if hasattr(config.model, "remat")] or [""]
+    policies = list(WORK) if _remat(config) else [""]
     for sizes in meshes(count, stage):
         mesh = dataclasses.replace(config.mesh, stage=stage, dcn={}, **sizes)
         if topology.slices > 1 and mesh.data % topology.slices:
@@ -142,8 +142,7 @@ def estimated(config: Config, topology: Topology) -> Candidate:
     split = mesh.fsdp * mesh.context * mesh.tensor * mesh.stage
     images = config.batch_size / (mesh.data * mesh.fsdp * mesh.stage)
     tokens = (config.data.resolution / 16) ** 2
-    width = getattr(config.model, "width", 1280)
-    blocks = getattr(config.model, "depth", 24) + getattr(config.model, "single_depth", 0)
+    width, blocks = family_of(config.model).bulk(config.model)
     work = WORK.get(_remat(config), 3.0) * 2.2 * params * tokens * config.batch_size / topology.devices
     rate = 2 * chip.link
     gathers = (3 if WORK.get(_remat(config), 3.0) > 3 else 2) * 2.0 * params / mesh.tensor * (mesh.fsdp > 1) / rate
@@ -160,7 +159,7 @@ def estimated(config: Config, topology: Topology) -> Candidate:
 
 
 def _remat(config: Config) -> str:
-    return getattr(config.model, "remat", "")
+    return family_of(config.model).remat(config.model)
 
 
 def _workers() -> int:

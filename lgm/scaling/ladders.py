@@ -10,30 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lgm.models import Conditioning, build, count, family_of
-from lgm.models.dit import DiTConfig
+from lgm.models import FAMILIES, Ladder, build, count, families, family, family_of
 from lgm.models.flops import count_flops
-from lgm.models.flux import FluxConfig
-from lgm.models.mmdit import MMDiTConfig
-from lgm.models.unet import UNetConfig
-
-ASPECTS = {"dit": 43.0, "mmdit": 64.0, "flux": 54.0}
-HEAD_SIZES = {"dit": 64, "mmdit": 64, "flux": 128, "unet": 64}
-UNETS = {
-    "sd15": dict(times=(1, 2, 4, 4), transformer_depth=(1, 1, 1, 0), mid_depth=1),
-    "sdxl": dict(times=(1, 2, 4), transformer_depth=(0, 2, 10), mid_depth=10, linear_projection=True),
-    # for latents of 8 x 8, which have no room for four levels
-    "small": dict(times=(1, 2), layers_per_block=1, transformer_depth=(0, 1), mid_depth=1, linear_projection=True),
-}
-# inputs, outputs and conditioning on their way in: what non-embedding parameters leave out
-EMBEDDINGS = {"patches", "text", "time", "pooled", "guidance", "embedders", "added", "conv_in", "conv_out", "out"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
@@ -55,8 +38,16 @@ class Rung:
         return self.forward * steps * (2 if guided else 1)
 
 
-def shape(family: str, size: int, *, aspect: float | None = None, head_size: int | None = None, base: str = "sd15",
-          **options):
+def of(name: str) -> Ladder:
+    """The ladder of a family. Raises ValueError, one line, where there is none."""
+    found = family(name).ladder if name in FAMILIES or ":" in name else None
+    if found is None:
+        there_are = ", ".join(one.name for one in families("denoiser") if one.ladder)
+        raise ValueError(f"family {name!r} has no ladder; there are {there_are}")
+    return found
+
+
+def shape(family: str, size: int, *, aspect: float | None = None, head_size: int | None = None, **options):
     """The configuration of size 1, 2, ... of a family: `size` heads wide, or 8 `size` channels for a U-Net.
 
     aspect: width over depth, of transformers. base: of U-Nets, "sd15", "sdxl" or "small". options: other fields of the
@@ -64,33 +55,8 @@ def shape(family: str, size: int, *, aspect: float | None = None, head_size: int
     """
     if size < 1:
         raise ValueError("sizes are 1, 2, ...: heads of a transformer, 8 channels of a U-Net")
-    if family == "unet":
-        return _unet(size, head_size or HEAD_SIZES[family], base, options)
-    if family not in ASPECTS:
-        raise ValueError(f"family {family!r} has no ladder; there are unet, {', '.join(ASPECTS)}")
-    head, aspect = head_size or HEAD_SIZES[family], aspect or ASPECTS[family]
-    width = head * size
-    depth = max(round(width / aspect), 1)
-    if family == "dit":
-        return DiTConfig(**{"width": width, "depth": depth, "heads": size} | options)
-    if family == "mmdit":
-        return MMDiTConfig(**{"width": width, "depth": max(depth, 2), "heads": size} | options)
-    double = max(round(depth / 3), 1)
-    side = 2 * (head * 7 // 32)  # 16, 56, 56 of Flux's 128
-    if side < 2 or head % 2:
-        raise ValueError(f"head_size={head} of Flux must be even and 6 or more: three even axes share its channels")
-    return FluxConfig(**{"width": width, "depth": double, "single_depth": max(depth - double, 1), "heads": size,
-                         "rotary_axes": (head - 2 * side, side, side)} | options)
-
-
-def _unet(size: int, head: int, base: str, options: dict) -> UNetConfig:
-    if base not in UNETS:
-        raise ValueError(f"base={base!r} of a U-Net ladder is not one of {', '.join(UNETS)}")
-    fields = dict(UNETS[base])
-    widths = tuple(8 * size * times for times in fields.pop("times"))
-    heads = tuple(max(h for h in range(1, max(width // head, 1) + 1) if width % h == 0) for width in widths)
-    groups = math.gcd(widths[0], 32)
-    return UNetConfig(**fields | {"block_channels": widths, "heads": heads, "norm_groups": groups} | options)
+    given = {"aspect": aspect, "head_size": head_size}
+    return of(family).shape(size, **{name: value for name, value in given.items() if value}, **options)
 
 
 def ladder(family: str, low: float, high: float, rungs: int, **options) -> list[Any]:
@@ -99,8 +65,7 @@ def ladder(family: str, low: float, high: float, rungs: int, **options) -> list[
     `options` as of `shape`. Raises ValueError where the smallest shape has more than twice `low` parameters.
     """
     params = functools.cache(lambda size: build(shape(family, size, **options)).count())
-    if family == "unet":
-        # every parameter of a U-Net has no, one or two widths for its dimensions: three sizes tell all
+    if of(family).widens:  # three sizes tell all
         one, two, three = (params(size) for size in (1, 2, 3))
         params = lambda u: one + (u - 1) * (two - one) + (u - 1) * (u - 2) // 2 * (three - 2 * two + one)
     if params(1) > 2 * low:
@@ -128,35 +93,13 @@ def measure(config, latent: int, text_tokens: int = 77) -> Rung:
     computed may be less: `flops.count_flops`); the training step's
     are traced through its gradient, which is a little less than three times the forward pass.
     """
-    model = build(config)
-    arguments = inputs(config, 1, latent, text_tokens)
+    model, network = build(config), family_of(config)
+    arguments = network.inputs(config, 1, latent, text_tokens)
 
     def loss(params, *args):
         return jnp.sum(model.apply(params, *args))
 
     abstract = model.abstract()
-    kept = {name: part for name, part in abstract.items() if name not in EMBEDDINGS}
+    kept = {name: part for name, part in abstract.items() if name not in network.embeddings}
     return Rung(config, count(abstract), count(kept), model.flops(*arguments),
                 count_flops(jax.grad(loss), abstract, *arguments))
-
-
-def inputs(config, batch: int, latent: int, text_tokens: int) -> tuple:
-    """Abstract (x, t, cond) of a family."""
-    like = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
-    family = family_of(config)
-    cond = {}
-    if family == "dit":
-        cond["label"] = like(batch, dtype=jnp.int32)
-    if getattr(config, "text_dim", 0):
-        cond["text"] = like(batch, text_tokens, config.text_dim)
-    if getattr(config, "pooled_dim", 0):
-        cond["pooled"] = like(batch, config.pooled_dim)
-    if getattr(config, "micro_ids", 0):
-        cond["micro"] = like(batch, config.micro_ids)
-    if getattr(config, "beside", 0):
-        cond["beside"] = like(batch, latent, latent, config.beside)
-    if getattr(config, "guidance", False):
-        cond["guidance"] = like(batch)
-    return like(batch, latent, latent, config.channels), like(batch), Conditioning(**cond)
-
-

@@ -44,7 +44,7 @@ class Architecture:
     sweep's base that are others for this architecture, as `text` of a class-conditional one beside text models.
     """
 
-    family: Literal["unet", "mmdit", "dit", "flux"]
+    family: str
     sizes: tuple[int, ...]
     lr: Any
     shape: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -334,6 +334,10 @@ def _check(sweep: Sweep) -> None:
                                   "which are compared; set it in config.base")
         if not architecture.sizes:
             raise ConfigError(f"config.architectures.{name}.sizes is empty; give sizes of its ladder, as (2, 4, 8)")
+        try:
+            ladders.of(architecture.family)
+        except ValueError as error:
+            raise ConfigError(f"config.architectures.{name}.family={architecture.family!r}: {error}") from None
         if architecture.together < 1:
             raise ConfigError(f"config.architectures.{name}.together={architecture.together} must be at least 1")
         for size in architecture.sizes:

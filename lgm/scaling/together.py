@@ -30,6 +30,7 @@ from lgm.data import Bad, ImageSet, open_data
 from lgm.data.order import shuffled
 from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.snr_grid import check_range, snr_errors
+from lgm.models import family_of
 from lgm.scaling import results
 from lgm.scaling.latents import encoded
 from lgm.scaling.sweep import Run
@@ -162,7 +163,7 @@ def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
 
 def _chunk(run: Run) -> int:
     """Steps a call that divide the lengths of trunk and cooldowns, so that one program serves all."""
-    if run.configs[0].family == "unet" and jax.default_backend() == "cpu":
+    if family_of(run.configs[0].model).convolves and jax.default_backend() == "cpu":
         return 1  # XLA:CPU runs a convolution inside a loop many times slower than outside one
     starts = [decay_start(config) for config in run.configs]
     cooled = [config.steps - start for config, start in zip(run.configs, starts, strict=True)]

@@ -19,6 +19,7 @@ from lgm.data import Bad, ImageSet, open_data, read_cache, write_index, write_sh
 from lgm.data.buckets import Bucketed, Ragged, bucketed
 from lgm.data.latents import has_shard, verify
 from lgm.drawing import encode_pixels
+from lgm.models import family_of
 from lgm.parsing import ConfigError
 from lgm.system import System
 from lgm.train.feeding import buckets_of
@@ -37,7 +38,7 @@ def run(spec: str, out: str, overrides=(), *, part: str = "0/1", rows: int = 102
 
     index, count = _part(part)
     config = schema.load(spec, overrides)
-    if config.family == "autoencoder":
+    if family_of(config.model).role == "autoencoder":
         raise ConfigError("config.model.family='autoencoder' learns from pixels; `lgm encode` is for denoisers")
     system, frozen, _ = open_system(config, over_all_devices())
     bad = Bad(config.data.bad_share)

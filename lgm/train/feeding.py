@@ -48,7 +48,7 @@ def telling(system: System, captions_of: Callable[[np.ndarray], Sequence[str]], 
 
 def micro_ids(system: System) -> bool:
     """Whether the denoiser is told of sizes and crops, as SDXL is."""
-    return getattr(system.config.model, "micro_ids", 0) == 6
+    return system.told.micro == 6
 
 
 def heldout_parts(system: System, frozen, heldout: ImageSet) -> list[Part]:

@@ -11,6 +11,7 @@ import jax
 
 from lgm import config as schema
 from lgm.files import cache, place, write_atomically
+from lgm.models import family_of
 from lgm.parallel import Layout, make_layout, on_first, shardings
 from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED, member
@@ -58,7 +59,7 @@ def _check_fit(config: schema.Config) -> None:
 
 def task_of(config: schema.Config):
     """The task a config trains: an autoencoder on images, or a denoiser on latents."""
-    if config.family == "autoencoder":
+    if family_of(config.model).role == "autoencoder":
         from lgm.train.autoencode import make_task
     else:
         from lgm.train.denoise import make_task
@@ -100,7 +101,7 @@ def _open_run(workdir: str, weights: str, layout: Layout | None = None):
     from lgm.train.start import open_system
 
     config = schema.read(workdir)
-    if config.family == "autoencoder":
+    if family_of(config.model).role == "autoencoder":
         raise ConfigError(f"--workdir={workdir} holds an autoencoder's run; give the folder of a denoiser's")
     use_compilation_cache()
     layout = layout or over_all_devices()
@@ -219,7 +220,7 @@ def evaluate(workdir: str, out: str, weights: str, distance: int | None = None, 
 
 def export(workdir: str, out: str, weights: str, dtype: str | None = None, form: str | None = None) -> int:
     """Write a run as a folder, a denoiser's or an autoencoder's, and say in one line what was written."""
-    if schema.read(workdir).family == "autoencoder":
+    if family_of(schema.read(workdir).model).role == "autoencoder":
         for flag, word in (("dtype", dtype), ("lora-form", form)):
             if word is not None:
                 raise ConfigError(f"--{flag}={word} goes with a denoiser's run")

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import AbstractMesh
 
 from lgm.config import Config
+from lgm.models import family_of
 from lgm.parallel import Layout, make_layout, shardings, using
 from lgm.parallel.mesh import refitted
 from lgm.parallel.rules import AXES, with_overrides
@@ -71,10 +72,10 @@ def _check_batch(config: Config, layout: Layout) -> None:
 
 
 def _check_heads(config: Config, layout: Layout) -> None:
-    heads, depths = getattr(config.model, "heads", None), getattr(config.model, "transformer_depth", None)
-    if heads is None:
+    counts = family_of(config.model).heads(config.model)
+    if not counts:
         return
-    counts = {heads} if depths is None else {h for h, depth in zip(heads, depths, strict=True) if depth} or set(heads)
+    heads = config.model.heads
     tensor, context = layout.size("tensor"), layout.size("context")
     divisors = [n for n in range(1, min(counts) + 1) if all(count % n == 0 for count in counts)]
     if any(count % tensor for count in counts):
@@ -95,12 +96,14 @@ def _check_host_memory(layout: Layout) -> None:
 
 def check_latents(config: Config, layout: Layout, rows: int, columns: int) -> None:
     """Refuse a `context` that cannot split the latents [rows, columns] of a config's model."""
-    context = layout.size("context")
-    if config.family == "unet" and rows % context:
-        raise ConfigError(f"config.mesh.context={context} does not divide the {rows} rows of a latent; give a divisor")
-    patch = getattr(config.model, "patch_size", 1)
-    tokens = rows * columns // patch**2
-    if config.family != "unet" and tokens % context:
+    context, network = layout.size("context"), family_of(config.model)
+    if network.patch is None:  # the sequence that is split is one of rows
+        if rows % context:
+            raise ConfigError(f"config.mesh.context={context} does not divide the {rows} rows of a latent; give a "
+                              "divisor")
+        return
+    tokens = int(network.tokens(config.model, rows, columns))
+    if tokens % context:
         raise ConfigError(f"config.mesh.context={context} does not divide the {tokens} image tokens; give a divisor")
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from lgm.models import build
+from lgm.models import build, family_of
 from lgm.models.flops import count_flops
 from lgm.models.table import preset
 from lgm.models.unet import UNetConfig
@@ -43,7 +43,8 @@ def test_counts_are_xlas(family):
     else:
         config, latent = ladders.shape(family, 4, **SMALL[family]), 16
         config = dataclasses.replace(config, group=100)  # XLA counts a scan's body once
-    rung, model, arguments = ladders.measure(config, latent, 64), build(config), ladders.inputs(config, 1, latent, 64)
+    rung, model = ladders.measure(config, latent, 64), build(config)
+    arguments = family_of(config).inputs(config, 1, latent, 64)
     forward = lambda params, *args: model.apply(params, *args).sum()
     for fn, standard in ((forward, rung.forward), (jax.grad(forward), rung.training)):
         theirs = jax.jit(fn).lower(model.abstract(), *arguments).cost_analysis()["flops"]

@@ -9,7 +9,7 @@ from tiny_sweep import write
 
 from lgm import config as schema
 from lgm.cli import main
-from lgm.models import build
+from lgm.models import build, classes
 from lgm.parsing import ConfigError
 from lgm.scaling import sweep
 from lgm.train.optimizer import decay_start, learning_rate
@@ -152,7 +152,7 @@ def test_a_step_of_matrices_shrinks_with_their_fan_in():
     """muP with Adam: lr times fan-in at the base over fan-in here for matrices, lr for everything else."""
     from lgm.train.optimizer import width_factors
 
-    make = lambda width: build(schema.classes("mmdit")[0](channels=4, patch_size=1, width=width, depth=3,
+    make = lambda width: build(classes("mmdit")[0](channels=4, patch_size=1, width=width, depth=3,
                                                           heads=width // 16, text_dim=8, pooled_dim=8)).abstract()
     factors = width_factors(make(64), make(16))
     assert factors["blocks"]["image"]["mlp"]["fc1"]["kernel"] == 0.25
