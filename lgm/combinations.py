@@ -118,7 +118,8 @@ def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
     network, told = family_of(config.model), family_of(config.model).told(config.model)
     if told.beside:
         raise ConfigError(f"config.model.beside={told.beside} is of a model that inpaints, and no data set here has "
-                          "masks to train one with; set it to 0, or draw with `lgm sample --from=FOLDER --image=X --mask=Y`")
+                          "masks to train one with; set it to 0, or draw with `lgm sample --from=FOLDER --image=X "
+                          "--mask=Y`")
     if config.model.channels != channels:
         raise ConfigError(f"config.model.channels={config.model.channels} is not the {channels} of the latents of "
                           f"config.autoencoder={config.autoencoder!r}; set it to {channels}")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from lgm.models import FAMILIES, Ladder, build, count, families, family, family_of
 from lgm.models.flops import count_flops
 
+
 @dataclasses.dataclass(frozen=True)
 class Rung:
     """A shape with its counts.

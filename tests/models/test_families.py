@@ -6,7 +6,6 @@ import os
 
 import jax
 import pytest
-from PIL import Image
 
 from lgm import config as schema
 from lgm.cli import main
@@ -94,11 +93,9 @@ def test_a_family_from_outside_has_a_ladder_counts_and_a_place_in_sweeps():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [False, True])
-def test_a_family_from_outside_is_trained_drawn_from_and_exported(text, tmp_path):
+def test_a_family_from_outside_is_trained_drawn_from_and_exported(tmp_path):
     path, run = tmp_path / "own.json", tmp_path / "run"
-    told = dict(text=TEXT, model=dict(family=OWN, width=8, pooled_dim=16)) if text else {}
-    path.write_text(json.dumps(RUN | told))
+    path.write_text(json.dumps(RUN | dict(text=TEXT, model=dict(family=OWN, width=8, pooled_dim=16))))
     assert main(["train", f"--config={path}", f"--workdir={run}"]) == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 3
@@ -106,7 +103,6 @@ def test_a_family_from_outside_is_trained_drawn_from_and_exported(text, tmp_path
     assert main(["sample", f"--workdir={run}", prompt, f"--out={tmp_path / 'a.png'}", "--steps=2"]) == 0
     assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'folder'}"]) == 0
     assert main(["sample", f"--from={tmp_path / 'folder'}", prompt, f"--out={tmp_path / 'b.png'}", "--steps=2"]) == 0
-    assert Image.open(tmp_path / "a.png").size == (64, 64)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
