@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,15 @@ import numpy as np
 from lgm import process, sampling
 from lgm.combinations import check_parts
 from lgm.config import Config, Sampling
+from lgm.interop.schedulers import read_schedule
 from lgm.models import Conditioning, Model, Params, Told, build, family_of, lora
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.objective import build_loss, named
 from lgm.parallel import Layout, constrain, put, shardings, using
 from lgm.parsing import ConfigError
+from lgm.systems import released
+from lgm.systems.text import FolderText, load_text
 from lgm.weights import load_autoencoder
-
-if TYPE_CHECKING:
-    from lgm.interop.imports import FolderText
 
 
 class Course(NamedTuple):
@@ -160,8 +160,6 @@ class System:
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"config.sampling.schedule: {error}") from None
             return sampling.Walk(times), solver, scale
-        from lgm.interop.schedulers import read_schedule
-
         schedule = read_schedule(options.schedule)
         name = options.schedule["_class_name"]
         if schedule.process["name"] != self.process.name or self.process.name == "edm":
@@ -172,7 +170,8 @@ class System:
             raise ConfigError(f"config.process.{key}={mine} is not {schedule.process.get(key, 'its default')}, as "
                               f"config.sampling.schedule, a {name}, has it; make them one: runs are exported with it")
         rows, columns, _ = self.latent_shape()
-        walk = schedule.walk(options.steps, rows * columns // 4, even=self.config.family == "flux")
+        system = released(self.config.model)
+        walk = schedule.walk(options.steps, rows * columns // 4, even=system is not None and system.even)
         scale = schedule.noise_scale(self.process, walk.times)
         return walk, schedule.method(walk.times, options.solver), scale
 
@@ -219,8 +218,6 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
     frozen = {"autoencoder": weights if shard is None else put(weights, shard(autoencoder))}
     text = tokenizer = folder = None
     if config.text and config.text.folder:
-        from lgm.interop.imports import load_text
-
         side = config.data.resolution
         folder, frozen["text"] = load_text(config.text.folder, (side, side), config.model.dtype, shard,
                                            config.text.classes)

@@ -27,10 +27,10 @@ def sample(arguments, overrides) -> int:
                            weights=arguments.weights or "ema")
     if arguments.weights:
         raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
-    from lgm.interop import exports
+    from lgm import exporting
     from lgm.train import main
 
-    if exports.is_exported(arguments.folder):
+    if exporting.is_exported(arguments.folder):
         if released:
             raise ConfigError(f"--{min(released).replace('_', '-')} goes with a diffusers folder, which "
                               f"--from={arguments.folder} is not")
@@ -98,7 +98,7 @@ def inspect(arguments, overrides) -> int:
     if arguments.folder is None:
         models = {name: build(preset(name)) for name in arguments.preset}
     else:
-        from lgm.interop.diffusers_dir import load_pipeline
+        from lgm.systems.folders import load_pipeline
 
         models = load_pipeline(arguments.folder, only=())[0].models
     for name, model in models.items():

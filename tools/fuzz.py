@@ -255,10 +255,10 @@ def warm(originals: Path) -> None:
     """Import and trace what most children need, once; no device is opened before the fork."""
     import importlib
 
-    for name in ("jax", "lgm.cli", "lgm.interop.drawing", "lgm.interop.exports", "lgm.interop.imports",
+    for name in ("jax", "lgm.cli", "lgm.interop.drawing", "lgm.exporting", "lgm.importing",
                  "lgm.train.main", "lgm.scaling.fit", "lgm.models.table"):  # fmt: skip
         importlib.import_module(name)
-    from lgm.interop.diffusers_dir import load_pipeline
+    from lgm.systems.folders import load_pipeline
 
     for system in SYSTEMS:
         load_pipeline(originals / system)

@@ -13,13 +13,14 @@ from PIL import Image
 
 from lgm.data.grid import save_grid
 from lgm.files import write_atomically
-from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.lora import LoRA, read_lora
-from lgm.interop.pipelines import latent_size, text_to_image
+from lgm.interop.pipelines import text_to_image
 from lgm.interop.skip_layers import read_skip
 from lgm.models import Model
 from lgm.parallel import make_layout, shardings
 from lgm.pictures import check_seed, drawing_words, starting_picture
+from lgm.systems.folders import load_pipeline
+from lgm.systems.release import latent_size
 from lgm.untrusted import finite, regular, shown
 
 LARGEST_SIDE = 16_384  # pixels

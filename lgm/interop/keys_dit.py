@@ -54,10 +54,10 @@ def embedders() -> list[Rule]:
     ]
 
 
-def per_block(config: DiTConfig, params: Params) -> tuple[DiTConfig, Params]:
+def per_block(config: DiTConfig, params: Params | None) -> tuple[DiTConfig, Params | None]:
     """The same network with a copy of the shared embedders in every block, as diffusers keeps them."""
-    if config.embedders == "per_block":
-        return config, params
+    if config.embedders == "per_block" or params is None:
+        return dataclasses.replace(config, embedders="per_block"), params
     copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (config.depth, *p.shape)), params["embedders"])
     rest = {name: value for name, value in params.items() if name != "embedders"}
     rest["blocks"] = {**params["blocks"], "embedders": copies}

@@ -13,45 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import sampling
-from lgm.interop.diffusers_dir import Pipeline
-from lgm.interop.prompts import condition, unconditional
 from lgm.interop.skip_layers import read_skip, skipped
-from lgm.models import Conditioning, Params, family_of
+from lgm.models import Conditioning, Params
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.models.tiling import tiled_decode
 from lgm.parallel import fetch
 from lgm.pictures import NOT_FINITE, latent_mask
 from lgm.process import network_input, pure_noise
 from lgm.registry import section
-
-
-@dataclasses.dataclass(frozen=True)
-class Defaults:
-    """A system's usual number of steps, guidance scale and part of a picture that is replaced."""
-
-    steps: int
-    guidance: float
-    strength: float = 0.8
-
-
-DEFAULTS = {
-    "StableDiffusionPipeline": Defaults(50, 7.5),
-    "StableDiffusionXLPipeline": Defaults(50, 5.0),
-    "StableDiffusion3Pipeline": Defaults(28, 7.0),
-    "FluxPipeline": Defaults(28, 3.5),
-    "DiTPipeline": Defaults(50, 4.0),
-}
-REFINING = 0.3  # of a picture, by SDXL's refiner
-SCHNELL = Defaults(4, 1.0)  # a Flux that was distilled to few steps and takes no guidance
-
-
-def defaults_of(pipeline: Pipeline) -> Defaults:
-    """The usual steps, guidance and strength of a system."""
-    if pipeline.inpaints or pipeline.scored:
-        return dataclasses.replace(DEFAULTS[pipeline.name], strength=1.0 if pipeline.inpaints else REFINING)
-    if pipeline.name == "FluxPipeline" and not pipeline.denoiser.config.guidance:
-        return SCHNELL
-    return DEFAULTS[pipeline.name]
+from lgm.systems.release import Pipeline, latent_size
+from lgm.systems.text import condition, unconditional
 
 
 def text_to_image(
@@ -99,7 +70,7 @@ def text_to_image(
 
     Raises ValueError, one line, for what cannot be.
     """
-    defaults = defaults_of(pipeline)
+    defaults = pipeline.defaults
     steps, guidance = steps or defaults.steps, defaults.guidance if guidance is None else guidance
     autoencoder = pipeline.models["vae"].config
     if image is not None:
@@ -113,7 +84,7 @@ def text_to_image(
     if pipeline.inpaints and (image is None or mask is None):
         raise ValueError("this folder's U-Net draws what a mask covers of a picture; give an image and a mask")
 
-    distilled = pipeline.name == "FluxPipeline"
+    distilled = not pipeline.system.extrapolates
     cond = condition(pipeline, params, prompts, size, guidance=guidance, t5_tokens=t5_tokens)
     wanted = (1.0 if negative is None else true_guidance) if distilled else guidance
     scale = max(1.0, float(wanted))
@@ -142,7 +113,7 @@ def text_to_image(
     if image is None or pipeline.inpaints and strength == 1.0:
         x = noise * start
     else:
-        if pipeline.name in ("StableDiffusion3Pipeline", "FluxPipeline"):  # whatever their schedulers
+        if pipeline.system.rounds_up:
             strength = _rounded_up(strength, steps)
         z = _encode(pipeline, params["vae"], jnp.asarray(image, jnp.float32))
         left = len(sampling.last_part(walk.times, strength)) - 1
@@ -159,7 +130,7 @@ def text_to_image(
                              "interval")
         told = walk.times[:-1] if walk.told is None else walk.told
         away = skipped(pipeline, read_skip(skip_layers), told[-left:] if left else told)
-    arguments = (params[pipeline.layout.denoiser], cond, uncond)
+    arguments = (params[pipeline.system.denoiser], cond, uncond)
     predict = _predictor(pipeline, wrap, method.variance, how, away)
     x = sampling.loop(method, process, target, predict, x, walk, arguments, sampling.keys(seed, range(len(x))), left)
     if image is not None and mask is not None:
@@ -190,15 +161,6 @@ def _tile(pixels: int, factor: int) -> int:
     return pixels // factor
 
 
-def latent_size(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) in latent pixels of an image of `size`. Raises ValueError where the network cannot take it."""
-    factor = pipeline.models["vae"].config.factor
-    unit = factor * family_of(pipeline.denoiser.config).unit(pipeline.denoiser.config)
-    if min(size) < 1 or size[0] % unit or size[1] % unit:
-        raise ValueError(f"an image of {size[0]} x {size[1]} cannot be drawn; use multiples of {unit} pixels")
-    return size[0] // factor, size[1] // factor
-
-
 def _rounded_up(strength: float, steps: int) -> float:
     """The strength at which a step that is only begun is made too, as diffusers' pipelines of flows have it."""
     if not 0.0 < strength <= 1.0:
@@ -217,7 +179,7 @@ def _course(pipeline: Pipeline, steps: int, shape: tuple[int, ...], schedule: Ma
         times = sampling.telling(process, pipeline.schedule.target, sampling.times(process, steps, **schedule))
         found = sampling.solver(**section(solver or pipeline.schedule.solver, "solver"))
         return sampling.Walk(times), found, float(pure_noise(process, jnp.float32(1.0), times[0]))
-    walk = pipeline.schedule.walk(steps, tokens, even=pipeline.name == "FluxPipeline")
+    walk = pipeline.schedule.walk(steps, tokens, even=pipeline.system.even)
     scale = pipeline.schedule.noise_scale(process, walk.times)
     return walk, pipeline.schedule.method(walk.times, solver), scale
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from lgm.interop.diffusers_dir import Pipeline
+from lgm.models import family_of
 from lgm.registry import make
 from lgm.sampling import Skipped
+from lgm.systems.release import Pipeline
 
 Skip = tuple[tuple[int, ...], float, float, float]  # layers, scale, start, stop
 
@@ -46,9 +47,10 @@ def skipped(pipeline: Pipeline, skip: Skip, told: np.ndarray) -> Skipped | None:
     Raises ValueError, one line, for a network without such layers.
     """
     layers, scale, start, stop = skip
-    if pipeline.name != "StableDiffusion3Pipeline":
+    network = family_of(pipeline.denoiser.config)
+    if not network.skips:
         raise ValueError(f"skip_layers is for SD3 and SD3.5; this folder is a {pipeline.name}")
-    depth = pipeline.denoiser.config.depth
+    depth = network.blocks(pipeline.denoiser.config)
     if max(layers) >= depth:
         raise ValueError(f"skip_layers: layer {max(layers)} is not among this network's {depth}, 0 to {depth - 1}")
     number = np.arange(len(told))

@@ -18,28 +18,18 @@ import numpy as np
 from lgm import files, process
 from lgm.combinations import check_parts
 from lgm.config import Config
-from lgm.interop.diffusers_dir import LAYOUTS, Pipeline, load_pipeline
-from lgm.interop.imports import FolderText
-from lgm.interop.prompts import nothing
 from lgm.models import Model, Params, build, family, family_of, lora
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError, parse
 from lgm.system import System, named
+from lgm.systems import released
+from lgm.systems.folders import load_pipeline
+from lgm.systems.release import Pipeline, Released
+from lgm.systems.text import text_of
 from lgm.weights import CONFIG, SHIPPED, locate
 
 CLIP_TOKENS = 77
-# class of the pipeline -> (autoencoder, text encoders by place), presets of their families
-PUBLISHED: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
-    "StableDiffusionPipeline": ("sd15", {"text_encoder": ("clip_text", "clip_l")}),
-    "StableDiffusionXLPipeline": ("sdxl", {
-        "text_encoder": ("clip_text", "clip_l_sdxl"), "text_encoder_2": ("clip_text", "open_clip_bigg")}),
-    "StableDiffusion3Pipeline": ("sd3", {
-        "text_encoder": ("clip_text", "clip_l_sd3"), "text_encoder_2": ("clip_text", "open_clip_bigg"),
-        "text_encoder_3": ("t5", "t5_v1_1_xxl")}),
-    "FluxPipeline": ("flux", {"text_encoder": ("clip_text", "clip_l"), "text_encoder_2": ("t5", "t5_v1_1_xxl")}),
-    "DiTPipeline": ("sd15", {}),
-}  # fmt: skip
 CLASSES = {"clip_text": "CLIPTextModelWithProjection", "t5": "T5EncoderModel"}
 
 
@@ -70,8 +60,7 @@ def abstract_system(config: Config, layout: Layout | None = None) -> tuple[Syste
     text = tokenizer = folder = None
     if config.text and config.text.folder:
         pipeline = _pipeline(config, notes)
-        lengths = {place: ids.shape[1] for place, ids in nothing(pipeline, 1).items()}
-        folder = tokenizer = FolderText(pipeline, (config.data.resolution,) * 2, lengths)
+        folder = tokenizer = text_of(pipeline, (config.data.resolution,) * 2)
         encoders = {place: model for place, model in pipeline.models.items() if place.startswith("text_encoder")}
         frozen["text"] = {place: held_in(model.abstract(), config.model.dtype) for place, model in encoders.items()}
     elif config.text and config.text.classes:
@@ -106,11 +95,13 @@ def frozen_axes(system: System, frozen: Params) -> Params:
     return axes
 
 
-def published_pipeline(config: Config) -> str:
-    """The diffusers class of the released systems that a denoiser's configuration belongs to."""
-    if config.family == "unet":
-        return "StableDiffusionXLPipeline" if config.model.micro_ids else "StableDiffusionPipeline"
-    return {"mmdit": "StableDiffusion3Pipeline", "flux": "FluxPipeline", "dit": "DiTPipeline"}[config.family]
+def _published(config: Config, key: str) -> Released:
+    """The released system that a denoiser's configuration belongs to, to stand in for what `config.key` names."""
+    system = released(config.model)
+    if system is None:
+        raise ConfigError(f"config.{key} names nothing that is here, and no published system has a {config.family} to "
+                          "plan with instead; give one that is here")
+    return system
 
 
 def _autoencoder(config: Config, notes: list[str]) -> Model:
@@ -123,7 +114,7 @@ def _autoencoder(config: Config, notes: list[str]) -> Model:
 
             return build(read_config(folder, "AutoencoderKL"))
         return build(parse(AutoencoderConfig, values, f"{folder / CONFIG}"))
-    name = PUBLISHED[published_pipeline(config)][0]
+    name = _published(config, "autoencoder").autoencoder
     notes.append(f"config.autoencoder={source!r} is not here: planned with the published {name} autoencoder")
     return _preset("autoencoder", name)
 
@@ -134,17 +125,16 @@ def _pipeline(config: Config, notes: list[str]) -> Pipeline:
     if (files.place(source, "config.text.folder") / "model_index.json").is_file():
         pipeline, _ = load_pipeline(source, dtype=config.model.dtype, only=())
         return pipeline
-    name = published_pipeline(config)
-    encoders = PUBLISHED[name][1]
+    system = _published(config, "text.folder")
+    encoders = system.encoders
     shown = " and ".join(preset for _, preset in encoders.values()) or "classes"
     notes.append(f"config.text.folder={source!r} is not here: planned with the published {shown}")
-    layout = LAYOUTS[name]
     models = {place: _preset(*which, dtype=config.model.dtype) for place, which in encoders.items()}
-    models[layout.denoiser] = build(config.model)
+    models[system.denoiser] = build(config.model)
     names = {place: CLASSES[family] for place, (family, _) in encoders.items()}
     tokenizers = {place: Blank() for place in encoders}
     gaussian = named(process.build, config.process, "config.process")
-    return Pipeline(name, models, names, tokenizers, None, gaussian, config.data.resolution // 8)
+    return Pipeline(system, models, names, tokenizers, None, gaussian, config.data.resolution // 8)
 
 
 def _preset(name: str, preset: str, **changes: Any) -> Model:

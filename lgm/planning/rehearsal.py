@@ -35,7 +35,7 @@ def rehearsal(config: Config, devices: int = 1, folder: str | None = None) -> Co
         raise ConfigError(f"config.{named[0]} names a folder; give the rehearsal a tiny one of the same system")
     values["data"] |= {"source": "emoji64", "caption": "text", **IMAGES}
     if named:
-        from lgm.interop.imports import config_of
+        from lgm.importing import config_of
 
         theirs = config_of(folder, config.name)
         values["model"] = theirs["model"] | {key: model[key] for key in HOW if key in model and key in theirs["model"]}

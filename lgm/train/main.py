@@ -130,7 +130,7 @@ def sample(workdir: str, prompts: list[str], out: str, *, weights: str, **option
 
 def sample_exported(folder: str, prompts: list[str], out: str, **options) -> int:
     """`sample` with a folder of `lgm export` that is no diffusers folder."""
-    from lgm.interop.exports import open_exported
+    from lgm.exporting import open_exported
 
     return _sample(lambda: open_exported(folder, over_all_devices()), prompts, out, **options)
 
@@ -226,7 +226,7 @@ def export(workdir: str, out: str, weights: str, dtype: str | None = None, form:
                 raise ConfigError(f"--{flag}={word} goes with a denoiser's run")
         line = _export_autoencoder(workdir, out, weights)
     else:
-        from lgm.interop.exports import check_new, export_run
+        from lgm.exporting import check_new, export_run
 
         check_new(out)
         _, system, frozen, trained, _ = _open_run(workdir, weights)
@@ -238,11 +238,12 @@ def export(workdir: str, out: str, weights: str, dtype: str | None = None, form:
 
 
 def export_released(folder: str, out: str, loras: list[str], **options) -> int:
-    """Write a folder of diffusers anew; `options` are those of `interop.exports.export_folder`."""
-    from lgm.interop import drawing, exports
+    """Write a folder of diffusers anew; `options` are those of `exporting.export_folder`."""
+    from lgm import exporting
+    from lgm.interop import drawing
 
     if first():
-        print(exports.export_folder(folder, out, loras=[drawing.lora_of(text) for text in loras], **options))
+        print(exporting.export_folder(folder, out, loras=[drawing.lora_of(text) for text in loras], **options))
     return finished()
 
 
@@ -277,7 +278,7 @@ def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
 
 def import_(folder: str, workdir: str) -> int:
     """Make `workdir` a run that goes on from a diffusers folder."""
-    from lgm.interop.imports import import_folder
+    from lgm.importing import import_folder
 
     path = import_folder(folder, workdir)
     print(f"wrote {path}; train it with `lgm train --config={path} --workdir={workdir}`")

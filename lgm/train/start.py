@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from lgm import config as schema
+from lgm import files
 from lgm.config import Config
 from lgm.files import place
-from lgm.models import Params, build
+from lgm.interop.imports import open_checked
+from lgm.interop.weights import load
+from lgm.models import Model, Params, build, family_of
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError, as_dict
 from lgm.system import System, build_system, sharder
+from lgm.systems.folders import load_pipeline
 from lgm.train.restoring import restore_weights
 
 FREE = ("dtype", "remat", "group", "unroll")  # how a model computes, which another run may choose otherwise
@@ -46,8 +51,6 @@ def _base(config: Config, system: System, shard, folder: bool) -> Params:
     """The frozen weights that a LoRA changes: the denoiser's and, of a run with a text encoder of its own, that's."""
     plain = build(config.model)
     if folder:
-        from lgm.interop.imports import open_denoiser
-
         shardings = None if shard is None else shard(plain)
         return {"denoiser": open_denoiser(config.init_from, plain)(dtype=config.model.dtype, shardings=shardings)}
     models = {"denoiser": plain} | ({"text": system.text} if system.text else {})
@@ -56,8 +59,6 @@ def _base(config: Config, system: System, shard, folder: bool) -> Params:
 
 def _from_folder(config: Config, system: System) -> Start:
     """The denoiser's weights of a folder, and fresh ones of a text encoder of the run's own."""
-    from lgm.interop.imports import open_denoiser
-
     read = open_denoiser(config.init_from, system.denoiser)
 
     def start(shardings: Any) -> Params:
@@ -90,3 +91,22 @@ def _from_run(config: Config, system: System) -> Start:
     parts = {"denoiser": build(config.model)} | ({"text": system.text} if system.text else {})
     abstract = {part: model.abstract() for part, model in parts.items()}
     return lambda shardings: restore_weights(name, abstract, "ema", shardings)[0]
+
+
+def open_denoiser(folder: str, model: Model, key: str = "config.init_from") -> Callable[..., Params]:
+    """`read(dtype=None, shardings=None)` of the weights of a folder's denoiser, once they are seen to be for `model`.
+
+    The configuration must be the folder's but for how it computes. Raises ConfigError, one line, naming what differs.
+    """
+    pipeline, _ = load_pipeline(folder, only=())
+    theirs = pipeline.denoiser.config
+    if type(theirs) is not type(model.config):
+        found, wanted = family_of(theirs).name, family_of(model.config).name
+        raise ConfigError(f"{key}={folder!r} holds a {found}; config.model.family={wanted!r} cannot start from it")
+    for name, value in as_dict(theirs).items():
+        mine = as_dict(model.config)[name]
+        if name not in FREE and mine != value:
+            raise ConfigError(f"config.model.{name}={mine!r}, but that of {key}={folder!r} is {value!r}")
+    place = pipeline.system.denoiser
+    rules, weights = open_checked(files.local(folder) / place, pipeline.classes[place], model)
+    return functools.partial(load, rules, model.abstract(), weights)

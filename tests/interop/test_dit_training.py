@@ -12,8 +12,8 @@ from released_dit import as_released
 from lgm import config as schema
 from lgm.cli import main
 from lgm.drawing import draw
-from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.pipelines import text_to_image
+from lgm.systems.folders import load_pipeline
 from lgm.train.main import load_run
 
 SMALL = ["batch_size=2", "total_images=6", "data.where.subcategory=('face-hat','face-glasses')",

@@ -13,9 +13,9 @@ from PIL import Image
 from tiny_systems import PROMPTS, T5_TOKENS, psnr
 
 from lgm.cli import main
-from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.pipelines import text_to_image
 from lgm.pictures import read_image
+from lgm.systems.folders import load_pipeline
 
 LEAST_PSNR = 80.0  # float32 in another order of sums is at over 100 dB
 LONG = "a picture of a very long list of things, " * 9  # more tokens than any of the tiny text encoders takes
@@ -247,7 +247,7 @@ os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 import jax
 from lgm.cli import main
 from lgm.interop import drawing
-from lgm.interop.diffusers_dir import load_pipeline
+from lgm.systems.folders import load_pipeline
 _, params = load_pipeline({str(tmp_path / "flux")!r}, shard=drawing.over_all_devices())
 split = lambda leaf: leaf.addressable_shards[0].data.size < leaf.size
 shares = {{place: [split(p) for p in jax.tree.leaves(part) if p.size > 500] for place, part in params.items()}}

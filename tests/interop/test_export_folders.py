@@ -14,9 +14,9 @@ import torch
 from test_single_file import original_layout
 
 from lgm.cli import main
+from lgm.exporting import _schedule_of
 from lgm.interop import original_names
 from lgm.interop.components import component
-from lgm.interop.exports import _schedule_of
 from lgm.interop.keys_autoencoder import autoencoder_weights
 from lgm.interop.schedulers import write_schedule
 from lgm.interop.weights import open_weights, save

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from lgm import config as schema
+from lgm.exporting import _standard, export_run
 from lgm.interop.components import save_component
-from lgm.interop.exports import _standard, export_autoencoder, export_run
+from lgm.interop.exports import export_autoencoder
 from lgm.models import build
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parsing import ConfigError
 from lgm.system import build_system
+from lgm.systems import SYSTEMS
 from lgm.weights import load_autoencoder, save_autoencoder
 
 SMALL = AutoencoderConfig(latent_channels=2, block_channels=(4, 8), layers_per_block=1, norm_groups=2)
@@ -59,12 +61,12 @@ def test_latents_standardized_a_channel_are_sdxls_alone(tmp_path):
     """Whose pipeline undoes it by the numbers that are written; the others of diffusers do not look."""
     own = dataclasses.replace(SMALL, latents_mean=(0.1, -0.2), latents_std=(1.5, 0.5))
     system = SimpleNamespace(autoencoder=SimpleNamespace(config=own), config=SimpleNamespace(autoencoder="vae"))
-    assert _standard(system, "StableDiffusionXLPipeline") is own
+    assert _standard(system, SYSTEMS["StableDiffusionXLPipeline"]) is own
     save_component(tmp_path / "vae", "AutoencoderKL", own, params_with(0.5))
     theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae").config
     np.testing.assert_array_equal([theirs.latents_mean, theirs.latents_std], [[0.1, -0.2], [1.5, 0.5]])
     with pytest.raises(ConfigError, match="diffusers' StableDiffusionPipeline knows one scale and shift"):
-        _standard(system, "StableDiffusionPipeline")
+        _standard(system, SYSTEMS["StableDiffusionPipeline"])
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,12 @@ from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS, draw, noise_for, their_
 from lgm.cli import main
 from lgm.drawing import draw as draw_run
 from lgm.interop import original_names
-from lgm.interop.diffusers_dir import load_pipeline, save_pipeline
 from lgm.interop.keys_flux import flux_rules
 from lgm.interop.lora import read_lora
 from lgm.interop.lora_export import save_lora
-from lgm.interop.pipelines import defaults_of
 from lgm.models.lora import LoRAConfig, init, merged
 from lgm.pictures import read_image
+from lgm.systems.folders import load_pipeline, save_pipeline
 from lgm.train.main import load_run
 
 # 45 dB is what a person could not see; float32 in another order of sums is far below (over 130 dB was measured)
@@ -114,14 +113,14 @@ def test_pictures_agree_to_rounding_and_times_depend_on_the_size_of_the_image(de
     """Dynamic shifting moves the times of a large image, which has more tokens, towards noise."""
     _, _, pipeline, params, noise, expected = dev
     assert tiny_systems.psnr(draw(pipeline, params, noise), expected) > LEAST_PSNR
-    assert defaults_of(pipeline).steps == 28
+    assert pipeline.defaults.steps == 28
     small, large = (pipeline.schedule.walk(4, tokens, even=True).times for tokens in (16, 4096))
     assert np.all(small[1:-1] < large[1:-1] - 0.05)
 
 
 def test_the_usual_steps_of_schnell_are_four(systems):
     pipeline, _ = load_pipeline(systems("schnell")[1], only=())
-    assert (defaults_of(pipeline).steps, defaults_of(pipeline).guidance) == (4, 1.0)
+    assert (pipeline.defaults.steps, pipeline.defaults.guidance) == (4, 1.0)
 
 
 def test_a_released_size_is_written_without_a_key_that_diffusers_does_not_know(dev, tmp_path):

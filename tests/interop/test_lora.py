@@ -17,7 +17,6 @@ from tiny_systems import draw, noise_for, their_images
 
 from lgm.interop import original_names
 from lgm.interop.components import load_component
-from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.keymap import to_theirs
 from lgm.interop.keys_unet import unet_rules
 from lgm.interop.lora import merge, read_lora
@@ -25,6 +24,7 @@ from lgm.interop.lora_export import save_lora
 from lgm.interop.weights import open_weights, save
 from lgm.models.lora import LoRAConfig, init, merged
 from lgm.models.unet import UNetConfig
+from lgm.systems.folders import load_pipeline
 
 RANK, ALPHA = 4, 6
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in", "ff.net.0.proj", "time_emb_proj"]

@@ -16,9 +16,9 @@ from released_dit import as_released, original_layout, with_shared_embedders
 
 from lgm import config as schema
 from lgm.cli import main
-from lgm.interop.diffusers_dir import load_pipeline, save_pipeline
 from lgm.interop.pipelines import text_to_image
 from lgm.models import Conditioning
+from lgm.systems.folders import load_pipeline, save_pipeline
 
 LEAST_PSNR = 80.0  # float32 in another order of sums is at over 100 dB
 NAMES = {3: "goldfish, carassius auratus", 207: "golden retriever"}

@@ -12,8 +12,8 @@ from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS, draw, noise_for
 
 from lgm.cli import main
 from lgm.drawing import draw as draw_run
-from lgm.interop.diffusers_dir import load_pipeline, save_pipeline
 from lgm.pictures import read_image
+from lgm.systems.folders import load_pipeline, save_pipeline
 from lgm.train.main import load_run
 
 LEAST_PSNR = 80.0  # float32 in another order of sums is at over 100 dB

@@ -16,13 +16,13 @@ from tiny_systems import draw, noise_for, their_images
 from lgm.cli import main
 from lgm.interop import original_names
 from lgm.interop.components import load_component
-from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.keymap import to_theirs
 from lgm.interop.keys_sd3 import sd3_rules
 from lgm.interop.lora import merge, read_lora
 from lgm.interop.lora_export import save_lora
 from lgm.interop.weights import open_weights, save
 from lgm.models.lora import LoRAConfig, init, merged
+from lgm.systems.folders import load_pipeline
 
 RANK, ALPHA = 4, 6
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",

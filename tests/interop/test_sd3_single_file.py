@@ -9,8 +9,8 @@ from test_single_file import original_layout, written
 
 from lgm.interop import original_names
 from lgm.interop.components import COMPONENTS
-from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.keymap import to_theirs
+from lgm.systems.folders import load_pipeline
 
 T5, CLIP_L, CLIP_G = (f"text_encoders.{name}.transformer." for name in ("t5xxl", "clip_l", "clip_g"))
 

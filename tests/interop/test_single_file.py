@@ -12,10 +12,10 @@ from diffusers.loaders import single_file_utils
 
 from lgm.interop import original_names
 from lgm.interop.components import component
-from lgm.interop.diffusers_dir import load_pipeline
 from lgm.interop.scaled import descaled
 from lgm.interop.single_file import schedule_of, section
 from lgm.interop.weights import open_weights
+from lgm.systems.folders import load_pipeline
 
 
 def original_layout(state, original, prefix=""):

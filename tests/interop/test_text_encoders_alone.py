@@ -9,7 +9,7 @@ import torch
 from test_single_file import original_layout
 
 from lgm.interop import original_names
-from lgm.interop.diffusers_dir import load_pipeline
+from lgm.systems.folders import load_pipeline
 
 PLACES = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lgm import config as schema
-from lgm.interop.imports import config_of
+from lgm.importing import config_of
 from lgm.parallel import put_batch
 from lgm.train.denoise import make_task
 from lgm.train.optimizer import build_optimizer

@@ -1,0 +1,21 @@
+"""Released systems, one room each; a record says what is special about it, and whoever needs to know asks that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lgm.models import family_of
+from lgm.systems.dit import DIT
+from lgm.systems.flux import FLUX
+from lgm.systems.release import Released
+from lgm.systems.sd3 import SD3
+from lgm.systems.sd15 import SD15
+from lgm.systems.sdxl import SDXL
+
+SYSTEMS: dict[str, Released] = {system.name: system for system in (SD15, SDXL, SD3, FLUX, DIT)}
+
+
+def released(config: Any) -> Released | None:
+    """The system that a denoiser's configuration may belong to; None where there is none."""
+    name = family_of(config).name
+    return next((system for system in SYSTEMS.values() if system.family == name and system.member(config)), None)

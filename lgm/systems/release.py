@@ -1,0 +1,161 @@
+"""What a released system is, said once in its room, and one of it that was read from a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lgm.data.text_tokenizers import TextTokenizer
+from lgm.interop.schedules import Schedule
+from lgm.models import Conditioning, Model, Params, Told, family_of
+from lgm.process import Process
+
+TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")  # places of text encoders
+Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]
+Run = Callable[[str], Any]  # what the text encoder at a place makes of its ids
+SCORES = (6.0, 2.5)  # of a picture and of what it should not be, as SDXL's refiner is told by diffusers
+REFINING = 0.3  # of a picture, by SDXL's refiner
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """A system's usual number of steps, guidance scale and part of a picture that is replaced."""
+
+    steps: int
+    guidance: float
+    strength: float = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A released system.
+
+    Attributes:
+      name: its pipeline's class in diffusers. family: of its denoiser; `member` says of that family's configuration
+        whether it may be this system's. denoiser, component: the denoiser's place in a folder and its class.
+      encode: `(pipeline, run, ids, size, score) -> Conditioning`, how what the text encoders say is joined.
+      defaults: of sampling, for a denoiser that is told so much.
+      tokenizer_of: places of tokenizers by those of text encoders. needed: text encoders that it cannot do without.
+      encoder_options: fields of its CLIP encoders. optional: parts that it can do without, as model_index.json says.
+      tokenize: `(pipeline, prompts, T5's length) -> Ids`. nothing: `(pipeline, count) -> Ids` of no prompt, by default
+        those of empty texts. t5_tokens: the length that its own program pads texts to for T5.
+      extrapolates: whether it is guided away from an unconditional prediction; if not, its network is told the scale.
+      even: whether its program spaces a flow's times evenly, whatever the scheduler. rounds_up: whether a step that is
+        only begun by a picture's strength is made, whatever the scheduler. scored: whether there is a form of it that
+        is told an aesthetic score. standardizes: by what else than one scale its latents are, "shift" or "means".
+      default_size: latent side that is meant where the denoiser's configuration says none. old_names: classes that
+        released folders name otherwise. corrected: what its program sets in any scheduler's configuration, by variant.
+      check: raises ValueError, one line, for configurations by place that do not fit each other.
+      form: the denoiser (configuration and parameters, or None for them) as diffusers has it.
+      kohya: whose names kohya's scripts have for the denoiser's modules, None where they have none.
+      autoencoder, encoders: the published ones, presets of their families.
+    """
+
+    name: str
+    family: str
+    denoiser: str
+    component: str
+    encode: Callable[[Pipeline, Run, Ids, tuple[int, int], float], Conditioning]
+    defaults: Callable[[Told], Defaults]
+    autoencoder: str
+    member: Callable[[Any], bool] = lambda config: True
+    tokenizer_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    needed: Collection[str] = ()
+    encoder_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optional: Sequence[str] = ()
+    tokenize: Callable[[Pipeline, Sequence[str], int], Ids] = lambda pipeline, prompts, t5: texts(pipeline, prompts, t5)
+    nothing: Callable[[Pipeline, int], Ids] | None = None
+    t5_tokens: Callable[[Told], int] = lambda told: 256
+    extrapolates: bool = True
+    even: bool = False
+    rounds_up: bool = False
+    scored: bool = False
+    standardizes: str | None = None
+    default_size: int | None = None
+    old_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    corrected: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    check: Callable[[Mapping[str, Any], Path], None] = lambda configs, folder: None
+    form: Callable[[Any, Params | None], tuple[Any, Params | None]] = lambda config, params: (config, params)
+    kohya: str | None = "original"
+    encoders: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static argument of compiled functions
+class Pipeline:
+    """A released system as a folder has it, without its parameters.
+
+    models, classes: every network and its class by its place in the folder ("unet" or "transformer", "vae",
+    "text_encoder", ...). sample_size: the side in latent pixels that the denoiser was trained at. options: the other
+    entries of model_index.json. carried: what the config.json of each network says besides. variant: what stands before
+    "Pipeline" in the folder's own class, one of `folders.VARIANTS` or nothing.
+    """
+
+    system: Released
+    models: Mapping[str, Model]
+    classes: Mapping[str, str]
+    tokenizers: Mapping[str, TextTokenizer]
+    schedule: Schedule
+    process: Process
+    sample_size: int
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    carried: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """The system's name."""
+        return self.system.name
+
+    @property
+    def denoiser(self) -> Model:
+        """The network that is sampled from."""
+        return self.models[self.system.denoiser]
+
+    @property
+    def told(self) -> Told:
+        """What the denoiser is told."""
+        return family_of(self.denoiser.config).told(self.denoiser.config)
+
+    @property
+    def scored(self) -> bool:
+        """Whether the denoiser is told an aesthetic score, as SDXL's refiner is."""
+        return self.system.scored and bool(self.options.get("requires_aesthetics_score"))
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the denoiser sees a mask and the picture around it."""
+        return self.told.beside > 0
+
+    @property
+    def defaults(self) -> Defaults:
+        """The usual steps, guidance and strength."""
+        usual = self.system.defaults(self.told)
+        if self.inpaints or self.scored:
+            return dataclasses.replace(usual, strength=1.0 if self.inpaints else REFINING)
+        return usual
+
+
+def texts(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int) -> dict[str, np.ndarray]:
+    """The ids [B, L] of `prompts` for every text encoder by its place."""
+    length = lambda place: t5_tokens if pipeline.classes[place] == "T5EncoderModel" else None
+    return {place: part.encode(prompts, length(place))[0] for place, part in pipeline.tokenizers.items()}
+
+
+def latent_size(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) in latent pixels of an image of `size`. Raises ValueError where the network cannot take it."""
+    factor, network = pipeline.models["vae"].config.factor, pipeline.denoiser.config
+    unit = factor * family_of(network).unit(network)
+    if min(size) < 1 or size[0] % unit or size[1] % unit:
+        raise ValueError(f"an image of {size[0]} x {size[1]} cannot be drawn; use multiples of {unit} pixels")
+    return size[0] // factor, size[1] // factor
+
+
+def micro(size: tuple[int, int], last: Sequence[float], count: int) -> jax.Array:
+    """[count, K]: original size, the crop's corner, then the target size or what stands in its place."""
+    return jnp.tile(jnp.asarray([*size, 0, 0, *last], jnp.float32), (count, 1))
