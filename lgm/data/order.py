@@ -2,7 +2,8 @@
 
 A Feistel network over the bits of a position is a bijection whatever its round function; walking its cycle until the
 result falls below `count` makes it one of [0, count) (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
-So an order over a billion records costs no memory and no pause at an epoch's start.
+So an order over a billion records costs no memory and no pause at an epoch's start. A small set, whose cycles would be
+long beside it, is ordered by hashes of its places.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import functools
 import numpy as np
 
 ROUNDS = 8
+SMALL = 256
 
 
 def permuted(positions: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
     """Where the permutation of (seed, epoch) sends `positions`: int64, both in [0, count)."""
-    # half of a position's bits; with fewer than 4 the permutations of tiny sets are not equally likely
-    half = np.uint64(max(4, -(-(count - 1).bit_length() // 2)))
-    mask = np.uint64((1 << int(half)) - 1)
     keys = np.random.SeedSequence((seed, epoch)).generate_state(ROUNDS, np.uint64)
+    if count <= SMALL:
+        return np.argsort(_mix(_mix(np.arange(count, dtype=np.uint64) + keys[0]) + keys[1]))[positions]
+    half = np.uint64(-(-(count - 1).bit_length() // 2))  # of a position's bits
+    mask = np.uint64((1 << int(half)) - 1)
     x = np.array(positions, np.uint64)
     walking = np.arange(len(x))
     while len(walking):
