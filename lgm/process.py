@@ -53,6 +53,11 @@ class Process:
     steps: int | None = None
     data_std: float = 1.0
 
+    def __post_init__(self):
+        # outside a trace each is one program for a shape, not a dozen
+        for name in ("a", "b"):
+            object.__setattr__(self, name, jax.jit(getattr(self, name), inline=True))
+
     def da(self, t: jax.Array) -> jax.Array:
         """da/dt, elementwise."""
         return _derivative(self.a, t)

@@ -212,7 +212,8 @@ def test_every_grid_is_that_of_diffusers(name):
     """Timesteps and noise levels of every spacing and ramp, at seeded numbers of steps."""
     cls, draw = getattr(diffusers, name), random.Random(name)
     keys, compared = DEFAULTS[name], 0
-    for _ in range(25):
+    cases = 8 if name.startswith("KDPM2") else 25  # whose classes look each of 1,000 timesteps up when they are made
+    for _ in range(cases):
         options = dict(SD, steps_offset=1, skip_prk_steps=True)
         options["timestep_spacing"] = draw.choice(["leading", "trailing", "linspace"])
         if name == "DPMSolverSinglestepScheduler":  # which has but one
@@ -249,7 +250,7 @@ def test_every_grid_is_that_of_diffusers(name):
             sigma = np.asarray(process.b(walk.times[:-1]) / process.a(walk.times[:-1]))
             np.testing.assert_allclose(sigma, theirs.sigmas.numpy()[:-1][of_sigmas], rtol=1e-3, err_msg=str(options))
         compared += 1
-    assert compared > 10
+    assert compared > 0.4 * cases
 
 
 def test_what_has_no_equal_is_one_line():
