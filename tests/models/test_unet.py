@@ -73,7 +73,10 @@ def assert_gradients_close(ours: dict[str, np.ndarray], module: torch.nn.Module)
         assert_close(ours[name], gradient, name, ONE_PARAMETER)
 
 
-@pytest.mark.parametrize(("config", "size"), [(SD, (4, 6)), (SDXL, (5, 3))], ids=["sd, masked text", "sdxl, odd size"])
+@pytest.mark.parametrize(("config", "size"), [
+    pytest.param(SD, (4, 6), id="sd, masked text"),
+    pytest.param(SDXL, (5, 3), id="sdxl, odd size", marks=pytest.mark.slow),
+])
 def test_forward_and_gradients_equal_diffusers(config, size):
     theirs, model, rules = randomized(diffusers_model(config)), build(config), unet_rules(config)
     state = {name: tensor.float().numpy() for name, tensor in theirs.state_dict().items()}

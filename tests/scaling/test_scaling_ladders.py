@@ -34,7 +34,7 @@ def test_four_decades_of_parameters(family):
         assert params == pytest.approx(target, rel=0.45 if target < 1e8 else 0.15)
 
 
-@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", "unet"])
+@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", pytest.param("unet", marks=pytest.mark.slow)])
 def test_counts_are_xlas(family):
     """XLA counts norms, softmax and activations too: 1 to 3% at these widths, on top of the products. It leaves out a
     convolution's products with padding, 1 to 2% at 64 x 64, and the two make up for each other."""

@@ -77,6 +77,7 @@ def test_a_finished_run_started_again_changes_nothing(tiny_config, tiny_run):
     assert [leaf.tobytes() for leaf in weights(tiny_run)] == before
 
 
+@pytest.mark.slow
 def test_sigterm_saves_exits_with_75_and_the_same_command_ends_with_the_same_bits(tiny_config, tiny_run, tmp_path,
                                                                                 monkeypatch):
     from lgm.train import loop
