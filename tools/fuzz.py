@@ -66,8 +66,9 @@ class Case:
 
 
 def make_originals(folder: Path) -> None:
-    """Whole folders of each system, a LoRA and a run, with what is random in them fixed."""
-    sys.path.insert(0, str(ROOT / "tests" / "interop"))
+    """Folders of each system, a LoRA, a collection in every format and a run, with what is random in them fixed."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "interop"), str(ROOT / "tests" / "data")]
+    import formats
     import tiny_systems
     from safetensors.numpy import save_file
 
@@ -83,7 +84,7 @@ def make_originals(folder: Path) -> None:
         tensors[f"{name}.lora_B.weight"] = rng.standard_normal((8, 2), np.float32)
         tensors[f"{name}.alpha"] = np.full((), 2, np.float32)
     save_file(tensors, folder / "lora.safetensors")
-    (folder / "train.py").write_text(TRAINED)
+    (folder / "train.py").write_text(TRAINED.replace("data=dict(", f"data=dict(source={str(folder / 'images')!r}, "))
     (folder / "images").mkdir()
     rows = []
     for i in range(8):
@@ -91,15 +92,23 @@ def make_originals(folder: Path) -> None:
         rows.append({"file_name": f"{i}.png", "text": f"picture {i}", "kind": ["a", i % 2], "width": 64 + 8 * i,
                      "height": 64})
     (folder / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pictures = [(folder / "images" / f"{i % 8}.png").read_bytes() for i in range(12)]
+    records = [(f"{i}.png", picture, f"picture {i}", "ab"[i % 2]) for i, picture in enumerate(pictures)]
+    for name, write in formats.FORMATS.items():
+        (folder / "collections" / name).mkdir(parents=True)
+        write(folder / "collections" / name, records)
     (folder / "metrics.csv").write_text("run,params,images,loss,flops\n" + "".join(
         f"r{i},{n},{d},{2 + n**-0.3 + d**-0.3},{6 * n * d}\n"
         for i, (n, d) in enumerate((n, d) for n in (1e6, 1e7, 1e8) for d in (1e8, 1e9, 1e10))))
+    from lgm.cli import main
+
+    assert main(["train", f"--config={folder / 'train.py'}", f"--workdir={folder / 'run'}"]) == 0
 
 
 def make_case(kind: str, rng: random.Random, originals: Path, folder: Path, verbs: list[str]) -> Case:
     """Copy an original into `folder`, damage it and say what to run on it."""
-    if kind == "train":
-        return _training(rng, originals, folder)
+    if kind in ("train", "run", "collection", "flag"):
+        return {"train": _training, "run": _run, "collection": _collection, "flag": _flag}[kind](rng, originals, folder)
     system = rng.choice(SYSTEMS)
     source = folder / system
     shutil.copytree(originals / system, source, copy_function=os.link)
@@ -165,6 +174,72 @@ def _training(rng: random.Random, originals: Path, folder: Path) -> Case:
     return Case(words, what, folder / "out", begun=True)
 
 
+def _run(rng: random.Random, originals: Path, folder: Path) -> Case:
+    """A verb on a run with one damaged file."""
+    run, out = folder / "run", folder / "out"
+    shutil.copytree(originals / "run", run)
+    path = rng.choice(sorted(path for path in run.rglob("*") if path.is_file()))
+    readable = path.suffix == ".json" or path.name in ("_METADATA", "_CHECKPOINT_METADATA", "_sharding")
+    damage = {True: mutations.damage_json, False: mutations.damage_file}[readable and rng.random() < 0.7]
+    if path.name == "metrics.jsonl" and rng.random() < 0.7:
+        damage = mutations.damage_lines
+    what = damage(rng, path)
+    words = rng.choice([["sample", f"--workdir={run}", *DRAWN[:2], f"--out={out}.png"],
+                        ["evaluate", f"--workdir={run}", f"--out={out}.json"],
+                        ["export", f"--workdir={run}", f"--out={out}"], ["status", str(run)],
+                        ["train", f"--config={originals / 'train.py'}", f"--workdir={run}", "--extend",
+                         "--config.total_images=8"]])  # fmt: skip
+    made = next((Path(word[6:]) for word in words if word.startswith("--out=")), None)
+    return Case(words, what, made)
+
+
+def _collection(rng: random.Random, originals: Path, folder: Path) -> Case:
+    """What `lgm data` says of a damaged collection, or `lgm encode` makes of it."""
+    source = originals / "collections" / rng.choice(sorted(os.listdir(originals / "collections")))
+    shutil.copytree(source, folder / "images")
+    path = next((folder / "images").glob("*.zip"), folder / "images")
+    files = sorted(file for file in path.rglob("*") if file.is_file()) or [path]
+    lines = [file for file in files if file.suffix == ".jsonl"]
+    what = mutations.damage_lines(rng, lines[0]) if lines and rng.random() < 0.5 else mutations.damage_file(
+        rng, rng.choice(files))  # fmt: skip
+    if rng.random() < 0.6:
+        return Case(["data", str(path), f"--sheet={folder / 'sheet.png'}"], what)
+    return Case(["encode", f"--config={originals / 'train.py'}", f"--config.data.source={path}",
+                 f"--out={folder / 'out'}"], what, folder / "out", begun=True)  # fmt: skip
+
+
+def _flag(rng: random.Random, originals: Path, folder: Path) -> Case:
+    """A verb that succeeds, with an odd word for one of its flags."""
+    run, config, out = originals / "run", f"--config={originals / 'train.py'}", folder / "out"
+    plain = {
+        "evaluate": [f"--workdir={run}", f"--out={out}"], "export": [f"--workdir={run}", f"--out={out}"],
+        "sample": [f"--workdir={run}", *DRAWN[:2], f"--out={out}.png"], "status": [str(run)],
+        "data": [str(originals / "images")], "encode": [config, f"--out={out}"], "config": [config], "presets": [],
+        "inspect": ["--preset=dit_s2"], "fit": [f"--data={originals / 'metrics.csv'}", f"--out={out}", "--draws=3",
+                                                 "--max-steps=5"],
+        "launch": ["--on=local", config, f"--workdir={out}", "--dry-run"],
+        "sweep": [f"--config={ROOT / 'configs' / 'scaling' / 'smoke.py'}", f"--workdir={out}", "--list"],
+        "import": [f"--from={originals / 'sd'}", f"--workdir={out}"],
+        "plan": [config, "--topology=nowhere"], "train": [config, f"--workdir={out}", "--config.total_images=0"],
+    }  # fmt: skip
+    verb = rng.choice(sorted(plain))
+    flags = verb_flags(verb)
+    flag, word = rng.choice(flags) if flags else "--nothing", rng.choice(WORDS)
+    words = [*plain[verb], f"{flag}={word}"] if rng.random() < 0.9 else [*plain[verb], word]
+    return Case([verb, *words], "")
+
+
+@functools.cache
+def verb_flags(verb: str) -> list[str]:
+    """The flags of a verb that take a word; not those that wait for other processes."""
+    from lgm.arguments import parser
+
+    (verbs,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    waiting = ("--coordinator", "--processes", "--process-id", "--patience", "--wait", "--elastic", "--report")
+    return [action.option_strings[-1] for action in verbs.choices[verb]._actions
+            if action.option_strings and action.nargs != 0 and action.option_strings[-1] not in waiting]
+
+
 @functools.cache
 def config_keys(page: str) -> list[str]:
     """Every key of a config, and sections as a whole."""
@@ -183,7 +258,7 @@ def config_keys(page: str) -> list[str]:
 
 VERBS = ("inspect", "import", "export", "sample")  # of folders
 KINDS = {"config": 5, "weights": 3, "tokenizer": 4, "file": 3, "lora": 3, "single": 1, "table": 1, "words": 3,
-         "train": 2}
+         "train": 2, "run": 3, "collection": 3, "flag": 4}
 
 
 def run(case: Case, log: Path) -> str | None:

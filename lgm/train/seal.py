@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lgm import files
+from lgm.untrusted import read_bytes, regular
 
 SEAL = ".sums"  # a checkpoint's folder 7 has its sums in 7.sums
 PIECE = 1 << 24  # bytes read at once
@@ -23,9 +24,12 @@ def seal(folder: Path) -> None:
 
 
 def check_seal(folder: Path) -> None:
-    """Raise ValueError, one line, where a folder's files are not those of its seal; one without a seal passes."""
+    """Raise ValueError, one line, where a folder's files are not those of its seal, or one is no file at all: a named
+    pipe or a device would be read without end. A folder without a seal passes."""
+    for path in files.below(folder):
+        regular(path)
     try:
-        sealed = json.loads(folder.with_suffix(SEAL).read_bytes())
+        sealed = json.loads(read_bytes(folder.with_suffix(SEAL)))
     except (OSError, ValueError, RecursionError):
         return  # killed before it was written: what Orbax finds wrong is all that is known
     if not isinstance(sealed, dict):

@@ -78,12 +78,25 @@ def no_json(folder):
             path.write_bytes(b"\0{")
 
 
+def a_pipe(folder):
+    path = largest(folder)
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_device(folder):
+    path = largest(folder)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 def a_file(folder):
     shutil.rmtree(folder)
     folder.write_text("")
 
 
-FAULTS = [empty, half, without_state, without_position, cut_short, emptied_file, flipped_bit, no_json, a_file]
+FAULTS = [empty, half, without_state, without_position, cut_short, emptied_file, flipped_bit, no_json, a_pipe, a_device,
+          a_file]  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
