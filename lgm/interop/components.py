@@ -17,7 +17,7 @@ from lgm.interop import keys_text, tables, text_configs
 from lgm.interop.fields import Table, WrongKind, carried
 from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
-from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, write_dit, write_sit
+from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, with_positions, write_dit, write_sit
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
 from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_sd3
 from lgm.interop.keys_unet import unet_rules
@@ -77,11 +77,11 @@ COMPONENTS: dict[str, Component] = {
                            tables.BERT),
     "CLIPTextModel": _clip(projected=False),
     "CLIPTextModelWithProjection": _clip(projected=True),
-    "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules, tables.DIT),
+    "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules, tables.DIT, refine=with_positions),
     "FluxTransformer2DModel": Component("diffusers", read_flux, write_flux, flux_rules, tables.FLUX),
     "SD3Transformer2DModel": Component("diffusers", read_sd3, write_sd3, sd3_rules, tables.SD3,
                                        refine=with_positions_of),
-    "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules, tables.DIT),
+    "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules, tables.DIT, refine=with_positions),
     "T5EncoderModel": Component(
         "transformers", text_configs.read_t5, text_configs.write_t5, keys_text.t5, tables.T5, keys_text.t5_weights,
         kept_wide=".wo.weight",

@@ -14,13 +14,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lgm.interop.fields import check, expect
 from lgm.interop.keymap import Extra, Rule, linear, prefixed, rearrange
+from lgm.interop.keys_sd3 import TABLE_ROUNDING
 from lgm.interop.tables import DIT, DIT_FIXED
+from lgm.interop.weights import Weights
 from lgm.models import Params
 from lgm.models.dit import DiTConfig
+from lgm.models.embeddings import sincos_2d
 
+TABLES = ("pos_embed.pos_embed", "pos_embed")  # of positions: a buffer that older versions saved, and original files
 NORM_EPS = 1e-6  # as released; folders say diffusers' default, whatever the weights are made for
 
 
@@ -31,8 +36,7 @@ def dit_rules(config: DiTConfig) -> list[Rule | Extra]:
     block = "transformer_blocks.{layer}."
     patches = rearrange("o c p q -> (p q c) o", c=config.channels, p=config.patch_size, q=config.patch_size)
     return [
-        Extra("pos_embed.pos_embed"),  # a buffer that older versions saved
-        Extra("pos_embed"),  # the same in the original's files
+        *map(Extra, TABLES),
         *linear("patches", "pos_embed.proj", transform=patches),
         *prefixed(embedders(), "blocks/embedders/", f"{block}norm1.emb."),
         *linear("blocks/modulation", f"{block}norm1.linear"),
@@ -80,6 +84,22 @@ def read_dit(config: Mapping[str, Any]) -> DiTConfig:
         base_size=config.get("sample_size", 32) // patch,
         embedders="per_block",
     )
+
+
+def with_positions(config: DiTConfig, weights: Weights) -> DiTConfig:
+    """`config`, whose positions are those of the table in the checkpoint, where it has one.
+
+    Raises ValueError, one line, for another table: of a network that was trained at another size.
+    """
+    side = config.base_size
+    known = sincos_2d(config.width, side, side, side, side)
+    for name in (table for table in TABLES if table in weights.names):
+        shape = weights.shape(name)
+        if shape != (1, *known.shape) or np.abs(weights.get(name)[0].astype(np.float64) - known).max() > TABLE_ROUNDING:
+            raise ValueError(f"{weights.path}: {name!r} {list(shape)} is not the table of {side} x {side} positions "
+                             f"that sample_size={side * config.patch_size} means; give the folder of the size that the "
+                             "network was trained at")  # fmt: skip
+    return config
 
 
 def write_dit(config: DiTConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lgm.interop import original_names as names
 from lgm.interop.original_names import Original, Source
-from lgm.interop.weights import Entry, Weights
+from lgm.interop.weights import Entry, Weights, read_metadata
 from lgm.untrusted import shown
 
 # place in a diffusers folder -> class there -> (prefix in single files, layout below it), the likeliest first
@@ -65,6 +65,7 @@ _LEFT_NAMES = {
 # ComfyUI's, beside a text encoder: the scale of a CLIP's whole
 _LEFT_NAMES |= {prefix[:-1].rpartition(".")[0] + ".logit_scale" for prefix in _PREFIXES}
 _MARKERS = ("v_pred", "ztsnr")
+_STATED = "modelspec.prediction_type"  # which sd-scripts write
 # and a projection where none is used, which SD 2's and Flux's files have
 _UNUSED = ("logit_scale", "attn_mask", "position_ids", "text_projection", "text_projection.weight")
 # the other halves of whole models whose text encoder alone is used: CLIP's of images, T5's that writes
@@ -178,12 +179,21 @@ def _unfit(weights: Weights, system: str, configs: Mapping[str, Any]) -> str:
 
 
 def schedule_of(weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler_config.json `config` as the markers of a file change it: "v_pred" stands for v-prediction, "ztsnr"
-    for betas rescaled to zero terminal SNR, whose last entry then must be drawn from, so that spacing is trailing.
+    """A scheduler_config.json `config` as the markers of a file change it: "v_pred" stands for v-prediction, as does
+    modelspec.prediction_type=v of its metadata, "ztsnr" for betas rescaled to zero terminal SNR, whose last entry then
+    must be drawn from, so that spacing is trailing.
 
-    Raises ValueError, one line, for markers of a system whose schedule cannot be that.
+    Raises ValueError, one line, for markers of a system whose schedule cannot be that, or that contradict each other.
     """
     said = [marker for marker in _MARKERS if marker in weights.entries]
+    stated = read_metadata(weights.path).get(_STATED) if weights.path.suffix == ".safetensors" else None
+    if stated not in (None, "epsilon", "v"):
+        raise ValueError(f"{weights.path}: its metadata says {_STATED}={shown(stated)}; 'epsilon' and 'v' are known")
+    if stated == "epsilon" and ("v_pred" in said or config.get("prediction_type", "epsilon") == "v_prediction"):
+        other = "it is marked 'v_pred'" if "v_pred" in said else "the folder's scheduler has 'v_prediction'"
+        raise ValueError(f"{weights.path}: its metadata says {_STATED}='epsilon', but {other}; keep what is so")
+    if stated == "v" and "v_pred" not in said:
+        said = ["v_pred", *said]
     if not said:
         return dict(config)
     name, kind = config.get("_class_name", ""), config.get("prediction_type", "epsilon")

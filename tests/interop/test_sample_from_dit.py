@@ -80,6 +80,12 @@ def test_original_files_of_dit_are_read_in_place_of_the_folders_network(dit, tmp
                                 path)  # fmt: skip
     with pytest.raises(ValueError, match="lacks 'transformer_blocks.0.ff.net.2.weight'"):
         load_pipeline(folder, single_file=path)
+    table = tensors["pos_embed"]
+    for other in (table.repeat(1, 4, 1), 0.5 * table):  # of a network for 16 x 16 latents, and of none that is known
+        changed = {name: tensor.contiguous() for name, tensor in {**tensors, "pos_embed": other}.items()}
+        safetensors.torch.save_file(changed, path)
+        with pytest.raises(ValueError, match="'pos_embed' .* is not the table of 4 x 4 positions that sample_size=8"):
+            load_pipeline(folder, single_file=path)
 
 
 def test_original_files_of_sit_are_drawn_by_a_flow(dit, tmp_path, capsys):

@@ -200,6 +200,30 @@ def test_markers_change_the_schedule(tmp_path):
             schedule_of(marked(*names), changed)
 
 
+def test_what_the_metadata_of_a_file_says_changes_the_schedule(tmp_path):
+    """sd-scripts write modelspec.prediction_type, "epsilon" or "v"."""
+    config = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon"}
+    velocity = config | {"prediction_type": "v_prediction"}
+
+    def told(value, *names):
+        tensors = {name: torch.zeros(0) for name in ("x", *names)}
+        safetensors.torch.save_file(tensors, tmp_path / "x.safetensors", {"modelspec.prediction_type": value})
+        return open_weights(tmp_path / "x.safetensors")
+
+    assert schedule_of(told("epsilon"), config) == config
+    assert schedule_of(told("v"), config) == schedule_of(told("v", "v_pred"), config) == velocity
+    assert schedule_of(told("v"), velocity) == velocity
+    assert schedule_of(told("v", "ztsnr"), config)["rescale_betas_zero_snr"] is True
+    for weights, changed, message in [
+        (("epsilon", "v_pred"), config, "says modelspec.prediction_type='epsilon', but it is marked 'v_pred'"),
+        (("epsilon",), velocity, "says modelspec.prediction_type='epsilon', but the folder's scheduler"),
+        (("flow",), config, "says modelspec.prediction_type='flow'; 'epsilon' and 'v' are known"),
+        (("v",), {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is marked 'v_pred', but the folder's FlowMatch"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            schedule_of(told(*weights), changed)
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_scaled_float8_is_multiplied_out(tmp_path, dtype):
     weight = (torch.randn(6, 4) * 20).to(dtype)
