@@ -149,7 +149,13 @@ def _schedule_of(system: System) -> Schedule:
                               "told; sample with a schedule of lgm's own, or train its prediction_type")
         return read_schedule({**given, "prediction_type": kind})
     if config.process["name"] == "rectified_flow":
-        shift = config.process.get("shift", 1.0) * system.shift(given.get("shift", 1.0))
+        if config.loss.target != "flow":
+            raise ConfigError(f"config.loss.target={config.loss.target!r} of a rectified flow is nothing that a "
+                              "scheduler of diffusers can be told; 'flow' is")
+        if (own := config.process.get("shift", 1.0)) != 1.0:
+            raise ConfigError(f"config.process.shift={own}: diffusers' networks are told how much noise there is, and "
+                              "this one another clock; shift config.loss.density and config.sampling.schedule instead")
+        shift = system.shift(given.get("shift", 1.0))
         return Schedule({"name": "rectified_flow"}, "flow", "euler", "flow", shift=shift)
     return Schedule(dict(config.process), config.loss.target, "ddim", "trailing")
 

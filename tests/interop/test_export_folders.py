@@ -127,6 +127,21 @@ def test_what_a_run_predicts_is_what_its_exported_scheduler_says(target, kind):
         _schedule_of(system)
 
 
+@pytest.mark.parametrize(("target", "process", "line"), [
+    *((target, {}, f"config.loss.target='{target}' of a rectified flow") for target in ("v", "x", "eps")),
+    ("flow", {"shift": 3.0}, "config.process.shift=3.0: diffusers' networks are told how much noise"),
+])  # fmt: skip
+def test_a_flow_that_diffusers_cannot_be_told_is_not_exported_as_another(target, process, line):
+    """dx / dt of the straight path, told t, is all that FlowMatchEulerDiscreteScheduler knows."""
+    config = SimpleNamespace(sampling=SimpleNamespace(schedule={"shift": 2.0}), loss=SimpleNamespace(target="flow"),
+                             process={"name": "rectified_flow"})
+    system = SimpleNamespace(config=config, shift=float)
+    assert _schedule_of(system).shift == 2.0
+    config.loss.target, config.process = target, config.process | process
+    with pytest.raises(ConfigError, match=line):
+        _schedule_of(system)
+
+
 def test_an_autoencoders_critic_is_left_out(tmp_path):
     """Of a file whose training kept loss.* beside the network."""
     names = ("encoder.conv_in.weight", "loss.discriminator.main.0.weight", "loss.logvar")
