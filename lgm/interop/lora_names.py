@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from lgm.interop.lora_updates import Rows
 from lgm.interop.original_names import Original
 
-# place in a diffusers folder -> how modules of it are prefixed by diffusers, by kohya and in the original layout
+# place in a diffusers folder -> how modules of it are prefixed by diffusers, kohya, LyCORIS, in the original layout
 PREFIXES = {
-    "unet": ("unet.", "lora_unet_", "model.diffusion_model.", "diffusion_model."),
-    "transformer": ("transformer.", "lora_unet_", "lora_transformer_", "model.diffusion_model.", "diffusion_model."),
+    "unet": ("unet.", "lora_unet_", "lycoris_", "model.diffusion_model.", "diffusion_model."),
+    "transformer": ("transformer.", "lora_unet_", "lora_transformer_", "lycoris_", "model.diffusion_model.",
+                    "diffusion_model."),
     "text_encoder": ("text_encoder.", "lora_te_", "lora_te1_", "text_encoders.clip_l.transformer."),
     # kohya's scripts call Flux's T5 te3
     "text_encoder_2": ("text_encoder_2.", "lora_te2_", "lora_te3_", "text_encoders.clip_g.transformer.",
@@ -73,6 +74,8 @@ def _own_spellings(module: str) -> Iterator[str]:
     parent, _, part = module.removesuffix(".0").rpartition(".")
     if part in _ATTENTION:
         yield f"{parent}.processor.{part}_lora"
+    if parent.endswith(".self_attn"):  # of text encoders, before peft
+        yield f"{parent}.to_{part.removesuffix('_proj')}_lora"
     if module.endswith(".to_out.0"):
         yield module.removesuffix(".0")
     if module == "shared":  # T5's table of tokens

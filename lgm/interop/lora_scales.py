@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from lgm.interop.weights import read_metadata
+from lgm.interop.weights import read_header, read_metadata
+from lgm.untrusted import shown
 
 _LONGEST_NAME = 400
 _PEFT = "base_model.model."
+_BEGINNINGS = ("gaussian", "eva", "orthogonal", "lycoris")  # of a LoRA; peft's others change the base weights, too
+_OTHERWISE = ("fan_in_fan_out", "layer_replication", "alora_invocation_tokens", "use_bdlora", "use_qalora")
 Scale = Callable[[str, int | None, np.ndarray | None], float]
 
 
@@ -30,7 +33,8 @@ def scales_of(path: Path) -> Scale:
     """
     beside, metadata = path.parent / "adapter_config.json", read_metadata(path)
     text, source = metadata.get("lora_adapter_metadata"), f"{path}: lora_adapter_metadata"
-    whole = beside.is_file() and path.name.startswith("adapter_model")
+    whole = beside.is_file() and (path.name.startswith("adapter_model") or
+                                  all(name.startswith(_PEFT) for name in read_header(path)))
     if whole:
         text, source = beside.read_text(encoding="utf-8", errors="replace"), str(beside)
     try:
@@ -39,8 +43,7 @@ def scales_of(path: Path) -> Scale:
         table = None
     if not isinstance(table, dict):
         raise ValueError(f"{source} is no JSON object; save the adapter again")
-    if any(key.rpartition(".")[2] == "fan_in_fan_out" and value is True for key, value in table.items()):
-        raise ValueError(f"{source}: fan_in_fan_out=true is not supported; the networks here are not transposed")
+    _check_options(table, source)
     stated = _kohya(metadata)
 
     def scale(module: str, rank: int | None, alpha: np.ndarray | None) -> float:
@@ -69,6 +72,17 @@ def scales_of(path: Path) -> Scale:
         return value / (math.sqrt(rank) if options.get("use_rslora") is True else rank)
 
     return scale
+
+
+def _check_options(table: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError, one line, for a peft of which W + scale up down is not the whole."""
+    for key, value in table.items():
+        option = key.rpartition(".")[2]
+        if option in _OTHERWISE and value:
+            raise ValueError(f"{source}: {key}={shown(value)} is not supported; only a LoRA without it")
+        if option == "init_lora_weights" and isinstance(value, str) and value not in _BEGINNINGS:
+            raise ValueError(f"{source}: {key}={shown(value)} is a LoRA of base weights that it has changed, which are "
+                             "not here; save it with peft's path_initial_model_for_weight_conversion")
 
 
 def _below(table: Mapping[str, Any], place: str) -> dict[str, Any]:

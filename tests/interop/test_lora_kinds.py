@@ -126,6 +126,38 @@ def test_one_weight_under_two_spellings_is_refused(tmp_path):
         merged(tmp_path, qkv, fused, "transformer", original_names.flux(None))
 
 
+@pytest.mark.parametrize(("place", "weight", "module"), [
+    ("unet", "mid.attn1.to_q.weight", "lycoris_mid_attn1_to_q"),  # LyCORIS' own prefix, as SimpleTuner writes it
+    ("transformer", "transformer_blocks.0.attn.to_out.0.weight", "lycoris_transformer_blocks_0_attn_to_out_0"),
+    ("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj.weight",
+     "text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora"),  # diffusers before peft (DIFFUSERS_OLD_TO_PEFT)
+    ("text_encoder", "text_model.encoder.layers.0.self_attn.out_proj.weight",
+     "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora"),
+])  # fmt: skip
+def test_further_spellings_of_a_weight(tmp_path, place, weight, module):
+    base, down, up = randomly(6, 5), randomly(2, 5), randomly(6, 2)
+    a, b = ("lora_down", "lora_up") if module.startswith("lycoris") else ("down", "up")
+    found = merged(tmp_path, {weight: base}, {f"{module}.{a}.weight": down, f"{module}.{b}.weight": up}, place)
+    np.testing.assert_allclose(found.get(weight), base + up @ down, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("start", ["olora", "pissa"])
+def test_a_lora_of_base_weights_that_peft_has_changed_is_refused(tmp_path, start):
+    """peft takes the adapter's first value from the base, so that W + scale B A is not what it computes with."""
+    torch.manual_seed(0)
+    base = Network()
+    plain = base.attn["to_q"].weight.detach().clone()
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules={"to_q"}, init_lora_weights=start)
+    adapted = peft.get_peft_model(base, config)
+    assert not torch.allclose(adapted.base_model.model.attn["to_q"].base_layer.weight, plain, atol=1e-2)
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"init_lora_weights='{start}' is a LoRA of base weights that it has changed"):
+        read_lora(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "mine.safetensors")  # whose names are peft's
+    with pytest.raises(ValueError, match="init_lora_weights"):
+        read_lora(tmp_path / "mine.safetensors")
+
+
 class SD3:
     depth = 2
 
