@@ -158,7 +158,7 @@ CASES = {
     "sd3, masked": Case(2, {"model": MMDIT | dict(text_dim=512, pooled_dim=512), "text=": dict(encoder=WORDS)},
                         POD + "sd3_medium", again=1),
     "flux": Case(2, dict(model=dict(depth=1, single_depth=1)), POD + "flux_dev", again=2),
-    "sdxl": Case(14, dict(model=UNET), POD + "sdxl", again=2),
+    "sdxl": Case(14, dict(model=UNET), POD + "sdxl", again=14),
 }  # fmt: skip
 
 
