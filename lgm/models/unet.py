@@ -343,11 +343,11 @@ def attended(config: UNetConfig) -> set[int]:
 
 
 def small(config: UNetConfig) -> dict[str, Any]:
-    """As many levels, of which the last that has transformers keeps one block."""
-    levels = len(config.block_channels)
-    last = max((level for level, depth in enumerate(config.transformer_depth) if depth), default=levels)
+    """Two levels at most, the last with one block of transformers where the network has any."""
+    levels = min(len(config.block_channels), 2)
+    depths = [0] * (levels - 1) + [int(any(config.transformer_depth))]
     return dict(block_channels=[16] * levels, layers_per_block=1, norm_groups=4, heads=[2] * levels,
-                transformer_depth=[int(level == last) for level in range(levels)], mid_depth=min(config.mid_depth, 1))
+                transformer_depth=depths, mid_depth=min(config.mid_depth, 1))
 
 
 UNET = Family(
