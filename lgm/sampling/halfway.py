@@ -18,6 +18,7 @@ from lgm.sampling.singlestep import ends_in_noise, exponential, ode
 from lgm.sampling.steps import Denoise, Level, Solver, arrival, decay, level
 
 FARTHEST = math.log(1e-4)  # least log(a / b) of a second evaluation: halfway from pure noise is still pure noise
+FINITE = math.log(1e-5)  # the same where the noise has a last level: the table of cosines reaches sigma = 20,291
 
 
 def split(process: Process, at: Level, to: Level, eta: float) -> tuple[Level, jax.Array, jax.Array]:
@@ -159,7 +160,7 @@ def churned(method: Solver, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: f
 
 
 def _time(process: Process, log_ratio: jax.Array) -> jax.Array:
-    return process.time_at_log_snr(2.0 * jnp.maximum(log_ratio, FARTHEST))
+    return process.time_at_log_snr(2.0 * jnp.maximum(log_ratio, FARTHEST if ends_in_noise(process) else FINITE))
 
 
 def _noisier(process: Process, log_ratio: jax.Array) -> jax.Array:

@@ -107,6 +107,15 @@ def test_euler_of_data_under_zero_terminal_snr_at_100_steps(monkeypatch):
     assert relative_error(our_sample(schedule, 100), expected) < 1e-4
 
 
+@pytest.mark.parametrize("ramp", ["use_exponential_sigmas", "use_beta_sigmas"])
+def test_a_second_evaluation_lies_where_it_should_beyond_sigma_10_000(ramp, monkeypatch):
+    """The table of cosines reaches sigma = 20,291, and these ramps make several steps before 10,000."""
+    options = dict(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing") | {ramp: True}
+    expected = their_sample(diffusers.KDPM2DiscreteScheduler(**options), 30, monkeypatch)
+    schedule = read_schedule({**options, "_class_name": "KDPM2DiscreteScheduler"})
+    assert relative_error(our_sample(schedule, 30), expected) < 2e-4
+
+
 def test_an_ancestral_step_from_far_goes_down_to_the_square_of_where_it_ends():
     """sigma_down = sigma_to^2 / sigma_from at eta = 1, which float32 loses as a difference: sigma_to^2 - sigma_up^2 is
     2e-7 of either from 20,000 to 10."""
