@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lgm import __version__, verbs
+from lgm import __version__
 
 EXAMPLES = {
     "train": "lgm train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.lr=2e-3",
@@ -52,14 +52,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lgm {__version__}")
     choices = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run, text: str):
+    def verb(name: str, run: str, text: str):
         examples = "\n".join(f"  {line.strip()}" for line in EXAMPLES[name].splitlines())
         sub = choices.add_parser(name, help=text, description=text, epilog=f"examples:\n{examples}", allow_abbrev=False,
                                formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(run=run)
         return sub
 
-    train = verb("train", verbs.train, "Train from a config file; run the same command again to resume.")
+    train = verb("train", "train:run", "Train from a config file; run the same command again to resume.")
     train.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     train.add_argument("--workdir", required=True, help="the run's folder, which may lie in gs:// or s3://")
     train.add_argument("--extend", action="store_true",
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
                             "schedule, with other log, evaluation or sampling")
     _add_processes(train)
 
-    sample = verb("sample", verbs.sample, "Draw images from a trained run or with a diffusers folder.")
+    sample = verb("sample", "sample:run", "Draw images from a trained run or with a diffusers folder.")
     source = sample.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", help="the run's folder")
     source.add_argument("--from", dest="folder", help="a folder of diffusers, with its model_index.json")
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     released.add_argument("--noise", help="a .npy of x_T [N, h, w, C] in latent pixels instead of --seed's")
     _add_processes(sample)
 
-    evaluate = verb("evaluate", verbs.evaluate, "Held-out loss at fixed t and fixed noise; distances of drawn images.")
+    evaluate = verb("evaluate", "evaluate:run", "Held-out loss at fixed t and fixed noise; distances of drawn images.")
     evaluate.add_argument("--workdir", required=True, help="the run's folder")
     evaluate.add_argument("--out", required=True, help="the JSON file to write")
     evaluate.add_argument("--weights", choices=("ema", "raw"), default="ema")
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
                           "too, by the probability-flow ODE in so many steps")
     _add_processes(evaluate)
 
-    export = verb("export", verbs.export, "Write a run as a folder of diffusers, of a LoRA, or one that `lgm` reads.")
+    export = verb("export", "export:run", "Write a run as a folder of diffusers, of a LoRA, or one that `lgm` reads.")
     origin = export.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", help="the run's folder")
     origin.add_argument("--from", dest="folder", help="a folder of diffusers to write anew, changed as below")
@@ -127,12 +127,12 @@ def parser() -> argparse.ArgumentParser:
     changed.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
     _add_processes(export)
 
-    import_ = verb("import", verbs.import_,
+    import_ = verb("import", "export:import_",
                    "Make a run that starts from a diffusers folder, with a config.py to train it.")
     import_.add_argument("--from", dest="folder", required=True, help="a folder of diffusers")
     import_.add_argument("--workdir", required=True, help="the new run's folder")
 
-    plan = verb("plan", verbs.plan,
+    plan = verb("plan", "machines:plan",
                 "Compile a config's train step for a machine that is not here: does it fit, how fast?")
     plan.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     plan.add_argument("--topology", required=True,
@@ -143,21 +143,22 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--jobs", type=int, help="compiled at a time (default: what cores and memory allow)")
     plan.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write JSON to PATH, or print it instead")
 
-    config = verb("config", verbs.config,
+    config = verb("config", "describe:config",
                   "What a config may say: every key, its type and default; or what one file says.")
     config.add_argument("--config", help="file.py or file.py:arg, whose values to print; override with "
                                          "--config.KEY=VALUE")
     config.add_argument("--diff", action="store_true", help="those alone that are not the defaults")
-    verb("presets", verbs.presets, "Every published shape by name, for --preset of `lgm inspect` and for configs.")
+    verb("presets", "describe:presets", "Every published shape by name, for --preset of `lgm inspect` and for configs.")
 
-    encode = verb("encode", verbs.encode, "Encode a config's images once, for config.data.cache; run again to go on.")
+    encode = verb("encode", "encode:run", "Encode a config's images once, for config.data.cache; run again to go on.")
     encode.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     encode.add_argument("--out", required=True, help="the cache's folder")
     encode.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side")
     encode.add_argument("--rows", type=int, default=1024, help="images a shard (default: 1024)")
     encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of latents on disk")
 
-    data = verb("data", verbs.data, "Say what a collection of images is: kind, sizes, buckets, captions, bad files.")
+    data = verb("data", "describe:data",
+                "Say what a collection of images is: kind, sizes, buckets, captions, bad files.")
     data.add_argument("path", help="a folder, a zip, shards, a shipped name or KIND:PATH, as config.data.source")
     data.add_argument("--caption", default="text", help="the field that is the caption (default: text)")
     data.add_argument("--resolution", type=int, default=512, help="side in pixels whose area buckets have (default: "
@@ -170,13 +171,13 @@ def parser() -> argparse.ArgumentParser:
                                                              "config.text.tokenizer (default: emoji64)")
     data.add_argument("--sheet", metavar="PNG", help="write a sheet of some pictures with their captions")
 
-    inspect = verb("inspect", verbs.inspect, "Print a table of parameters; no weights are read or made.")
+    inspect = verb("inspect", "describe:inspect", "Print a table of parameters; no weights are read or made.")
     what = inspect.add_mutually_exclusive_group(required=True)
     what.add_argument("--preset", action="append", help="a published shape, NAME or FAMILY/NAME; may be repeated")
     what.add_argument("--from", dest="folder", help="a folder of diffusers, all networks of it")
     inspect.add_argument("--levels", type=int, help="sum up parameters by so many parts of their paths")
 
-    sweep = verb("sweep", verbs.sweep,
+    sweep = verb("sweep", "scale:sweep",
                  "Train all runs of a plan and gather runs.csv; run the same command again to resume.")
     sweep.add_argument("--config", required=True, help="a sweep's file.py or file.py:arg; override with "
                                                        "--config.KEY=VALUE")
@@ -187,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--only", type=int, help="train the run of this number, by itself, as a cluster's job")
     what.add_argument("--gather", action="store_true", help="write runs.csv from what is finished; train nothing")
 
-    launch = verb("launch", verbs.launch, "Run a config on a cluster: Slurm, GKE, Cloud TPU VMs or this machine.")
+    launch = verb("launch", "machines:launch", "Run a config on a cluster: Slurm, GKE, Cloud TPU VMs or this machine.")
     launch.add_argument("what", nargs="?", choices=("train", "sweep"), default="train",
                         help="one training run (default), or a sweep's runs, each a job of its own")
     launch.add_argument("--on", required=True, choices=("slurm", "gke", "tpu-vm", "local"))
@@ -203,11 +204,12 @@ def parser() -> argparse.ArgumentParser:
     launch.add_argument("--plan", action="store_true", help="ask the compiler first whether it fits")
     launch.add_argument("--dry-run", action="store_true", help="print the job, submit and write nothing")
 
-    status = verb("status", verbs.status, "Where launched runs are: queue, images, loss, MFU, checkpoint, time left.")
+    status = verb("status", "machines:status",
+                  "Where launched runs are: queue, images, loss, MFU, checkpoint, time left.")
     status.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folders of runs or sweeps")
     status.add_argument("--json", action="store_true", help="as JSON, times in seconds")
 
-    fit = verb("fit", verbs.fit, "Scaling laws from a CSV of runs: fit.json, figures and a report.")
+    fit = verb("fit", "scale:fit", "Scaling laws from a CSV of runs: fit.json, figures and a report.")
     fit.add_argument("--data", required=True,
                      help="CSV with loss, any two of params, images or tokens, and flops; also family, seed, run, "
                           "learning_rate")

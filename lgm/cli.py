@@ -7,7 +7,7 @@ import os
 import sys
 
 from lgm import arguments as words
-from lgm import files, processes
+from lgm import files, processes, verbs
 from lgm.parsing import ConfigError
 from lgm.processes import member
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
             command = [sys.executable, "-m", "lgm.cli", *argv]
             least = processes.read_least(arguments.elastic, os.environ, place.count)
             return processes.supervise(place, _bounds(arguments), command, least)
-        return arguments.run(arguments, overrides) or 0
+        return verbs.run(arguments.run, arguments, overrides)
     except KeyboardInterrupt:
         print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
         return member.leave(130)

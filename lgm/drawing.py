@@ -1,10 +1,16 @@
-"""From captions to images: what `lgm sample`, sample grids and evaluation share."""
+"""From captions to images, with a run or with a system that a folder holds: what `lgm sample`, sample grids and
+evaluation share.
+
+`source` is what draws, a `System` or a `Pipeline`: both know their process and target, and denoise, encode and decode.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +18,16 @@ import numpy as np
 
 from lgm import sampling
 from lgm.config import Sampling
+from lgm.course import Course, walked
+from lgm.models import Params
+from lgm.models.tiling import tiled_decode
 from lgm.parallel import constrain, even, fetch, spread, using
 from lgm.pictures import NOT_FINITE, Start, latent_mask
+from lgm.registry import section
+from lgm.skip_layers import read_skip, skipped
 from lgm.system import System
+from lgm.systems.release import Pipeline, latent_size
+from lgm.systems.text import condition, unconditional
 
 CHUNK = 16  # images drawn by one compiled call: bounds memory, and a shorter list compiles nothing new
 
@@ -73,20 +86,37 @@ def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask,
     if system.told.guidance:  # distilled: the network is told the scale
         told = dataclasses.replace(context[0], guidance=jnp.full(len(tokens), float(options.guidance)))
         context = (told, context[1])
-    walk, method, wrap, scale = system.course(options)
-    x_T, left = noise * scale, None
+    course, z = system.course(options), None
     if start is not None:
         pixels = np.round(start.image * 255).astype(np.uint8)
         z = jnp.tile(_encode(system, frozen, pixels[None]), (len(rows), 1, 1, 1))
-        x_T, times = sampling.from_image(system.process, z, noise, walk.times, start.strength)
-        left = len(times) - 1
+        start = dataclasses.replace(start, image=z)
+    return _walk(system, course, (params, context), noise, sampling.keys(seed, rows), start)
+
+
+def _walk(source: System | Pipeline, course: Course, arguments, noise: jax.Array, keys: jax.Array,
+          start: Start | None = None, rule: sampling.Rule | None = None, away: sampling.Skipped | None = None
+          ) -> jax.Array:  # fmt: skip
+    """Latents drawn from `noise` or, of which only the last steps are made, from a `start` whose image is latents.
+    `arguments` are (parameters, (conditioning, that of no caption)); `away` is guidance beside that by `rule`."""
+    walk, method, process, left = course.walk, course.solver, source.process, None
+    x = noise * course.scale
+    if start is not None:
+        left = len(sampling.last_part(walk.times, start.strength)) - 1
+        if course.schedule is not None:
+            walk, left = course.schedule.part(walk, left), None
+        x, _ = sampling.from_image(process, start.image, noise, walk.times, 1.0 if left is None else start.strength)
         if start.mask is not None:
-            drawn_anew = latent_mask(start.mask, z.shape[1:3])
-            method = sampling.inpainting(method, z, drawn_anew, noise)
-    x = sampling.loop(method, system.process, system.config.loss.target, _predictor(system, wrap, method.variance),
-                      x_T, walk, (params, context), sampling.keys(seed, rows), left)
+            drawn_anew = jnp.asarray(latent_mask(start.mask, noise.shape[1:3]))
+            method = sampling.inpainting(method, start.image, drawn_anew, noise)
+    skip = None
+    if away is not None:
+        told = walk.times[:-1] if walk.told is None else walk.told
+        skip = away(told[-left:] if left else told)
+    predict = _predictor(source, course.wrap, method.variance, rule, skip)
+    x = sampling.loop(method, process, source.target, predict, x, walk, arguments, keys, left)
     if start is not None and start.mask is not None:
-        x = jnp.where(drawn_anew > 0, x, z)  # the last step of a table may end above t = 0, with some noise
+        x = jnp.where(drawn_anew > 0, x, start.image)  # the last step of a table may end above t = 0, with some noise
     return x
 
 
@@ -101,28 +131,33 @@ def _contexts(system: System, params, words, none, micro):
     return system.condition(params, *words, micro), system.condition(params, *none, micro)
 
 
-@functools.cache
-def _predictor(system: System, wrap: sampling.Wrap, variance: bool):
-    """One predict function a system and guidance, so that its compiled step is found again; with its `variance`."""
+@functools.lru_cache(maxsize=64)
+def _predictor(source: System | Pipeline, wrap: sampling.Wrap, variance: bool, rule: sampling.Rule | None,
+               away: sampling.Skipped | None):
+    """One predict function a source and guidance, so that its compiled step is found again; with its `variance`."""
     named = {"method": "with_variance"} if variance else {}
 
     def predict(x, t, arguments, s=None):
         params, (cond, uncond) = arguments
         if s is not None:  # where a mean velocity ends
             cond, uncond = (dataclasses.replace(c, jump=t - s) for c in (cond, uncond))
-        return wrap(functools.partial(system.denoise, params, **named), cond, uncond)(x, t)
+        network = functools.partial(source.denoise, params, **named)
+        if away is not None:
+            return sampling.skipping(network, functools.partial(network, skip=away.layers), cond, uncond, rule,
+                                     away)(x, t)  # fmt: skip
+        return wrap(network, cond, uncond)(x, t)
 
     return predict
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(system: System, frozen, latents):
-    return system.decode(frozen, latents)
+def _decode(source: System | Pipeline, frozen, latents):
+    return source.decode(frozen, latents)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(system: System, frozen, images):
-    return system.encode(frozen, images)
+def _encode(source: System | Pipeline, frozen, images):
+    return source.encode(frozen, images)
 
 
 def encode_all(system: System, frozen, images, count: int | None = None, size: int = 64,
@@ -142,3 +177,139 @@ def encode_pixels(system: System, frozen, pixels: np.ndarray, shape: tuple[int, 
         rows = np.minimum(np.arange(start, start + size), count - 1)
         parts.append(fetch(_encode(system, frozen, *spread(system.layout, pixels[rows])))[: count - start])
     return np.concatenate(parts) if parts else np.zeros((0, *system.latent_shape(shape)), np.float32)
+
+
+def text_to_image(
+    pipeline: Pipeline,
+    params: Mapping[str, Params],
+    prompts: Sequence[str],
+    *,
+    negative: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    noise: jax.Array | None = None,
+    solver: str | Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    rule: str | Mapping[str, Any] = "plain",
+    interval: tuple[float, float] = (0.0, 1.0),
+    image: jax.Array | None = None,
+    strength: float | None = None,
+    mask: np.ndarray | None = None,
+    t5_tokens: int | None = None,
+    true_guidance: float = 1.0,
+    skip_layers: str | Mapping[str, Any] | None = None,
+    tile: int | None = None,
+) -> np.ndarray:
+    """Images [B, H, W, 3], float32 in [0, 1], of B prompts (DiT's are classes: "class 207" or a name the folder has).
+
+    Args:
+        negative: what the image should not show; the default is the system's own unconditional text.
+        steps, guidance, solver: the system's and its scheduler's by default. Flux takes guidance as an input of its
+            network; the others extrapolate from the unconditional prediction where it is above 1, by `rule` and for
+            t in `interval` (`sampling.rule`).
+        schedule: arguments of `sampling.times` instead of the scheduler's own times.
+        size: (height, width) in pixels; by default what the denoiser was trained at.
+        noise: x_T [B, h, w, C] in latent pixels; by default that of image i is a function of (seed, i) alone, as is
+            what a stochastic solver draws.
+        image: start from these images [B, H, W, 3] in [0, 1] with noise of `strength` in (0, 1] (the system's own by
+            default): only the last strength x steps steps are made. Where `mask` [H, W] is False they are kept. A model
+            that inpaints needs both: it is told what is kept, starts from noise alone at strength 1 and draws it all.
+        t5_tokens: the length that texts are padded to for T5.
+        true_guidance: Flux alone: extrapolate from `negative` by this scale, at twice the cost.
+        skip_layers: SD3 and SD3.5 alone: guide away from what the network says without these blocks, too
+            (`skip_layers.read_skip`).
+        tile: decode in overlapping tiles of so many pixels a side, which bounds the memory of large images.
+
+    Raises ValueError, one line, for what cannot be.
+    """
+    defaults = pipeline.defaults
+    steps, guidance = steps or defaults.steps, defaults.guidance if guidance is None else guidance
+    strength = defaults.strength if strength is None else strength
+    autoencoder = pipeline.models["vae"].config
+    if image is not None:
+        size = tuple(image.shape[1:3])
+    size = size or (pipeline.sample_size * autoencoder.factor,) * 2
+    shape = (len(prompts), *latent_size(pipeline, size), autoencoder.latent_channels)
+    if noise is None:
+        noise = sampling.noise(seed, range(shape[0]), shape[1:])
+    if noise.shape != shape:
+        raise ValueError(f"noise has shape {noise.shape}; {len(prompts)} images of {size} need {shape}")
+    if pipeline.inpaints and (image is None or mask is None):
+        raise ValueError("this folder's U-Net draws what a mask covers of a picture; give an image and a mask")
+
+    extrapolates = pipeline.system.extrapolates
+    scale = max(1.0, float(guidance if extrapolates else 1.0 if negative is None else true_guidance))
+    idle = {"negative": negative is not None, "rule": rule != "plain", "interval": tuple(interval) != (0.0, 1.0)}
+    if scale == 1.0 and any(idle.values()):
+        what = "guidance" if extrapolates else "true_guidance"
+        word = next(name for name, given in idle.items() if given)
+        given = {"negative": negative, "rule": rule, "interval": interval}[word]
+        warnings.warn(f"{word}={given!r} changes nothing at {what} 1; give a {what} above 1", stacklevel=2)
+    cond = condition(pipeline, params, prompts, size, guidance=guidance, t5_tokens=t5_tokens)
+    how = uncond = away = start = None
+    if scale > 1.0:
+        how = sampling.rule(scale=scale, **section(rule, "rule"))
+        uncond = unconditional(pipeline, params, len(prompts), size, negative, t5_tokens, guidance=guidance)
+    if skip_layers is not None:
+        if how is None or isinstance(how, sampling.Projected) or tuple(interval) != (0.0, 1.0):
+            raise ValueError("skip_layers goes with guidance above 1 by the rule plain or rescaled, without an "
+                             "interval")
+        away = functools.partial(skipped, pipeline.denoiser.config, read_skip(skip_layers))
+
+    if solver is not None and sampling.solver(**section(solver, "solver")).jumps:
+        raise ValueError(f"solver={solver!r} is for models of mean velocities, which no released system is")
+    own = solver is None and schedule is None
+    walk, method, factor = walked(
+        pipeline.process, pipeline.target, steps, pipeline.schedule if schedule is None else schedule,
+        solver if schedule is None else solver or pipeline.schedule.solver,
+        shape[1] * shape[2] // 4, pipeline.system.even,  # flow models cut latents into patches of 2 x 2
+    )  # fmt: skip
+    if method.variance and not pipeline.told.variance:
+        raise ValueError("the variances of the solver 'ddpm:variance=learned' are not among what this network gives; "
+                         "take 'ddpm', whose variance is the posterior's")
+    course = Course(walk, *sampling.guided(method, how, tuple(interval)), factor, pipeline.schedule if own else None)
+    vae = {"vae": params["vae"]}
+    if pipeline.inpaints:
+        beside = _beside(pipeline, vae, image, mask)
+        cond, uncond = (c and dataclasses.replace(c, beside=beside) for c in (cond, uncond))
+        mask = None
+    if image is not None and not (pipeline.inpaints and strength == 1.0):
+        strength = _rounded_up(strength, steps) if pipeline.system.rounds_up else strength
+        start = Start(_encode(pipeline, vae, jnp.asarray(image, jnp.float32)), strength, mask)
+    network = {pipeline.system.denoiser: params[pipeline.system.denoiser]}
+    x = _walk(pipeline, course, (network, (cond, uncond)), noise, sampling.keys(seed, range(len(prompts))), start, how,
+              away)
+    decode = lambda z: fetch(_decode(pipeline, vae, z))
+    if tile is not None:
+        images = tiled_decode(decode, fetch(x), factor=autoencoder.factor, tile=_tile(tile, autoencoder.factor))
+    else:
+        images = np.concatenate([decode(x[i : i + 1]) for i in range(len(x))])  # one by one: less memory
+    if not np.isfinite(images).all():
+        raise ValueError(NOT_FINITE)
+    return np.clip(images, 0.0, 1.0)
+
+
+def _beside(pipeline: Pipeline, vae: Params, image, mask_HW) -> jax.Array:
+    """What a model that inpaints sees next to x: the mask at the latent pixels' corners, and the latents of the picture
+    that is gray where it is drawn anew."""
+    image, mask = jnp.asarray(image, jnp.float32), jnp.asarray(mask_HW, bool)
+    latents = _encode(pipeline, vae, jnp.where(mask[:, :, None], 0.5, image))
+    factor = pipeline.models["vae"].config.factor
+    corners = mask[None, ::factor, ::factor, None].astype(latents.dtype)
+    return jnp.concatenate([jnp.broadcast_to(corners, (*latents.shape[:3], 1)), latents], -1)
+
+
+def _tile(pixels: int, factor: int) -> int:
+    if pixels < 4 * factor or pixels % factor:
+        raise ValueError(f"tile={pixels} must be a multiple of {factor} pixels, at least {4 * factor}")
+    return pixels // factor
+
+
+def _rounded_up(strength: float, steps: int) -> float:
+    """The strength at which a step that is only begun is made too, as diffusers' pipelines of flows have it."""
+    if not 0.0 < strength <= 1.0:
+        return strength  # refused where it is used
+    made = steps - int(steps - steps * strength)
+    return min(1.0, (made + 0.5) / steps)

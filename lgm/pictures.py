@@ -14,11 +14,12 @@ from PIL import Image
 from lgm import registry, sampling
 from lgm.data.decoding import fitted, picture
 from lgm.data.sources.source import is_unicode
-from lgm.untrusted import read_bytes, shown
+from lgm.untrusted import read_bytes, regular, shown
 
 NOT_FINITE = ("what was drawn is not finite (NaN or infinite), so that there is no picture; give a smaller guidance, "
               "or look for damage in the weights")
 MOST_IMAGES, MOST_STEPS = 4096, 100_000  # of one call
+LARGEST_SIDE = 16_384  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,28 @@ def _open(path: str | Path) -> Image.Image:
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image ({error.strerror or error}); give a PNG or JPEG") from None
     return picture(content, str(path))
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """(height, width) of "512" or "512x768". Raises ValueError, one line, for anything else."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(s.isdecimal() and len(s) < 6 and 0 < int(s) <= LARGEST_SIDE for s in sides):
+        raise ValueError(f"size={shown(text)} is no size in pixels; write 512 or 512x768 (height x width, at most "
+                         f"{LARGEST_SIDE})")
+    return int(sides[0]), int(sides[-1])
+
+
+def read_noise(path: str | Path) -> np.ndarray:
+    """The float32 array of a .npy file. Raises ValueError, one line, where there is none."""
+    try:
+        noise = np.load(regular(path), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a .npy array ({type(error).__name__})") from error
+    if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f":
+        raise ValueError(f"{path} holds no array of floats; save x_T with numpy.save")
+    if not np.isfinite(noise).all():
+        raise ValueError(f"{path} holds values that are not finite")
+    return noise.astype(np.float32)
 
 
 def latent_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -7,8 +7,9 @@ encoder, the denoiser alone beside a folder's frozen text encoders, or a low-ran
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ import numpy as np
 from lgm import process, sampling
 from lgm.combinations import check_parts
 from lgm.config import Config, Sampling
+from lgm.course import Course, walked
 from lgm.interop.schedulers import read_schedule
+from lgm.interop.schedules import Schedule
 from lgm.models import Conditioning, Model, Params, Told, build, family_of, lora
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.objective import build_loss, named
@@ -26,16 +29,6 @@ from lgm.parsing import ConfigError
 from lgm.systems import released
 from lgm.systems.text import FolderText, load_text
 from lgm.weights import load_autoencoder
-
-
-class Course(NamedTuple):
-    """How pictures are drawn: the times of the steps, the guided and bounded solver that walks them, what wraps a
-    network for it (`sampling.guided`), and the factor of the noise that x_T is."""
-
-    walk: sampling.Walk
-    solver: sampling.Solver
-    wrap: sampling.Wrap
-    scale: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static argument of compiled functions
@@ -55,6 +48,11 @@ class System:
     tokenizer: Any
     folder: FolderText | None = None
     layout: Layout | None = None
+
+    @property
+    def target(self) -> str:
+        """What the denoiser predicts."""
+        return self.config.loss.target
 
     @property
     def told(self) -> Told:
@@ -131,7 +129,7 @@ class System:
 
     def course(self, options: Sampling) -> Course:
         """How `options` draw. Raises ConfigError, one line, for what cannot be drawn."""
-        walk, solver, scale = self._walk(options)
+        walk, solver, scale, schedule = self._walk(options)
         if solver.variance and not self.config.loss.variance:
             raise ConfigError("config.sampling: the solver 'ddpm:variance=learned' takes the variances that a model of "
                               "config.loss.variance above 0 learns; take 'ddpm', whose variance is the posterior's")
@@ -141,25 +139,22 @@ class System:
             solver, wrap = sampling.guided(solver, self._rule(options), tuple(options.interval))
         except ValueError as error:
             raise ConfigError(f"config.sampling: {error}") from None
-        return Course(walk, solver, wrap, scale)
+        return Course(walk, solver, wrap, scale, schedule)
 
-    def _walk(self, options: Sampling) -> tuple[sampling.Walk, sampling.Solver, float]:
-        """(times, solver, factor of the noise) on lgm's grid or, as `options.schedule` has a "_class_name" and so is a
-        scheduler_config.json, as diffusers has them."""
-        solver = named(sampling.solver, options.solver, "config.sampling.solver")
-        if solver.jumps and not self.told.jump:
+    def _walk(self, options: Sampling) -> tuple[sampling.Walk, sampling.Solver, float, Schedule | None]:
+        """(times, solver, factor of the noise, scheduler) on lgm's grid or, as `options.schedule` has a "_class_name"
+        and so is a scheduler_config.json, as diffusers has them."""
+        if named(sampling.solver, options.solver, "config.sampling.solver").jumps and not self.told.jump:
             raise ConfigError("config.sampling.solver='jump' is for models of mean velocities, config.model.jump=True")
+        rows, columns, _ = self.latent_shape()
+        course = functools.partial(walked, self.process, self.target, options.steps, solver=options.solver,
+                                   tokens=rows * columns // 4)
         if "_class_name" not in options.schedule:
-            schedule = dict(options.schedule)
             try:
-                with jax.ensure_compile_time_eval():  # known when a program that draws is traced
-                    schedule["shift"] = self.shift(schedule.get("shift", 1.0))
-                    times = sampling.times(self.process, options.steps, **schedule)
-                    times = sampling.telling(self.process, self.config.loss.target, times)
-                    scale = float(process.pure_noise(self.process, jnp.float32(1.0), times[0]))
+                shift = self.shift(options.schedule.get("shift", 1.0))
+                return *course({**options.schedule, "shift": shift}), None
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"config.sampling.schedule: {error}") from None
-            return sampling.Walk(times), solver, scale
         schedule = read_schedule(options.schedule)
         name = options.schedule["_class_name"]
         if schedule.process["name"] != self.process.name or self.process.name == "edm":
@@ -169,11 +164,9 @@ class System:
             mine = self.config.process.get(key, "its default")
             raise ConfigError(f"config.process.{key}={mine} is not {schedule.process.get(key, 'its default')}, as "
                               f"config.sampling.schedule, a {name}, has it; make them one: runs are exported with it")
-        rows, columns, _ = self.latent_shape()
         system = released(self.config.model)
-        walk = schedule.walk(options.steps, rows * columns // 4, even=system is not None and system.even)
-        scale = schedule.noise_scale(self.process, walk.times)
-        return walk, schedule.method(walk.times, options.solver), scale
+        found = course(schedule, even=system is not None and system.even)
+        return *found, schedule if options.solver == schedule.solver else None
 
     def _rule(self, options: Sampling) -> sampling.Rule | sampling.Projected | None:
         """How guidance acts; None where the conditional prediction stands alone."""

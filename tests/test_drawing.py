@@ -18,7 +18,7 @@ from lgm.objective import build_loss
 from lgm.parsing import ConfigError
 from lgm.pictures import Start
 from lgm.system import build_system
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 
 CAPTIONS = ["face with cowboy hat, noto style", "partying face, twemoji style"]
 

@@ -330,7 +330,7 @@ def warm(originals: Path) -> None:
     """Import and trace what most children need, once; no device is opened before the fork."""
     import importlib
 
-    for name in ("jax", "lgm.cli", "lgm.interop.drawing", "lgm.exporting", "lgm.importing",
+    for name in ("jax", "lgm.cli", "lgm.verbs.sample", "lgm.verbs.export",
                  "lgm.train.main", "lgm.scaling.fit", "lgm.models.table"):  # fmt: skip
         importlib.import_module(name)
     from lgm.systems.folders import load_pipeline

@@ -14,6 +14,7 @@ from lgm.interop.lora_scales import scales_of
 from lgm.interop.lora_updates import Update, update_of
 from lgm.interop.original_names import Original
 from lgm.interop.weights import Weights, open_weights
+from lgm.untrusted import finite
 
 # endings of tensors' names -> what the tensor is: peft, diffusers before peft, its text encoders, its attention
 # processors, kohya, lycoris. The longest that fits counts.
@@ -160,3 +161,15 @@ def _chained(before, add: Callable[[np.ndarray, float], np.ndarray], lora: LoRA,
             raise ValueError(f"{lora.path}: {name}: {error}") from error
 
     return change
+
+
+def lora_of(text: str) -> LoRA:
+    """The LoRA of "path" or "path:strength"."""
+    path, _, strength = text.rpartition(":")
+    if not path or "/" in strength or Path(text).exists():
+        return read_lora(Path(text) if Path(text).exists() else text)
+    try:
+        times = finite(strength)
+    except ValueError:
+        raise ValueError(f"{text!r}: the strength {strength!r} is no finite number; write path:0.8") from None
+    return read_lora(path, times)

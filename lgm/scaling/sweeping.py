@@ -20,7 +20,8 @@ from lgm.scaling.sweep import Run, Sweep, expand, load, thin
 from lgm.train import loop
 from lgm.train.lock import NAME as LOCK
 from lgm.train.lock import hold, wait_for
-from lgm.train.main import keep_freed_memory, use_compilation_cache
+from lgm.train.main import keep_freed_memory
+from lgm.train.opening import use_compilation_cache
 
 
 def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int | None = None, gather: bool = False,

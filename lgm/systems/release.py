@@ -14,7 +14,8 @@ import numpy as np
 from lgm.data.text_tokenizers import TextTokenizer
 from lgm.interop.schedules import Schedule
 from lgm.models import Conditioning, Model, Params, Told, family_of
-from lgm.process import Process
+from lgm.models.autoencoder import standardize, unstandardize
+from lgm.process import Process, network_input
 
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")  # places of text encoders
 Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]
@@ -118,6 +119,11 @@ class Pipeline:
         return self.models[self.system.denoiser]
 
     @property
+    def target(self) -> str:
+        """What the denoiser predicts."""
+        return self.schedule.target
+
+    @property
     def told(self) -> Told:
         """What the denoiser is told."""
         return family_of(self.denoiser.config).told(self.denoiser.config)
@@ -139,6 +145,26 @@ class Pipeline:
         if self.inpaints or self.scored:
             return dataclasses.replace(usual, strength=1.0 if self.inpaints else REFINING)
         return usual
+
+    def denoise(self, params: Mapping[str, Params], x_BHWC: jax.Array, t_B: jax.Array, cond: Conditioning,
+                **words) -> jax.Array:
+        """The network's raw output; under EDM's process diffusers tells log(sigma) / 4 instead of 1000 t."""
+        if self.process.name == "edm":
+            x_BHWC = network_input(self.process, x_BHWC, t_B)
+            t_B = 2.5e-4 * jnp.log(self.process.sigma(t_B))
+        return self.denoiser.apply(params[self.system.denoiser], x_BHWC, t_B, cond, **words)
+
+    def encode(self, params: Mapping[str, Params], image_BHWC: jax.Array) -> jax.Array:
+        """Latents as the denoiser sees them, of images in [0, 1]."""
+        vae = self.models["vae"]
+        mean, _ = vae.apply(params["vae"], 2.0 * image_BHWC - 1.0, method="encode")
+        return standardize(vae.config, mean)
+
+    def decode(self, params: Mapping[str, Params], z_BHWC: jax.Array) -> jax.Array:
+        """Images of which black is 0 and white 1."""
+        vae = self.models["vae"]
+        image = vae.apply(params["vae"], unstandardize(vae.config, z_BHWC), method="decode")
+        return 0.5 * image + 0.5
 
 
 def texts(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int) -> dict[str, np.ndarray]:

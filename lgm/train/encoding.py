@@ -7,54 +7,18 @@ refused by name. Records that cannot be read are left out; each row says which i
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from lgm import config as schema
 from lgm import files, weights
 from lgm.config import Config
-from lgm.data import Bad, ImageSet, open_data, read_cache, write_index, write_shard
+from lgm.data import Bad, ImageSet, read_cache, write_index, write_shard
 from lgm.data.buckets import Bucketed, Ragged, bucketed
 from lgm.data.latents import has_shard, verify
 from lgm.drawing import encode_pixels
-from lgm.models import family_of
-from lgm.parsing import ConfigError
 from lgm.system import System
 from lgm.train.feeding import buckets_of
-
-STORED = {"float32": np.float32, "float16": np.float16}
-
-
-def run(spec: str, out: str, overrides=(), *, part: str = "0/1", rows: int = 1024, dtype: str = "float32") -> int:
-    """Encode the images of a config into `out`, shards of `rows` images each; run again to go on. Returns 0.
-
-    part: "I/N" encodes the I-th share of N, for processes side by side; the last to finish completes the cache. Raises
-    ValueError, one line, for what cannot be encoded and for an `out` that is a cache of something else.
-    """
-    from lgm.train.main import over_all_devices
-    from lgm.train.start import open_system
-
-    index, count = _part(part)
-    config = schema.load(spec, overrides)
-    if family_of(config.model).role == "autoencoder":
-        raise ConfigError("config.model.family='autoencoder' learns from pixels; `lgm encode` is for denoisers")
-    system, frozen, _ = open_system(config, over_all_devices())
-    bad = Bad(config.data.bad_share)
-    folder = files.place(out, "--out")
-    sets = dict(zip(("train", "heldout"), open_data(config.data, bad), strict=True))
-    done = True
-    for name, images in sets.items():
-        whole = _encode(system, frozen, images, folder / name, bad, index, count, rows, STORED[dtype])
-        done = done and whole
-        print(f"{folder / name}: {len(images):,} images, {'complete and verified' if whole else 'not complete yet'}",
-              flush=True)
-    if bad.found:
-        lines = "".join(json.dumps({"reason": reason}) + "\n" for _, reason in bad.found)
-        files.write_atomically(folder / f"bad_records-{index}.jsonl", lines.encode())
-        print(f"{len(bad.found)} bad records are left out; see {folder}/bad_records-{index}.jsonl")
-    return 0
 
 
 def made_of(config: Config, images: ImageSet, size: tuple[int, int]) -> dict[str, str]:
@@ -63,7 +27,7 @@ def made_of(config: Config, images: ImageSet, size: tuple[int, int]) -> dict[str
             "size": f"{size[0]}x{size[1]}", "buckets": str(config.data.buckets)}
 
 
-def _encode(system: System, frozen, images: ImageSet, folder: Path, bad: Bad, part: int, parts: int, rows: int,
+def encode(system: System, frozen, images: ImageSet, folder: Path, bad: Bad, part: int, parts: int, rows: int,
             dtype) -> bool:
     """Write the shards of a part; whether all of the set's are there now."""
     complete = True
@@ -117,10 +81,3 @@ def cached(config: Config, images: ImageSet, name: str) -> tuple[ImageSet, Bucke
         rows.append(part)
     buckets = bucketed(kept.sizes(), config.data.resolution, config.data.buckets)
     return kept, buckets, Ragged(rows, groups)
-
-
-def _part(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ConfigError(f"--part={text} is no share; write I/N, as 0/4 to 3/4")
-    return int(index), int(count)

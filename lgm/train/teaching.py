@@ -21,6 +21,7 @@ from lgm.models import Params
 from lgm.parallel import Layout, agreed, fetch
 from lgm.parsing import ConfigError
 from lgm.system import System
+from lgm.train.opening import load_run
 
 SHARD = 1 << 28  # bytes of pairs in a file of the cache, as many as a process holds at a time
 
@@ -45,8 +46,6 @@ def open_teacher(config: Config, system: System, layout: Layout) -> Teacher | No
     """
     if config.loss.teacher is None:
         return None
-    from lgm.train.main import load_run
-
     workdir = config.loss.teacher.workdir
     theirs, params, frozen, _ = load_run(workdir, "ema", layout)
     for name, mine, other in (

@@ -11,10 +11,9 @@ from released_dit import as_released
 
 from lgm import config as schema
 from lgm.cli import main
-from lgm.drawing import draw
-from lgm.interop.pipelines import text_to_image
+from lgm.drawing import draw, text_to_image
 from lgm.systems.folders import load_pipeline
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 
 SMALL = ["batch_size=2", "total_images=6", "data.where.subcategory=('face-hat','face-glasses')",
          "data.heldout_where.subcategory=face-hat", "data.heldout_where.split=train", "evaluation.times=1",

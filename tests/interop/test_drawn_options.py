@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_systems import PROMPTS, T5_TOKENS, psnr
 
 from lgm.cli import main
-from lgm.interop.pipelines import text_to_image
+from lgm.drawing import text_to_image
 from lgm.pictures import read_image
 from lgm.systems.folders import load_pipeline
 
@@ -246,9 +246,9 @@ import os
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 import jax
 from lgm.cli import main
-from lgm.interop import drawing
+from lgm.verbs import sample
 from lgm.systems.folders import load_pipeline
-_, params = load_pipeline({str(tmp_path / "flux")!r}, shard=drawing.over_all_devices())
+_, params = load_pipeline({str(tmp_path / "flux")!r}, shard=sample.split_over_devices())
 split = lambda leaf: leaf.addressable_shards[0].data.size < leaf.size
 shares = {{place: [split(p) for p in jax.tree.leaves(part) if p.size > 500] for place, part in params.items()}}
 print(sum(shares["transformer"]) > len(shares["transformer"]) / 2 and all(map(any, shares.values())), shares)

@@ -23,7 +23,7 @@ from lgm.interop.lora_export import save_lora
 from lgm.models.lora import LoRAConfig, init, merged
 from lgm.pictures import read_image
 from lgm.systems.folders import load_pipeline, save_pipeline
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 
 # 45 dB is what a person could not see; float32 in another order of sums is far below (over 130 dB was measured)
 LEAST_PSNR = 80.0

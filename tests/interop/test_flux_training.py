@@ -12,7 +12,7 @@ from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS
 
 from lgm.cli import main
 from lgm.drawing import draw
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 
 LEAST_PSNR = 45.0  # images of 8 bits, rounded
 WORDS = ["batch_size=2", "total_images=6", "data.where.subcategory=face-hat", "data.heldout_where.split=train",

@@ -15,7 +15,7 @@ from tiny_systems import GUIDANCE, PROMPTS, STEPS
 from lgm import config as schema
 from lgm.cli import main
 from lgm.drawing import draw
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 from lgm.train.start import open_system
 
 LEAST_PSNR = 45.0  # images of 8 bits, rounded

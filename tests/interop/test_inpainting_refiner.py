@@ -13,10 +13,10 @@ from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl
 from test_single_file import original_layout, written
 from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS, noise_for, psnr
 
+from lgm.drawing import text_to_image
 from lgm.importing import config_of
 from lgm.interop import original_names
 from lgm.interop.components import read_json
-from lgm.interop.pipelines import text_to_image
 from lgm.parsing import ConfigError
 from lgm.systems.folders import load_pipeline, save_pipeline
 

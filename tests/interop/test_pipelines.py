@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS, draw, noise_for, their_images
 
-from lgm.interop.drawing import draw_from_folder
-from lgm.interop.pipelines import text_to_image
+from lgm.drawing import text_to_image
 from lgm.pictures import read_image
 from lgm.systems.folders import load_pipeline, save_pipeline
 from lgm.systems.release import latent_size
+from lgm.verbs.sample import draw_from_folder
 
 # 45 dB is what a person could not see; float32 in another order of sums is far below (over 100 dB was measured)
 LEAST_PSNR = 80.0

@@ -12,8 +12,7 @@ from PIL import Image
 from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS, noise_for, their_images
 
 from lgm.cli import main
-from lgm.interop.drawing import read_size
-from lgm.pictures import read_image
+from lgm.pictures import read_image, read_size
 
 LEAST_PSNR = 45.0  # two images in 8 bits that round alike but for a few values are at 60
 

@@ -16,7 +16,7 @@ from released_dit import as_released, original_layout, with_shared_embedders
 
 from lgm import config as schema
 from lgm.cli import main
-from lgm.interop.pipelines import text_to_image
+from lgm.drawing import text_to_image
 from lgm.models import Conditioning
 from lgm.systems.folders import load_pipeline, save_pipeline
 

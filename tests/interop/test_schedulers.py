@@ -11,7 +11,7 @@ import pytest
 from toy_sampling import our_sample, predictor, relative_error, their_sample
 
 from lgm import sampling
-from lgm.interop.pipelines import _rounded_up
+from lgm.drawing import _rounded_up
 from lgm.interop.scheduler_keys import DEFAULTS
 from lgm.interop.schedulers import read_schedule, write_schedule
 

@@ -14,7 +14,7 @@ from lgm.cli import main
 from lgm.drawing import draw as draw_run
 from lgm.pictures import read_image
 from lgm.systems.folders import load_pipeline, save_pipeline
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 
 LEAST_PSNR = 80.0  # float32 in another order of sums is at over 100 dB
 LEAST_PSNR_8_BIT = 45.0  # two images in 8 bits that round alike but for a few values are at 60

@@ -6,7 +6,7 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 
-from lgm.interop.pipelines import text_to_image
+from lgm.drawing import text_to_image
 
 TOKENS = 24  # of every text encoder
 PROMPTS = ["a cat!", "Two dogs, in the rain"]

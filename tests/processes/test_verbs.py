@@ -18,7 +18,7 @@ from run_state import final
 from lgm.cli import main
 from lgm.data import open_images
 from lgm.drawing import draw_latents
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("interop", "scaling")]
 import tiny_sweep  # noqa: E402

@@ -15,7 +15,7 @@ from lgm.parallel import make_layout
 from lgm.parsing import ConfigError
 from lgm.system import build_system
 from lgm.train import denoise, teaching
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 from lgm.train.state import init_state, make_step
 
 JUMP = (("model.jump", "True"), ("attention", "xla"))

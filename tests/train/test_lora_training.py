@@ -19,7 +19,7 @@ from lgm.cli import main  # noqa: E402
 from lgm.drawing import draw  # noqa: E402
 from lgm.pictures import read_image  # noqa: E402
 from lgm.systems.folders import load_pipeline  # noqa: E402
-from lgm.train.main import load_run  # noqa: E402
+from lgm.train.opening import load_run  # noqa: E402
 from lgm.train.restoring import restore_weights  # noqa: E402
 from lgm.train.start import open_system  # noqa: E402
 

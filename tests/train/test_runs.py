@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lgm import config as schema
 from lgm.cli import main
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 
 
 def weights(workdir):

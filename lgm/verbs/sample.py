@@ -1,4 +1,4 @@
-"""Pictures drawn with a released system, from the words of a command line to a PNG."""
+"""`lgm sample`: from the words of a command line to a PNG, with a run, an exported one or a folder of diffusers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,65 @@ import jax
 import numpy as np
 from PIL import Image
 
-from lgm.data.grid import save_grid
+from lgm.data import save_grid
+from lgm.drawing import draw, text_to_image
+from lgm.exporting import is_exported, open_exported
 from lgm.files import write_atomically
-from lgm.interop.lora import LoRA, read_lora
-from lgm.interop.pipelines import text_to_image
-from lgm.interop.skip_layers import read_skip
+from lgm.interop.lora import lora_of
 from lgm.models import Model
 from lgm.parallel import make_layout, shardings
-from lgm.pictures import check_seed, drawing_words, starting_picture
+from lgm.parsing import ConfigError
+from lgm.pictures import check_seed, drawing_words, read_noise, read_size, starting_picture
+from lgm.skip_layers import read_skip
 from lgm.systems.folders import load_pipeline
 from lgm.systems.release import latent_size
-from lgm.untrusted import finite, regular, shown
+from lgm.train.opening import load_run, over_all_devices
+from lgm.verbs.ending import finished, first
+from lgm.verbs.words import numbers
 
-LARGEST_SIDE = 16_384  # pixels
+
+def run(arguments, overrides) -> int:
+    given = lambda *names: {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    common = given("seed", "count", "steps", "guidance", "solver", "schedule", "rule", "negative", "image", "strength",
+                   "mask")
+    if arguments.interval is not None:
+        common["interval"] = numbers("--interval", arguments.interval, "0.1,0.8")
+    released = given("size", "lora", "single_file", "dtype", "noise", "true_guidance", "skip_layers", "tile")
+    if arguments.folder is None:
+        if released:
+            raise ConfigError(f"--{min(released).replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
+        load = lambda: load_run(arguments.workdir, arguments.weights or "ema")[:3]
+        return _sample(load, arguments.prompt, arguments.out, **common)
+    if arguments.weights:
+        raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
+    if is_exported(arguments.folder):
+        if released:
+            raise ConfigError(f"--{min(released).replace('_', '-')} goes with a diffusers folder, which "
+                              f"--from={arguments.folder} is not")
+        load = lambda: open_exported(arguments.folder, over_all_devices())
+        return _sample(load, arguments.prompt, arguments.out, **common)
+    draw_from_folder(arguments.folder, arguments.prompt, arguments.out if first() else None, **common, **released)
+    return finished()
+
+
+def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image: str | None = None,
+            strength: float | None = None, mask: str | None = None, **words) -> int:
+    """Check the words, then `load()` (system, parameters, frozen parameters) and draw `count` images of each prompt
+    into one PNG."""
+    check_seed(seed)
+    changes = drawing_words(prompts, count, **words)
+    starting_picture(image, strength, mask)  # a file that cannot be read is refused before anything is loaded
+    system, params, frozen = load()
+    start = starting_picture(image, strength, mask, (system.config.data.resolution,) * 2)
+    captions = [prompt for prompt in prompts for _ in range(count)]
+    images = draw(system, params, frozen, captions, seed, start, **changes)
+    if not first():
+        return finished()
+    if len(images) == 1:
+        save_grid(out, images, scale=1)
+    else:
+        save_grid(out, images, captions)
+    return finished()
 
 
 def draw_from_folder(
@@ -65,7 +111,7 @@ def draw_from_folder(
         read_skip(skip_layers)
     merged = [lora_of(text) for text in lora]
     pipeline, params = load_pipeline(
-        folder, dtype=dtype, single_file=single_file, loras=merged, shard=over_all_devices()
+        folder, dtype=dtype, single_file=single_file, loras=merged, shard=split_over_devices()
     )
     if size is not None:
         latent_size(pipeline, size)
@@ -88,43 +134,9 @@ def draw_from_folder(
     return images
 
 
-def over_all_devices() -> Callable[[Model], Any] | None:
+def split_over_devices() -> Callable[[Model], Any] | None:
     """`shard(model)` that splits a model's matrices over all devices, or None where there is one."""
     if jax.device_count() == 1:
         return None
     layout = make_layout({"tensor": -1})
     return lambda model: shardings(layout, model.abstract(), model.logical_axes())
-
-
-def read_size(text: str) -> tuple[int, int]:
-    """(height, width) of "512" or "512x768". Raises ValueError, one line, for anything else."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(s.isdecimal() and len(s) < 6 and 0 < int(s) <= LARGEST_SIDE for s in sides):
-        raise ValueError(f"size={shown(text)} is no size in pixels; write 512 or 512x768 (height x width, at most "
-                         f"{LARGEST_SIDE})")
-    return int(sides[0]), int(sides[-1])
-
-
-def read_noise(path: str | Path) -> np.ndarray:
-    """The float32 array of a .npy file. Raises ValueError, one line, where there is none."""
-    try:
-        noise = np.load(regular(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a .npy array ({type(error).__name__})") from error
-    if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f":
-        raise ValueError(f"{path} holds no array of floats; save x_T with numpy.save")
-    if not np.isfinite(noise).all():
-        raise ValueError(f"{path} holds values that are not finite")
-    return noise.astype(np.float32)
-
-
-def lora_of(text: str) -> LoRA:
-    """The LoRA of "path" or "path:strength"."""
-    path, _, strength = text.rpartition(":")
-    if not path or "/" in strength or Path(text).exists():
-        return read_lora(Path(text) if Path(text).exists() else text)
-    try:
-        times = finite(strength)
-    except ValueError:
-        raise ValueError(f"{text!r}: the strength {strength!r} is no finite number; write path:0.8") from None
-    return read_lora(path, times)

@@ -10,7 +10,6 @@ import numpy as np
 from lgm.models import family_of
 from lgm.registry import make
 from lgm.sampling import Skipped
-from lgm.systems.release import Pipeline
 
 Skip = tuple[tuple[int, ...], float, float, float]  # layers, scale, start, stop
 
@@ -41,16 +40,17 @@ def _skip(layers: Sequence[int], scale: float = 2.8, start: float = 0.01, stop: 
     return layers, float(scale), float(start), float(stop)
 
 
-def skipped(pipeline: Pipeline, skip: Skip, told: np.ndarray) -> Skipped | None:
-    """The guidance of a pipeline by a walk whose steps are `told` these times; None where no step has it.
+def skipped(model: Any, skip: Skip, told: np.ndarray) -> Skipped | None:
+    """The guidance of a network of configuration `model` by a walk whose steps are `told` these times; None where no
+    step has it.
 
     Raises ValueError, one line, for a network without such layers.
     """
     layers, scale, start, stop = skip
-    network = family_of(pipeline.denoiser.config)
+    network = family_of(model)
     if not network.skips:
-        raise ValueError(f"skip_layers is for SD3 and SD3.5; this folder is a {pipeline.name}")
-    depth = network.blocks(pipeline.denoiser.config)
+        raise ValueError(f"skip_layers is for SD3 and SD3.5; this network is a {network.name}")
+    depth = network.blocks(model)
     if max(layers) >= depth:
         raise ValueError(f"skip_layers: layer {max(layers)} is not among this network's {depth}, 0 to {depth - 1}")
     number = np.arange(len(told))

@@ -1,0 +1,46 @@
+"""What there is: `lgm config`, `lgm presets`, `lgm inspect` and `lgm data`."""
+
+from __future__ import annotations
+
+from lgm.parsing import ConfigError
+
+
+def config(arguments, overrides) -> int:
+    from lgm import config, describing
+
+    if arguments.config is None:
+        if overrides or arguments.diff:
+            raise ConfigError("--diff and --config.KEY=VALUE are of a file's config; give --config=FILE.py")
+        print(describing.everything())
+    else:
+        print(describing.shown(config.load(arguments.config, overrides), arguments.diff))
+    return 0
+
+
+def presets(arguments, overrides) -> int:
+    from lgm import describing
+
+    print(describing.presets())
+    return 0
+
+
+def inspect(arguments, overrides) -> int:
+    from lgm.models import build
+    from lgm.models.table import parameter_table, preset
+
+    if arguments.folder is None:
+        models = {name: build(preset(name)) for name in arguments.preset}
+    else:
+        from lgm.systems.folders import load_pipeline
+
+        models = load_pipeline(arguments.folder, only=())[0].models
+    for name, model in models.items():
+        print(f"{name}\n{parameter_table(model, arguments.levels)}\n")
+    return 0
+
+
+def data(arguments, overrides) -> int:
+    from lgm.data import describe
+
+    return describe.run(arguments.path, caption=arguments.caption, resolution=arguments.resolution, step=arguments.step,
+                        checked=arguments.check, tokenizer=arguments.tokenizer, sheet=arguments.sheet)

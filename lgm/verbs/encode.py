@@ -1,0 +1,55 @@
+"""`lgm encode`: the latents of a config's images, made once and kept (`train.encoding`)."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from lgm import config as schema
+from lgm import files
+from lgm.data import Bad, open_data
+from lgm.models import family_of
+from lgm.parsing import ConfigError
+from lgm.train import encoding
+from lgm.train.opening import over_all_devices
+from lgm.train.start import open_system
+
+STORED = {"float32": np.float32, "float16": np.float16}
+
+
+def run(arguments, overrides) -> int:
+    """Encode the images of a config into --out, shards of --rows images each; run again to go on.
+
+    --part=I/N encodes the I-th share of N, for processes side by side; the last to finish completes the cache. Raises
+    ValueError, one line, for what cannot be encoded and for a folder that is a cache of something else.
+    """
+    if arguments.rows < 1:
+        raise ConfigError(f"--rows={arguments.rows} must be at least 1")
+    index, count = _part(arguments.part)
+    config = schema.load(arguments.config, overrides)
+    if family_of(config.model).role == "autoencoder":
+        raise ConfigError("config.model.family='autoencoder' learns from pixels; `lgm encode` is for denoisers")
+    system, frozen, _ = open_system(config, over_all_devices())
+    bad = Bad(config.data.bad_share)
+    folder = files.place(arguments.out, "--out")
+    sets = dict(zip(("train", "heldout"), open_data(config.data, bad), strict=True))
+    done = True
+    for name, images in sets.items():
+        whole = encoding.encode(system, frozen, images, folder / name, bad, index, count, arguments.rows,
+                                STORED[arguments.dtype])
+        done = done and whole
+        print(f"{folder / name}: {len(images):,} images, {'complete and verified' if whole else 'not complete yet'}",
+              flush=True)
+    if bad.found:
+        lines = "".join(json.dumps({"reason": reason}) + "\n" for _, reason in bad.found)
+        files.write_atomically(folder / f"bad_records-{index}.jsonl", lines.encode())
+        print(f"{len(bad.found)} bad records are left out; see {folder}/bad_records-{index}.jsonl")
+    return 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--part={text} is no share; write I/N, as 0/4 to 3/4")
+    return int(index), int(count)

@@ -1,0 +1,81 @@
+"""`lgm export` and `lgm import`: from runs and folders to folders, and from folders to runs."""
+
+from __future__ import annotations
+
+from lgm import config as schema
+from lgm.data import open_images
+from lgm.exporting import check_new, export_folder, export_run
+from lgm.files import place
+from lgm.importing import import_folder
+from lgm.interop.diffusers_configs import write_autoencoder
+from lgm.interop.exports import export_autoencoder
+from lgm.interop.lora import lora_of
+from lgm.models import build, family_of
+from lgm.parallel import on_first
+from lgm.parsing import ConfigError
+from lgm.train.autoencode import reconstruct_all
+from lgm.train.opening import open_run, over_all_devices
+from lgm.train.restoring import restore_weights
+from lgm.verbs.ending import finished, first
+from lgm.weights import save_autoencoder, standardized
+
+
+def run(arguments, overrides) -> int:
+    if arguments.folder is None:
+        for name in ("single_file", "lora"):
+            if getattr(arguments, name):
+                raise ConfigError(f"--{name.replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
+        return export(arguments.workdir, arguments.out, arguments.weights or "ema", arguments.dtype,
+                      arguments.lora_form)
+    if arguments.lora_form:
+        raise ConfigError("--lora-form goes with the --workdir=DIR of a LoRA's run")
+    if arguments.weights:
+        raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
+    if first():
+        print(export_folder(arguments.folder, arguments.out, loras=[lora_of(text) for text in arguments.lora or []],
+                            single_file=arguments.single_file or [], dtype=arguments.dtype))
+    return finished()
+
+
+def export(workdir: str, out: str, weights: str, dtype: str | None = None, form: str | None = None) -> int:
+    """Write a run as a folder, a denoiser's or an autoencoder's, and say in one line what was written."""
+    if family_of(schema.read(workdir).model).role == "autoencoder":
+        for flag, word in (("dtype", dtype), ("lora-form", form)):
+            if word is not None:
+                raise ConfigError(f"--{flag}={word} goes with a denoiser's run")
+        line = _export_autoencoder(workdir, out, weights)
+    else:
+        check_new(out)
+        _, system, frozen, trained, _ = open_run(workdir, weights)
+        trained, frozen = on_first((trained, {"autoencoder": frozen["autoencoder"]}))
+        line = export_run(system, trained, frozen, out, dtype, form) if first() else ""
+    if line:
+        print(line)
+    return finished()
+
+
+def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
+    """Write an autoencoder with its latents' statistics: diffusers' AutoencoderKL where it is one, else our own."""
+    config = schema.read(workdir)
+    if place(out, "--out").exists() and not place(out).is_dir():
+        raise ConfigError(f"--out={out} is a file; give a folder")
+    model, layout = build(config.model), over_all_devices()
+    params, _ = restore_weights(workdir, {"autoencoder": model.abstract()}, weights, layout.whole)
+    images = open_images(config.data.source, where=config.data.where, resolution=config.data.resolution,
+                         threads=config.data.threads)
+    _, latents = reconstruct_all(config, model, params, images)
+    params = on_first(params)
+    if not first():
+        return ""
+    try:
+        write_autoencoder(config.model)
+    except ValueError as error:
+        save_autoencoder(out, standardized(config.model, latents), params["autoencoder"], "float32")
+        return f"wrote {out}, for config.autoencoder; no folder of diffusers: {error}"
+    return export_autoencoder(out, config.model, params["autoencoder"], latents)
+
+
+def import_(arguments, overrides) -> int:
+    path = import_folder(arguments.folder, arguments.workdir)
+    print(f"wrote {path}; train it with `lgm train --config={path} --workdir={arguments.workdir}`")
+    return 0

@@ -1,0 +1,9 @@
+"""`lgm train`."""
+
+from __future__ import annotations
+
+from lgm.train import main
+
+
+def run(arguments, overrides) -> int:
+    return main.train(arguments.config, arguments.workdir, overrides, arguments.extend)
