@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         sub = choices.add_parser(name, help=text, description=text, epilog=f"examples:\n{examples}", allow_abbrev=False,
                                formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(run=run)
+        sub.add_argument("--debug", action="store_true", help="where something fails, print where (also LGM_DEBUG=1)")
         return sub
 
     train = verb("train", "train:run", "Train from a config file; run the same command again to resume.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
+import traceback
 
 from lgm import arguments as words
 from lgm import files, processes, verbs
@@ -14,6 +15,7 @@ from lgm.processes import member
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # as Linux shows them
 CONFIGURED = ("train", "encode", "sweep", "launch", "plan", "config")  # verbs that take --config.KEY=VALUE
 LONGEST = 1000  # letters of an error's line
+DEFECT = 70  # the exit code of what should not happen, as in sysexits.h
 DISTRIBUTED = ("train", "sweep", "sample", "evaluate", "export")  # several processes where the cluster starts several
 
 
@@ -33,16 +35,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
         return member.leave(130)
     except Exception as error:
-        store = files.failed_in_a_store(error)
-        if not (store or isinstance(error, (ValueError, OSError, RuntimeError))):
-            raise
+        if arguments.debug or os.environ.get("LGM_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
         if not isinstance(error, ConfigError):
             member.settle()
-        line = " ".join(str(error).split())
+        line, code = " ".join(str(error).split()), getattr(error, "exit_code", 2)
+        if files.failed_in_a_store(error):
+            line = f"a store cannot be used: {line}"
+        elif not isinstance(error, (ValueError, OSError, RuntimeError)):
+            line, code = f"{type(error).__name__}: {line}; --debug prints where", DEFECT
         if len(line) > LONGEST:  # of a name that is a whole text, both ends
             line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
-        print(f"lgm {arguments.verb}: {'a store cannot be used: ' if store else ''}{line}", file=sys.stderr)
-        return member.leave(getattr(error, "exit_code", 2))
+        print(f"lgm {arguments.verb}: {line}", file=sys.stderr)
+        return member.leave(code)
 
 
 def settle_platform() -> None:

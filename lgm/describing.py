@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lgm import config as schema
-from lgm.combinations import encoders
+from lgm.config.combinations import encoders
 from lgm.models import families, family, family_of
 from lgm.models.lora import LoRAConfig
 from lgm.parsing import describe

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from lgm import losses, registry
+from lgm.config import Config, DenoisingLoss
 from lgm.parsing import ConfigError
+from lgm.process import Process
 
-if TYPE_CHECKING:
-    from lgm.system import System
+Shift = Callable[[Any], float]  # the number that a config's shift of times stands for
 
 # what some losses are stated for: the process and what the network predicts
 STATED_FOR = {
@@ -35,13 +36,13 @@ def named(make, section: str | Mapping[str, Any], key: str):
         raise ConfigError(f"{key}: {error}") from None
 
 
-def build_loss(system: System):
-    """The loss of a system's config, `loss(predict, x, cond, key) -> (scalar, metrics)`, in two parts: `draw(key,
-    shape)`, what is random for a whole batch, and `given(predict, x, cond, *drawn)`. A loss that changes as training
-    goes on has `draw(key, shape, progress)`, the share of it that is done. Raises ConfigError, one line."""
-    config, process = system.config.loss, system.process
+def build_loss(of: Config, process: Process, shift: Shift):
+    """The loss of a config under its process, `loss(predict, x, cond, key) -> (scalar, metrics)`, in two parts:
+    `draw(key, shape)`, what is random for a whole batch, and `given(predict, x, cond, *drawn)`. A loss that changes as
+    training goes on has `draw(key, shape, progress)`, the share of it that is done. Raises ConfigError, one line."""
+    config = of.loss
     _check(config, process)
-    target, (density, weighting) = config.target, _density_and_weighting(system)
+    target, (density, weighting) = config.target, _density_and_weighting(of, process, shift)
     simple = lambda: losses.denoising(process, target, density, weighting)
     if config.variance:
         try:
@@ -68,16 +69,16 @@ def build_loss(system: System):
     return named(make, {"name": config.name, **config.options}, "config.loss")
 
 
-def _check(config, process) -> None:
+def _check(config: DenoisingLoss, process: Process) -> None:
     if config.name in STATED_FOR and (process.name, config.target) != STATED_FOR[config.name]:
         wanted, target = STATED_FOR[config.name]
         raise ConfigError(f"config.loss.name={config.name!r} is stated for config.process.name={wanted!r} and "
                           f"config.loss.target={target!r}, not {process.name!r} and {config.target!r}")
 
 
-def _density_and_weighting(system: System) -> tuple[losses.Density, losses.Weighting]:
-    config, process = system.config.loss, system.process
-    section = lambda value: {**value, "shift": system.shift(value["shift"])} if "shift" in value else value
+def _density_and_weighting(of: Config, process: Process, shift: Shift) -> tuple[losses.Density, losses.Weighting]:
+    config = of.loss
+    section = lambda value: {**value, "shift": shift(value["shift"])} if "shift" in value else value
 
     def weighting_of(name: str, **options) -> losses.Weighting:
         if name != "importance":
@@ -91,7 +92,7 @@ def _density_and_weighting(system: System) -> tuple[losses.Density, losses.Weigh
         traded = lambda name, **options: losses.traded(process, config.target, weighting, **options)
         return named(traded, config.density, "config.loss.density")
     if config.density.get("name") == "edm_log_normal":
-        _same_ends(config.density, system.config.process)
+        _same_ends(config.density, of.process)
     return named(losses.density, section(config.density), "config.loss.density"), weighting
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import process, sampling
-from lgm.combinations import check_parts
 from lgm.config import Config, Sampling
+from lgm.config.combinations import check_parts
 from lgm.course import Course, walked
 from lgm.interop.schedulers import read_schedule
 from lgm.interop.schedules import Schedule
@@ -58,6 +58,11 @@ class System:
     def told(self) -> Told:
         """What the denoiser is told."""
         return family_of(self.config.model).told(self.config.model)
+
+    @functools.cached_property
+    def objective(self):
+        """The loss of its config (`build_loss`)."""
+        return build_loss(self.config, self.process, self.shift)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of all that is trained."""
@@ -230,7 +235,7 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
         denoiser.abstract()  # targets that match nothing are refused here
     system = System(config, denoiser, text, autoencoder, gaussian, tokenizer, folder, layout)
     system.course(config.sampling)  # what cannot be drawn or trained is refused before anything is
-    build_loss(system)
+    _ = system.objective
     return system, frozen
 
 

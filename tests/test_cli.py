@@ -138,3 +138,23 @@ def test_help_shows_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
     assert stop.value.code == 0 and f"examples:\n  lgm {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--debug"], []])
+def test_a_traceback_is_printed_where_it_is_asked_for(words, tmp_path, capsys, monkeypatch):
+    arguments = ["train", f"--config={tmp_path}/absent.py", f"--workdir={tmp_path}/run"]
+    if not words:
+        monkeypatch.setenv("LGM_DEBUG", "1")
+    assert main([*arguments, *words]) == 2
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0].startswith("Traceback") and printed[-1].startswith("lgm train: --config=")
+    monkeypatch.setenv("LGM_DEBUG", "0")
+    assert refused(capsys, arguments) == printed[-1]
+
+
+def test_what_should_not_happen_is_one_line_too(monkeypatch, capsys):
+    from lgm.verbs import describe
+
+    monkeypatch.setattr(describe, "presets", lambda arguments, overrides: {}["absent"])
+    assert main(["presets"]) == 70
+    assert capsys.readouterr().err == "lgm presets: KeyError: 'absent'; --debug prints where\n"

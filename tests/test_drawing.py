@@ -14,7 +14,6 @@ from lgm import sampling
 from lgm.cli import main
 from lgm.drawing import draw
 from lgm.losses.densities import pdf
-from lgm.objective import build_loss
 from lgm.parsing import ConfigError
 from lgm.pictures import Start
 from lgm.system import build_system
@@ -169,7 +168,7 @@ def test_an_edm_run_has_a_loss_of_one_at_first_and_draws_from_noise_of_80(tiny_c
         seen.append(gaussian.network_input(system.process, x_t, t))
         return system.denoise(params, x_t, t, cond)
 
-    value, _ = build_loss(system)(predict, x, system.condition(params, tokens, mask), jax.random.key(2))
+    value, _ = system.objective(predict, x, system.condition(params, tokens, mask), jax.random.key(2))
     # unit data: the target F has unit variance, and so has what the network is given, at every noise level
     assert float(value) == pytest.approx(1.0, abs=0.02)
     assert float(jnp.std(seen[0])) == pytest.approx(1.0, abs=0.02)
@@ -211,7 +210,7 @@ def test_configs_that_trade_density_for_weighting_have_one_expectation(tiny_conf
     x = jax.random.normal(jax.random.key(0), (20000, 4))
     # a network whose error depends on t alone
     predict = lambda x_t, t, cond: jnp.sin(3 * t)[:, None] - x_t / gaussian.wide(t + 0.1, x_t)
-    value, _ = jax.jit(lambda key: build_loss(system)(predict, x, None, key))(jax.random.key(1))
+    value, _ = jax.jit(lambda key: system.objective(predict, x, None, key))(jax.random.key(1))
 
     grid = jnp.linspace(1e-5, 1 - 1e-5, 20001)
     a, b = 1 - grid, grid

@@ -19,10 +19,11 @@ from stores import forget, store  # noqa: F401
 
 from lgm import config, files
 from lgm.cli import main
+from lgm.config.reading import read_config_file
 from lgm.data import open_images, read_cache, write_index, write_shard
 from lgm.interop.lora import lora_of
 from lgm.launching.status import of_run
-from lgm.parsing import ConfigError, read_config_file
+from lgm.parsing import ConfigError
 from lgm.pictures import read_image, read_noise
 from lgm.planning.command import _finish as write_plan
 from lgm.scaling.fit import planned_pod

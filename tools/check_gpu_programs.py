@@ -32,9 +32,9 @@ from jax.experimental import topologies
 
 from lgm import config as schema
 from lgm import drawing
+from lgm.config.reading import read_config_file
 from lgm.evaluate import heldout, snr_grid
 from lgm.parallel import shardings
-from lgm.parsing import read_config_file
 from lgm.planning.abstract import abstract_system, frozen_axes
 from lgm.planning.program import placed, trace
 from lgm.train.placing import layout_of

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lgm import config as schema
+from lgm.config.reading import read_config_file
 from lgm.files import is_remote, place, write_atomically
 from lgm.launching import machines as kinds
 from lgm.launching import site as sites
 from lgm.launching.job import Job, Request, slug
 from lgm.launching.machines import Machines
-from lgm.parsing import ConfigError, read_config_file
+from lgm.parsing import ConfigError
 
 ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "local"}
 RECORD = "launch/job.json"  # in a run's folder: where it was launched to

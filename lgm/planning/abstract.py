@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import files, process
-from lgm.combinations import check_parts
 from lgm.config import Config
+from lgm.config.combinations import check_parts
 from lgm.models import Model, Params, build, family, family_of, lora
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parallel import Layout

@@ -12,8 +12,7 @@ The supervisors import no JAX and hold no device.
 """
 
 from lgm.processes.bounds import LOST, PREEMPTED, Bounds
-from lgm.processes.elastic import read_least
+from lgm.processes.elastic import read_least, supervise
 from lgm.processes.place import Place, find
-from lgm.processes.supervise import supervise
 
 __all__ = ["LOST", "PREEMPTED", "Bounds", "Place", "find", "read_least", "supervise"]

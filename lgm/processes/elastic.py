@@ -29,6 +29,19 @@ def read_least(given: int | None, environment, count: int) -> int | None:
     return least
 
 
+def supervise(place: Place, bounds: Bounds, command: Sequence[str], least: int | None = None) -> int:
+    """Run `command` as process `place.index` of `place.count`; returns its exit code.
+
+    When another process is lost, late or stopped, its name and host are one line on stderr, the command is ended, and
+    the code is 76 (LOST), 75 (PREEMPTED) where that one was told to stop before it could save, or the other's own code.
+    A process that is killed is noticed within 5 seconds, a machine that falls silent within `bounds.patience` and 5.
+    With `least` a loss is not the end: those that are left go on, as long as there are so many.
+    """
+    if least is not None:
+        return asyncio.run(go_on(place, bounds, command, least))
+    return asyncio.run(Supervisor(place, bounds, command).run())
+
+
 async def go_on(place: Place, bounds: Bounds, command: Sequence[str], least: int) -> int:
     """Supervise `command` pass after pass while what ends one is a loss; returns the last one's exit code."""
     standby = Standby(bounds, least)

@@ -19,21 +19,6 @@ from lgm.processes.place import Place
 CHANNEL, MEMBER = "LGM_CHANNEL", "LGM_MEMBER"  # what the training process finds its supervisor by
 
 
-def supervise(place: Place, bounds: Bounds, command: Sequence[str], least: int | None = None) -> int:
-    """Run `command` as process `place.index` of `place.count`; returns its exit code.
-
-    When another process is lost, late or stopped, its name and host are one line on stderr, the command is ended, and
-    the code is 76 (LOST), 75 (PREEMPTED) where that one was told to stop before it could save, or the other's own code.
-    A process that is killed is noticed within 5 seconds, a machine that falls silent within `bounds.patience` and 5.
-    With `least` a loss is not the end: those that are left go on, as long as there are so many.
-    """
-    if least is not None:
-        from lgm.processes.elastic import go_on
-
-        return asyncio.run(go_on(place, bounds, command, least))
-    return asyncio.run(Supervisor(place, bounds, command).run())
-
-
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 
 from lgm import config as schema
 from lgm.config import Config
+from lgm.config.reading import read_config_file
 from lgm.models import build
 from lgm.models.flops import count_flops
-from lgm.parsing import ConfigError, as_dict, parse, read_config_file
+from lgm.parsing import ConfigError, as_dict, parse
 from lgm.planning.abstract import abstract_system
 from lgm.scaling import ladders
 from lgm.scaling.machine import Machine

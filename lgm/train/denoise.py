@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm.combinations import ASKING
 from lgm.config import Config
+from lgm.config.sections import ASKING
 from lgm.data import Bad, ImageSet, Quarantine, batches, open_data, save_grid
 from lgm.data.grid import same_size
 from lgm.drawing import draw
@@ -19,7 +19,7 @@ from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.heldout import heldout_loss
 from lgm.evaluate.snr_grid import check_range, snr_errors
 from lgm.parallel import Layout, batch_part
-from lgm.system import System, build_loss
+from lgm.system import System
 from lgm.train import encoding, feeding
 from lgm.train.loop import Task
 from lgm.train.placing import check_latents
@@ -97,7 +97,7 @@ def heldout_figures(system: System, params, frozen, parts: list[feeding.Part]) -
 
 def make_draw(config: Config, system: System):
     """What a batch's loss draws from the step's key: times and noise, and whose caption is dropped."""
-    objective = build_loss(system)
+    objective = system.objective
     dropout = config.text.caption_dropout if config.text else 0.0
 
     paced = "progress" in inspect.signature(objective.draw).parameters
@@ -116,7 +116,7 @@ def make_draw(config: Config, system: System):
 
 def make_loss(config: Config, system: System, teacher: Teacher | None = None):
     """The loss of a batch {"latent" or "image", "tokens", "mask"} with all that was drawn for it."""
-    objective = build_loss(system)
+    objective = system.objective
     method = "with_variance" if config.loss.variance else "__call__"
     names = jax.eval_shape(lambda: objective.draw(jax.random.key(0), (8, *system.latent_shape())))._fields
     jumps = config.loss.name in ("mean_flow", "shortcut")

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lgm.combinations import mup_base
 from lgm.config import Config
+from lgm.config.combinations import mup_base
 from lgm.models import build
 from lgm.parsing import ConfigError
 from lgm.train.muon import muon

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lgm.combinations import ASKING
 from lgm.config import Config, digest
+from lgm.config.sections import ASKING
 from lgm.data import read_cache, write_index, write_shard
 from lgm.data.latents import CachedArray, has_shard
 from lgm.drawing import draw_latents

@@ -4,10 +4,11 @@ import json
 import sys
 from pathlib import Path
 
+from lgm.config.reading import read_config_file
 from lgm.launching import gke, local, machines, slurm, tpu_vm
 from lgm.launching import site as sites
 from lgm.launching.job import Request
-from lgm.parsing import parse, read_config_file
+from lgm.parsing import parse
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from lgm import config as schema
+from lgm.config.reading import read_config_file
 from lgm.models import Conditioning
-from lgm.parsing import read_config_file
 from lgm.planning.abstract import abstract_batch, abstract_system
 from lgm.train.work import frozen_flops, training_flops
 

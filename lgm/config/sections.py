@@ -1,29 +1,25 @@
-"""The one config schema: what a run is, parsed strictly from an ml_collections file into frozen dataclasses.
+"""What a config may say: its sections with their defaults, what each is for, and what cannot be within one.
 
-A config file has `get_config(arg=None) -> ConfigDict`. Everything it may say stands below with its default. Sizes of
-time are counted in images seen, never in steps. An unknown key, a wrong type or an impossible combination raises
-`ConfigError`, one line that names the key, the value and what would do.
+Sizes of time are counted in images seen, never in steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from lgm.combinations import check
-from lgm.files import place, read_json
-from lgm.models import FAMILIES, family, family_of
+from lgm.models import family_of
 from lgm.models.attention import Implementation
 from lgm.models.lora import LoRAConfig
-from lgm.parsing import ConfigError, as_dict, first_difference, parse, read_config_file
+from lgm.parsing import ConfigError
 
-# where and in which pieces a step is computed, not what: a run may go on with others
-PLACING = ("mesh", "attention", "accumulate", "optimizer.offload", "data.threads", "data.bad_share", "model.remat",
-           "model.group", "model.unroll")
+ASKING = ("consistency", "discrete_consistency", "progressive")  # losses that ask a teacher in every step
+
+
+def need(ok: Any, line: str) -> None:
+    """Raise ConfigError with that line unless it is `ok`."""
+    if not ok:
+        raise ConfigError(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +50,14 @@ class Data:
     threads: int | None = None
     bad_share: float = 0.01
 
+    def __post_init__(self):
+        need(self.crop is None or self.crop <= self.resolution,
+             f"config.data.crop={self.crop} must lie between 1 and config.data.resolution={self.resolution}")
+        need(self.cache is None or self.latents == "memory", f"config.data.cache={self.cache!r} takes the place of "
+                                                             "config.data.latents='step'; set that to 'memory'")
+        need(self.buckets is None or self.resolution % self.buckets == 0,
+             f"config.data.resolution={self.resolution} must be a multiple of config.data.buckets={self.buckets}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Text:
@@ -66,6 +70,12 @@ class Text:
     classes: tuple[str, ...] = ()
     tokenizer: str = "emoji64"
     caption_dropout: float = 0.1
+
+    def __post_init__(self):
+        need(self.encoder is None or self.folder is None,
+             f"config.text has an encoder to train and folder={self.folder!r} of frozen ones; give one of them")
+        need(len({name.strip().lower() for name in self.classes}) == len(self.classes),
+             "config.text.classes has a name twice")
 
 
 LossName = Literal["denoising", "contrastive", "reflow", "one_step", "mean_flow", "shortcut", "consistency",
@@ -111,6 +121,15 @@ class DenoisingLoss:
     teacher: Teacher | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        need(self.variance == 0 or self.name == "denoising",
+             f"config.loss.variance={self.variance} needs name='denoising'")
+        need(self.teacher is not None or self.name not in ("reflow", "one_step", "progressive"),
+             f"config.loss.name={self.name!r} needs config.loss.teacher, dict(workdir=...) of a finished run")
+        need(self.teacher is None or self.name in ("reflow", "one_step", *ASKING),
+             f"config.loss.teacher is for reflow, one_step, consistency and progressive, and for discrete_consistency, "
+             f"not {self.name}")
+
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderLoss:
@@ -153,6 +172,10 @@ class Optimizer:
     mup_base: dict[str, Any] | None = None
     offload: bool = False
 
+    def __post_init__(self):
+        need(self.name != "muon" or self.mup_base is None,
+             "config.optimizer.mup_base is for name='adamw'; Muon's updates do not depend on the width, leave it out")
+
 
 @dataclasses.dataclass(frozen=True)
 class EMA:
@@ -184,6 +207,10 @@ class Sampling:
     count: int = 16
     every_images: int = 0
 
+    def __post_init__(self):
+        first, last = self.interval
+        need(first < last, f"config.sampling.interval={self.interval} must rise, as (0.0, 1.0)")
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -202,6 +229,12 @@ class Evaluation:
     levels: int = 0
     distance: int = 0
     log_snr: tuple[float, float] = (-5.0, 6.0)
+
+    def __post_init__(self):
+        need(self.distance == 0 or self.distance >= 3,
+             f"config.evaluation.distance={self.distance} must be 0, for none, or at least 3 images")
+        low, high = self.log_snr
+        need(low < high, f"config.evaluation.log_snr={self.log_snr} must rise, as (-5.0, 6.0)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,92 +307,3 @@ class Config:
     def family(self) -> str:
         """The model's family name."""
         return family_of(self.model).name
-
-
-def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
-    """The config of a file `path.py` or `path.py:arg`, with `("optimizer.lr", "3e-4")` overrides applied."""
-    return from_dict(_as_it_is(read_config_file(spec, overrides)))
-
-
-def read(workdir: str | Path) -> Config:
-    """The resolved config that a run left in its folder."""
-    path = place(workdir, "--workdir") / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"{path} is not there: {workdir} is no run's folder; give the --workdir of an `lgm train`")
-    values = read_json(path, "it should be the config of a run")
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} is no config of a run; it should hold an object")
-    return from_dict(_as_it_is(values))
-
-
-def _as_it_is(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without its record of what it was before it was extended."""
-    return {key: value for key, value in values.items() if key != "extended"}
-
-
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """Parse a plain nested dict; every error is one line."""
-    values = dict(values)
-    values["model"] = _parse_model(values.get("model"), "config.model")
-    if isinstance(values.get("text"), Mapping):
-        text = dict(values["text"])
-        if text.get("encoder") is not None or not (text.get("folder") or text.get("classes")):
-            text["encoder"] = _parse_model(text.get("encoder"), "config.text.encoder")
-        values["text"] = text
-    loss_class = AutoencoderLoss if family_of(values["model"]).role == "autoencoder" else DenoisingLoss
-    values["loss"] = parse(loss_class, _with_options(loss_class, values.get("loss") or {}), "config.loss")
-    config = parse(Config, values, "config")
-    check(config)
-    return config
-
-
-def _with_options(cls: type, loss: Mapping[str, Any]) -> dict[str, Any]:
-    """A loss's section with the options that stand beside its name under "options", unless it is the plain one."""
-    fields = {field.name for field in dataclasses.fields(cls)}
-    if not isinstance(loss, Mapping) or "options" not in fields or loss.get("name", "denoising") == "denoising":
-        return loss
-    own = {key: value for key, value in loss.items() if key in fields}
-    beside = {key: value for key, value in loss.items() if key not in fields}
-    return own | ({"options": {**loss.get("options", {}), **beside}} if beside else {})
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Plain JSON-ready values; `from_dict(to_dict(c)) == c`."""
-    values = as_dict(config)
-    values["model"] = {"family": config.family, **values["model"]}
-    if config.text is not None and config.text.encoder is not None:
-        values["text"]["encoder"] = {"family": family_of(config.text.encoder).name, **values["text"]["encoder"]}
-    return values
-
-
-def digest(config: Config) -> str:
-    """A short hash of everything the config says."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def other_run(config: Config, theirs: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """(key, ours, theirs) of the first value in which a run's config.json says that it is not a run of `config`.
-
-    None where they are the same but for `PLACING`: the run then goes on as `config`, on whatever mesh that has.
-    """
-    ours = json.loads(json.dumps(to_dict(config)))
-    return first_difference(_without_placing(ours), _without_placing(theirs))
-
-
-def _without_placing(values: Any, path: str = "") -> Any:
-    if not isinstance(values, Mapping):
-        return values
-    return {k: _without_placing(v, f"{path}{k}.") for k, v in values.items() if f"{path}{k}" not in PLACING}
-
-
-def _parse_model(values, path: str):
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}={values!r}: give a dict(family=..., ...); families: {', '.join(FAMILIES)}")
-    options = dict(values)
-    name = options.pop("family", None)
-    try:
-        return parse(family(str(name)).config, options, path)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{path}.family={name!r}: {error}") from None
