@@ -41,7 +41,8 @@ class MetricLog:
         self.remote, self.sent = files.is_remote(workdir), 0.0
         self.temporary = tempfile.TemporaryDirectory(prefix="lgm-logs-") if self.remote else None
         if self.path.exists() and not self.path.is_file():
-            raise ConfigError(f"{self.path} is a folder; a run writes its metrics there: move it away")
+            kind = "folder" if self.path.is_dir() else "pipe or device"
+            raise ConfigError(f"{self.path} is a {kind}; a run writes its metrics there: move it away")
         again = self.path.exists()
         # one that was killed before its first checkpoint begins anew, with the measurement before the first step
         rows = self.path.read_bytes().splitlines() if again and step else []
