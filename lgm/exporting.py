@@ -7,8 +7,9 @@ is named by its path, "denoiser/blocks/..." or "text/..."), autoencoder/ and tok
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from lgm import config as schema
 from lgm import files
 from lgm.casting import cast
 from lgm.files import write_atomically
-from lgm.interop.components import read_json, write_json
+from lgm.interop.components import read_carried, read_json, write_json
 from lgm.interop.exports import export_lora
 from lgm.interop.keymap import flatten, unflatten
 from lgm.interop.lora import LoRA
@@ -34,7 +35,7 @@ from lgm.system import System, build_system, sharder
 from lgm.systems import released
 from lgm.systems.folders import load_pipeline, save_pipeline
 from lgm.systems.release import TEXT, Pipeline, Released
-from lgm.weights import save_autoencoder
+from lgm.weights import is_diffusers, locate, save_autoencoder
 
 WEIGHTS, AUTOENCODER, TOKENIZER = "model", "autoencoder", "tokenizer.json"
 DTYPES = {None: None, "float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
@@ -120,8 +121,20 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
     if config.text.classes:
         options = {**theirs.options, "id2label": dict(enumerate(config.text.classes))}
         theirs = dataclasses.replace(theirs, options=options)
-    pipeline = dataclasses.replace(theirs, models=models, schedule=schedule, process=schedule.build(), sample_size=size)
+    pipeline = dataclasses.replace(theirs, models=models, schedule=schedule, process=schedule.build(), sample_size=size,
+                                   carried=_carried(config, theirs))  # fmt: skip
     return pipeline, params | {place: weights, "vae": frozen["autoencoder"]}
+
+
+def _carried(config: schema.Config, theirs: Pipeline) -> dict[str, Mapping[str, Any]]:
+    """What the networks' own folders say besides (of the autoencoder whether float16 is too narrow for it), where they
+    are others than the text's."""
+    place = theirs.system.denoiser
+    vae = locate(config.autoencoder)
+    carried = {**theirs.carried, "vae": read_carried(vae, theirs.classes["vae"]) if is_diffusers(vae) else {}}
+    if config.init_from and (folder := files.local(config.init_from) / place / "config.json").is_file():
+        carried[place] = read_carried(folder.parent, theirs.classes[place])
+    return carried
 
 
 def _standard(system: System, theirs: Released) -> AutoencoderConfig:

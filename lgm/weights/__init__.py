@@ -33,7 +33,7 @@ def load_autoencoder(source: str) -> tuple[Model, Params]:
     The folder is one that `lgm export` wrote, one of diffusers' AutoencoderKL, or one of a pipeline with its vae.
     """
     folder = locate(source)
-    if _is_diffusers(folder):
+    if is_diffusers(folder):
         from lgm.interop.components import load_component
 
         return load_component(folder, "AutoencoderKL")
@@ -61,7 +61,7 @@ def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Para
 def fingerprint(source: str) -> str:
     """A short hash of an autoencoder's weights and config: which latents belong to it."""
     folder = locate(source)
-    files = sorted(folder.glob("*.safetensors")) if _is_diffusers(folder) else [folder / WEIGHTS]
+    files = sorted(folder.glob("*.safetensors")) if is_diffusers(folder) else [folder / WEIGHTS]
     digest = hashlib.sha256()
     for file in [*files, folder / CONFIG]:
         digest.update(file.read_bytes())
@@ -99,7 +99,8 @@ def locate(source: str) -> Path:
     return folder
 
 
-def _is_diffusers(folder: Path) -> bool:
+def is_diffusers(folder: Path) -> bool:
+    """Whether the folder of an autoencoder is one of diffusers'."""
     return "_class_name" in _json(folder / CONFIG)
 
 

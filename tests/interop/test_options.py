@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from lgm.exporting import _carried
 from lgm.interop.components import COMPONENTS, load_component, read_carried, save_component
 from lgm.interop.fields import CARRIED, STORED, Fixed, Kind
 
@@ -177,6 +179,24 @@ def test_what_a_vae_says_of_its_arithmetic_survives(tmp_path):
         options = read_carried(tmp_path / f"{upcast}", "AutoencoderKL")
         save_component(tmp_path / f"out{upcast}", "AutoencoderKL", model.config, params, np.float16, options)
         assert diffusers.AutoencoderKL.from_pretrained(tmp_path / f"out{upcast}").config.force_upcast is upcast
+
+
+def test_a_run_is_exported_with_what_its_networks_own_folders_say(tmp_path):
+    """Whatever the folder of its text says of another autoencoder and another denoiser."""
+    for place, name in (("vae", "AutoencoderKL"), ("unet", "UNet2DConditionModel")):
+        their_model(name).save_config(tmp_path / place)
+        options = json.loads((tmp_path / place / "config.json").read_text())
+        options |= {"force_upcast": False} if place == "vae" else {"upcast_attention": True}
+        (tmp_path / place / "config.json").write_text(json.dumps(options))
+    theirs = SimpleNamespace(
+        carried={"vae": {"force_upcast": True}, "unet": {"upcast_attention": False}, "text_encoder": {"use_cache": True}},
+        classes={"vae": "AutoencoderKL", "unet": "UNet2DConditionModel"}, system=SimpleNamespace(denoiser="unet"),
+    )  # fmt: skip
+    carried = _carried(SimpleNamespace(autoencoder=str(tmp_path / "vae"), init_from=str(tmp_path)), theirs)
+    assert carried["vae"]["force_upcast"] is False and carried["unet"]["upcast_attention"] is True
+    assert carried["text_encoder"] == {"use_cache": True}
+    carried = _carried(SimpleNamespace(autoencoder="emoji64", init_from=None), theirs)
+    assert carried["vae"] == {} and carried["unet"] == {"upcast_attention": False}
 
 
 @pytest.mark.parametrize(("dtype", "value", "line"), [
