@@ -112,8 +112,9 @@ class Schedule:
             return _unipc(self.order, tuple(limits), self.variant, kept, self.of_noise)
         if self.runge_kutta:
             return _plms(self.target == "v", self.process["steps"])
+        parity = (len(times) - 1) % 2 if name in ("dpmpp_2s", "dpmpp_2s_sde") else 0
         return _method(name, self.order, self.exact, self.variance, tuple(limits), self.clip, self.stride,
-                       self.target == "v", self.scaling, self.scaled_end)
+                       self.target == "v", self.scaling, self.scaled_end, parity)
 
     def noise_scale(self, process: Process, times: np.ndarray) -> float:
         """What N(0, I) is multiplied by to be x_T of a walk over all of `times`."""
@@ -258,14 +259,14 @@ _unipc, _plms = functools.cache(unipc.unipc), functools.cache(multistep.plms)
 
 @functools.cache
 def _method(name: str, order: int, exact: bool, variance: str, limits: tuple, clip: float | None, keep_noise: bool,
-            velocity: bool, scaling: float, scaled_end: bool) -> Solver:
+            velocity: bool, scaling: float, scaled_end: bool, parity: int) -> Solver:
     if name in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"):
         # the curvature of diffusers' third order is half of the polynomial's
         found = multistep.dpmpp(order, eta=float(name.endswith("sde")), curvature=0.5, exact=exact, limits=limits)
     elif name == "deis":
         found = multistep.deis(order, limits)
     elif name in ("dpmpp_2s", "dpmpp_2s_sde"):
-        found = singlestep.dpmpp_2s(name.endswith("sde"), limits)
+        found = singlestep.dpmpp_2s(name.endswith("sde"), limits, parity)
     elif name == "plms":
         found = multistep.plms(velocity)
     elif name == "ddpm":

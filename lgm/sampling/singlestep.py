@@ -153,15 +153,17 @@ def tcd(eta: float = 0.3) -> Solver:
     return Solver(step)
 
 
-def dpmpp_2s(noise: bool = False, limits: tuple[tuple[float, int], ...] = ()) -> Solver:
+def dpmpp_2s(noise: bool = False, limits: tuple[tuple[float, int], ...] = (), of: int | None = None) -> Solver:
     """DPM-Solver++ 2S (Lu et al. 2022, 2211.01095, algorithm 1), or its SDE: steps go in pairs, the first one of first
     order, the second from the pair's beginning again with the slope that both outputs give. One evaluation a step; the
     last step, to the data, is of first order, as are those that begin at or below the time of one of `limits`, (time,
     order), whose order is 1. The SDE, as released, is of weak order 1: the noise of a pair's middle is
-    not the first half of the pair's."""
+    not the first half of the pair's. A walk of the last steps `of` more has the same pairs as the whole; what is left
+    of a pair is of first order. `of` may be their number modulo 2."""
 
-    def start(x):
-        return x.astype(float), jnp.zeros(x.shape, float), jnp.ones(()), jnp.zeros((), jnp.int32)
+    def start(x, count=0):
+        alone = 0 if of is None else (of - count) % 2
+        return x.astype(float), jnp.zeros(x.shape, float), jnp.ones(()), jnp.full((), -alone, jnp.int32)
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         x_hat, _ = denoise(x, t)
@@ -171,7 +173,7 @@ def dpmpp_2s(noise: bool = False, limits: tuple[tuple[float, int], ...] = ()) ->
         whole = jnp.maximum(to.log_ratio - begin.log_ratio, 1e-6)
         ratio = jnp.maximum(at.log_ratio - begin.log_ratio, 1e-6) / whole
         mean = begin_hat + 0.5 / ratio * (x_hat - begin_hat)
-        second = number % 2 == 1
+        second = (number > 0) & (number % 2 == 1)
         pair = second & (to.b > 0) & (steps.limited(limits, t, 2) > 1)
         moved = jnp.where(pair, exponential(begin_x, mean, begin, to, draw), exponential(x, x_hat, at, to, draw))
         memory = jax.lax.cond(
@@ -181,7 +183,7 @@ def dpmpp_2s(noise: bool = False, limits: tuple[tuple[float, int], ...] = ()) ->
         )
         return moved, memory
 
-    return Solver(step, start)
+    return Solver(step, start, counts=of is not None)
 
 
 def exponential(x: jax.Array, mean: jax.Array, at: Level, to: Level, draw: jax.Array | float) -> jax.Array:

@@ -189,7 +189,8 @@ def test_a_run_is_exported_with_what_its_networks_own_folders_say(tmp_path):
         options |= {"force_upcast": False} if place == "vae" else {"upcast_attention": True}
         (tmp_path / place / "config.json").write_text(json.dumps(options))
     theirs = SimpleNamespace(
-        carried={"vae": {"force_upcast": True}, "unet": {"upcast_attention": False}, "text_encoder": {"use_cache": True}},
+        carried={"vae": {"force_upcast": True}, "unet": {"upcast_attention": False},
+                 "text_encoder": {"use_cache": True}},
         classes={"vae": "AutoencoderKL", "unet": "UNet2DConditionModel"}, system=SimpleNamespace(denoiser="unet"),
     )  # fmt: skip
     carried = _carried(SimpleNamespace(autoencoder=str(tmp_path / "vae"), init_from=str(tmp_path)), theirs)

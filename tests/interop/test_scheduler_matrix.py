@@ -107,6 +107,16 @@ def test_euler_of_data_under_zero_terminal_snr_at_100_steps(monkeypatch):
     assert relative_error(our_sample(schedule, 100), expected) < 1e-4
 
 
+@pytest.mark.parametrize("last", [5, 6])
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
+def test_steps_go_in_the_same_pairs_where_a_picture_is_started_from(algorithm, last, monkeypatch):
+    """diffusers counts pairs from the first of all steps: of an odd rest of 10 the first step is alone."""
+    options = dict(algorithm_type=algorithm, lower_order_final=True, prediction_type="v_prediction")
+    expected = their_sample(diffusers.DPMSolverSinglestepScheduler(**options), 10, monkeypatch, last)
+    schedule = read_schedule({**options, "_class_name": "DPMSolverSinglestepScheduler"})
+    assert relative_error(our_sample(schedule, 10, last=last), expected) < 2e-4
+
+
 @pytest.mark.parametrize("ramp", ["use_exponential_sigmas", "use_beta_sigmas"])
 def test_a_second_evaluation_lies_where_it_should_beyond_sigma_10_000(ramp, monkeypatch):
     """The table of cosines reaches sigma = 20,291, and these ramps make several steps before 10,000."""

@@ -12,7 +12,7 @@ from lgm import sampling
 from lgm.process import network_input
 
 SHAPE = (1, 2, 2, 3)
-NOISE = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+NOISE, PICTURE = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
 
 
 def network(x, t):
@@ -34,12 +34,14 @@ def predictor(process):
     return predict
 
 
-def our_sample(schedule, steps, key=0):
-    """What `schedule` makes of NOISE."""
+def our_sample(schedule, steps, key=0, last=None):
+    """What `schedule` makes of NOISE; with `last` in so many steps, from PICTURE with NOISE."""
     process, walk = schedule.build(), schedule.walk(steps)
-    start = NOISE * schedule.noise_scale(process, walk.times)
-    return sampling.loop(schedule.method(walk.times), process, schedule.target, predictor(process), start, walk, (),
-                         jax.random.key(key))  # fmt: skip
+    method, start = schedule.method(walk.times), NOISE * schedule.noise_scale(process, walk.times)
+    if last is not None:
+        walk = schedule.part(walk, last)
+        start, _ = sampling.from_image(process, PICTURE, NOISE, walk.times, 1.0)
+    return sampling.loop(method, process, schedule.target, predictor(process), start, walk, (), jax.random.key(key))
 
 
 @functools.cache
@@ -48,15 +50,20 @@ def _draw(number):
     return torch.from_numpy(np.asarray(draw).transpose(0, 3, 1, 2).copy())
 
 
-def their_sample(theirs, steps, monkeypatch):
-    """diffusers' loop; its step noise is ours, a function of the step's number."""
+def their_sample(theirs, steps, monkeypatch, last=None):
+    """diffusers' loop; its step noise is ours, a function of the step's number. With `last` it is image to image's."""
     numbers = iter(range(1000))
     module = sys.modules[type(theirs).__module__]
     monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: _draw(next(numbers)), raising=False)
     theirs.set_timesteps(steps)
     x = torch.from_numpy(NOISE.transpose(0, 3, 1, 2).copy()) * getattr(theirs, "init_noise_sigma", 1.0)
     entries = 1 if "EDM" in type(theirs).__name__ else 1000
-    for t in theirs.timesteps:
+    first = 0 if last is None else (steps - last) * theirs.order
+    if last is not None:
+        theirs.set_begin_index(first)
+        noise, picture = (torch.from_numpy(a.transpose(0, 3, 1, 2).copy()) for a in (NOISE, PICTURE))
+        x = theirs.add_noise(picture, noise, theirs.timesteps[first : first + 1])
+    for t in theirs.timesteps[first:]:
         told = torch.as_tensor(t).float() / entries
         given = theirs.scale_model_input(x, t) if hasattr(theirs, "scale_model_input") else x
         x = theirs.step(network(given, told), t, x).prev_sample
