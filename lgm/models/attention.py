@@ -19,9 +19,14 @@ IMPLEMENTATIONS = get_args(Implementation)
 CUDNN_WIDTH = 128  # widest head that cuDNN's fused attention takes on every GPU it knows
 
 
-def attention(q_BTND: jax.Array, k_BSND: jax.Array, v_BSND: jax.Array, mask_BS: jax.Array | None = None,
-              implementation: Implementation | None = None) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v in the layout [B, T, N, D], softmax in float32.
+def attention(q_BTND: jax.Array, k_BSMD: jax.Array, v_BSMD: jax.Array, mask_BS: jax.Array | None = None,
+              implementation: Implementation | None = None, *, causal: bool = False,
+              bias_NTS: jax.Array | None = None, scale: float | None = None) -> jax.Array:
+    """softmax(scale q k^T + bias) v in the layout [B, T, N, D], softmax in float32; `scale` is D^-1/2 by default.
+
+    Keys and values may have fewer heads M than queries: each serves N / M neighbouring ones (Ainslie et al. 2023,
+    2305.13245). `causal` hides from the query at t all keys after t. Any of these, as text encoders have them, is
+    computed by every device for all tokens, whatever the layout.
 
     mask_BS is True for keys that count; where none does, all count alike and the scores have no gradient. The
     implementation is the argument, else the layout's, else "auto": cuDNN on a GPU for 16-bit heads that it takes,
@@ -31,29 +36,66 @@ def attention(q_BTND: jax.Array, k_BSND: jax.Array, v_BSND: jax.Array, mask_BS: 
     """
     layout = current()
     name = implementation or (layout.attention if layout else "auto")
+    if causal or bias_NTS is not None or scale is not None or q_BTND.shape[2] != k_BSMD.shape[2]:
+        how = dict(causal=causal, scale=q_BTND.shape[-1] ** -0.5 if scale is None else scale)
+        return _general(layout, name, q_BTND, k_BSMD, v_BSMD, mask_BS, bias_NTS, how)
     kernel = _kernel(name, q_BTND.dtype, q_BTND.shape[-1])
     if mask_BS is not None:
         # kernels differ in what they make of an example whose keys are all masked: none is given such
         some_B = mask_BS.any(1)
         q_BTND, mask_BS = jnp.where(some_B[:, None, None, None], q_BTND, 0), mask_BS | ~some_B[:, None]
     if layout is not None and layout.mesh.size > 1:
-        return _on_mesh(layout, name, kernel, q_BTND, k_BSND, v_BSND, mask_BS)
-    return checkpoint_name(kernel(q_BTND, k_BSND, v_BSND, mask_BS), "attention")
+        return _on_mesh(layout, name, kernel, q_BTND, k_BSMD, v_BSMD, mask_BS)
+    return checkpoint_name(kernel(q_BTND, k_BSMD, v_BSMD, mask_BS), "attention")
 
 
 def _kernel(name: Implementation, dtype, width: int):
     """What computes attention on one device, of heads of that width."""
+    return {"xla": _xla, "cudnn": _cudnn, "splash": _splash}[_chosen(name, dtype, width)]
+
+
+def _chosen(name: Implementation, dtype, width: int) -> str:
+    """"xla", "cudnn" or "splash"."""
     if name in ("auto", "ring", "ulysses"):
         # wider heads (an autoencoder's one of 512, 160 in U-Nets of 8 heads) are few or attend to few keys
         fused = dtype in (jnp.bfloat16, jnp.float16) and width <= CUDNN_WIDTH and width % 8 == 0
         name = {"gpu": "cudnn" if fused else "xla", "tpu": "splash"}.get(platform(), "xla")
-    if name == "splash":
-        from lgm.models.splash import splash
-
-        return functools.partial(splash, interpret=platform() != "tpu")
-    if name not in ("xla", "cudnn"):
+    if name not in ("xla", "cudnn", "splash"):
         raise ValueError(f"attention {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
-    return _cudnn if name == "cudnn" else _xla
+    return name
+
+
+def _general(layout: Layout | None, name: str, q, k, v, mask, bias, how: dict) -> jax.Array:
+    """Attention with an order of tokens, a bias, a scale of its own or grouped heads."""
+    chosen = _chosen(name, q.dtype, q.shape[-1])
+    mask = None if mask is None else mask.astype(bool)
+    if chosen == "splash" and bias is None:
+        kernel = functools.partial(_splash, **how)
+    else:  # splash takes no bias
+        kernel = functools.partial(_general_cudnn if chosen == "cudnn" else _general_xla, **how)
+
+    def local(q, k, v, mask, bias):
+        y = kernel(q, k, v, mask) if bias is None else kernel(q, k, v, mask, bias)
+        if mask is None or chosen == "xla":
+            return y
+        # as XLA has it where a query finds no key that counts: all do alike, those that the order hides too
+        some_BT = jnp.cumsum(mask, 1) > 0 if how["causal"] else mask.any(1, keepdims=True)
+        mean = jnp.repeat(v.astype(jnp.float32).mean(1, keepdims=True), q.shape[2] // v.shape[2], 2)
+        return jnp.where(some_BT[:, :, None, None], y, mean.astype(y.dtype))
+
+    if layout is None or layout.mesh.size == 1:
+        return checkpoint_name(local(q, k, v, mask, bias), "attention")
+    mesh, axes = active_mesh(layout)
+    q_spec, k_spec = (partition(x.shape, ("batch", None, "heads", None), layout.mesh.shape, layout.used, axes)
+                      for x in (q, k))  # fmt: skip
+    if q_spec[2] != k_spec[2]:  # more devices than heads of keys: each has those of its own queries
+        k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))
+        k_spec = q_spec
+    mask_spec = None if mask is None else PartitionSpec(q_spec[0], None)
+    bias_spec = None if bias is None else PartitionSpec(q_spec[2], None, None)
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(q_spec, k_spec, k_spec, mask_spec, bias_spec), out_specs=q_spec,
+                           axis_names=set(axes), check_vma=False)  # fmt: skip
+    return checkpoint_name(mapped(q, k, v, mask, bias), "attention")
 
 
 def _on_mesh(layout: Layout, name: str, kernel, q, k, v, mask) -> jax.Array:
@@ -100,6 +142,37 @@ def _xla(q_BTND, k_BSND, v_BSND, mask_BS):
         scores_BNTS += jnp.where(mask_BS, 0.0, MASKED)[:, None, None, :]
     weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(q_BTND.dtype)
     return jnp.einsum("bnts,bsnd->btnd", weights_BNTS, v_BSND)
+
+
+def _general_xla(q_BTND, k_BSMD, v_BSMD, mask_BS, bias_NTS=None, *, causal, scale):
+    return jax.nn.dot_product_attention(
+        q_BTND, k_BSMD, v_BSMD, bias=None if bias_NTS is None else bias_NTS[None],
+        mask=None if mask_BS is None else mask_BS[:, None, None], scale=scale, is_causal=causal, implementation="xla",
+    )  # fmt: skip
+
+
+def _general_cudnn(q_BTND, k_BSMD, v_BSMD, mask_BS, bias_NTS=None, *, causal, scale):
+    """cuDNN's, with the keys that count as a mask of scores, for their order matters; lengths padded as `_cudnn` does.
+    """
+    b, t, s = *q_BTND.shape[:2], k_BSMD.shape[1]
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % 64), (0, 0), (0, 0)))
+    more_t, more_s = -t % 64, -s % 64
+    if mask_BS is None and more_s:
+        mask_BS = jnp.ones((b, s), bool)
+    if mask_BS is not None:
+        mask_BS = jnp.pad(mask_BS, ((0, 0), (0, more_s)))[:, None, None]
+        mask_BS = jnp.broadcast_to(mask_BS, (b, 1, t + more_t, s + more_s))
+    if bias_NTS is not None:
+        bias_NTS = jnp.pad(bias_NTS.astype(q_BTND.dtype), ((0, 0), (0, more_t), (0, more_s)))[None]
+    y = jax.nn.dot_product_attention(pad(q_BTND), pad(k_BSMD), pad(v_BSMD), bias=bias_NTS, mask=mask_BS, scale=scale,
+                                     is_causal=causal, implementation="cudnn")  # fmt: skip
+    return y[:, :t]
+
+
+def _splash(*arrays, **how):
+    from lgm.models.splash import splash
+
+    return splash(*arrays, **how, interpret=platform() != "tpu")
 
 
 def _cudnn(q_BTND, k_BSND, v_BSND, mask_BS):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.models.attention import attention
-from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
+from lgm.models.convolution import Conv, GroupNorm, ResBlock, upsample
 from lgm.models.keys import Keys
+from lgm.models.layers import Linear
 from lgm.models.records import Family
 
 EPSILON = 1e-6  # of every group norm

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lgm.models.convolution import Linear
+from lgm.models.blocks import stack
 from lgm.models.keys import Keys
+from lgm.models.layers import Embedding, LayerNorm, Linear
 from lgm.models.records import Family
-from lgm.models.text_layers import ACTIVATIONS, Embedding, LayerNorm, SelfAttention, keys_that_count, run, stack
+from lgm.models.text_layers import ACTIVATIONS, SelfAttention, run
 
 EPSILON = 1e-12  # of every layer norm
 
@@ -93,8 +94,7 @@ class BERT(nnx.Module):
         types_BL = jnp.zeros_like(tokens_BL) if types_BL is None else types_BL
         x = self.tokens(tokens_BL, jnp.float32) + self.positions(jnp.arange(length), jnp.float32)
         x = self.norm(x + self.types(types_BL, jnp.float32)).astype(config.dtype)
-        seen = keys_that_count(mask_BL)
-        x = run(self.blocks, x, lambda block, x: block(x, seen), unroll=config.unroll)
+        x = run(self.blocks, x, lambda block, x: block(x, mask_BL), unroll=config.unroll)
         if config.pooling == "cls":
             pooled = jnp.tanh(self.pooler(x[:, 0])).astype(jnp.float32)
         else:

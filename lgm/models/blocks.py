@@ -7,9 +7,11 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import checkpoint_policies as policies
 from jax.ad_checkpoint import checkpoint_name
 
+from lgm.models.keys import Keys
 from lgm.parallel import current
 from lgm.parallel.pipeline import pipeline
 
@@ -28,6 +30,11 @@ POLICIES = {
     ),
 }  # fmt: skip
 assert set(POLICIES) == set(get_args(Remat))
+
+
+def stack(make: Callable[[jax.Array], nnx.Module], depth: int, rngs: Keys) -> nnx.Module:
+    """`depth` blocks `make(key)` as one module whose parameters have a leading axis of layers."""
+    return jax.vmap(make)(jax.random.split(rngs.params(), depth))
 
 
 def recomputed(fn: Callable, remat: Remat) -> Callable:

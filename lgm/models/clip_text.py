@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lgm.models.convolution import Linear
+from lgm.models.blocks import stack
 from lgm.models.keys import Keys
+from lgm.models.layers import Embedding, LayerNorm, Linear
 from lgm.models.records import Family
-from lgm.models.text_layers import ACTIVATIONS, Embedding, LayerNorm, SelfAttention, keys_that_count, run, stack
+from lgm.models.text_layers import ACTIVATIONS, SelfAttention, run
 
 EPSILON = 1e-5  # of every layer norm
 
@@ -105,8 +106,7 @@ class CLIPText(nnx.Module):
         if length > config.max_length:
             raise ValueError(f"{length} tokens are more than max_length={config.max_length}; truncate the text")
         x = self.tokens(tokens_BL, config.dtype) + self.positions(jnp.arange(length), config.dtype)
-        seen = keys_that_count(mask_BL)
-        step = lambda block, states: (block(states[0], seen, config.causal), states[0])
+        step = lambda block, states: (block(states[0], mask_BL, config.causal), states[0])
         last, penultimate = run(self.blocks, (x, x), step, unroll=config.unroll, remat=config.remat)
         last = self.norm(last)
         pooled = pool(config, last, tokens_BL, mask_BL)

@@ -16,15 +16,12 @@ from flax import nnx
 
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
-from lgm.models.blocks import Remat, run_blocks
-from lgm.models.convolution import Linear
+from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import patchify, sincos_2d, sinusoids, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
-from lgm.models.mmdit import MLP
+from lgm.models.layers import MLP, Embedding, Linear, modulated
 from lgm.models.records import Family, Ladder, Told
-from lgm.models.text_layers import Embedding, stack
 
-EPSILON = 1e-6  # of every norm, as released; diffusers has 1e-5 before the feed-forward networks
 TIME_FEATURES = 256
 
 
@@ -154,14 +151,6 @@ class DiT(nnx.Module):
         x = self.out(modulated(x, shift, scale))
         x = -x if config.time == "reversed" else x
         return unpatchify(x, config.patch_size, rows).astype(x_BHWC.dtype)
-
-
-def modulated(x_BTD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
-    """Layer norm without parameters of its own, with float32 statistics, then (1 + scale) and shift."""
-    x = x_BTD.astype(jnp.float32)
-    x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + EPSILON)
-    return (x * (1.0 + scale_BD[:, None]) + shift_BD[:, None]).astype(x_BTD.dtype)
 
 
 def rung(size: int, *, aspect: float = 43.0, head_size: int = 64, **options) -> DiTConfig:

@@ -18,14 +18,12 @@ from jax import lax
 
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
-from lgm.models.blocks import Remat, run_blocks
-from lgm.models.convolution import Linear
+from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import timestep_embedding
 from lgm.models.keys import Keys
-from lgm.models.mmdit import MLP, RMSNorm, modulated_norm
+from lgm.models.layers import MLP, Linear, RMSNorm, modulated
 from lgm.models.records import Family, Ladder, Told
 from lgm.models.rotary import Table, rotary_grid, rotate
-from lgm.models.text_layers import stack
 from lgm.parallel.tokens import join, padded, part
 
 TIME_FEATURES = 256
@@ -105,14 +103,14 @@ class Stream(nnx.Module):
     def start(self, x_BTD: jax.Array, signal_BD: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
         """(queries, keys and values; what is left of the modulation for `finish`)."""
         shift, scale, *rest = jnp.split(self.modulation(signal_BD), 6, -1)
-        return self.heads(modulated_norm(x_BTD, shift, scale)), rest
+        return self.heads(modulated(x_BTD, shift, scale)), rest
 
     def finish(self, x_BTD: jax.Array, attended_BTND: jax.Array, rest: list[jax.Array]) -> jax.Array:
         """Add gated attention, then the gated MLP."""
         gate, shift, scale, mlp_gate = rest
         # barriers as in MMDiT: they keep XLA:CPU from recomputing the residual chain in every fusion that reads it
         x = lax.optimization_barrier(x_BTD + gate[:, None] * self.out(attended_BTND.reshape(x_BTD.shape)))
-        return lax.optimization_barrier(x + mlp_gate[:, None] * self.mlp(modulated_norm(x, shift, scale)))
+        return lax.optimization_barrier(x + mlp_gate[:, None] * self.mlp(modulated(x, shift, scale)))
 
 
 class DoubleBlock(nnx.Module):
@@ -142,7 +140,7 @@ class SingleBlock(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, signal_BD: jax.Array, table: Table, mask) -> jax.Array:
         shift, scale, gate = jnp.split(self.modulation(signal_BD), 3, -1)
-        y = modulated_norm(x_BTD, shift, scale)
+        y = modulated(x_BTD, shift, scale)
         q, k, v = self.heads(y)
         attended = attention(rotate(q, table), rotate(k, table), v, mask).reshape(x_BTD.shape)
         both = jnp.concatenate([attended[:, :, None], jax.nn.gelu(self.fc1(y))], 2)
@@ -188,7 +186,7 @@ class Flux(nnx.Module):
         image, text = run_blocks(self.double, (image, text), double, config, (signal, mask))
         x, _ = part(run_blocks(self.single, join(image, text), single, config, (signal, mask)), count)
         scale, shift = jnp.split(self.modulation(signal), 2, -1)
-        y = self.out(modulated_norm(x, shift, scale))
+        y = self.out(modulated(x, shift, scale))
         return unpack(y, config.patch_size, rows).astype(x_BHWC.dtype)
 
     def _signal(self, t_B: jax.Array, cond: Conditioning, dtype) -> jax.Array:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.models.base import Model, Params
-from lgm.models.convolution import Linear
 from lgm.models.keys import Keys
+from lgm.models.layers import Linear
 from lgm.parallel import gathered
 
 Adapter = dict[str, dict[str, jax.Array]]  # path of a matrix -> {"down": [..., in, rank], "up": [..., rank, out]}

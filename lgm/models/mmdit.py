@@ -16,15 +16,12 @@ from jax import lax
 
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
-from lgm.models.blocks import Remat, run_blocks
-from lgm.models.convolution import Linear
+from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import patchify, sincos_2d, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
+from lgm.models.layers import MLP, Linear, RMSNorm, modulated
 from lgm.models.records import Family, Ladder, Told
-from lgm.models.text_layers import stack
 from lgm.parallel.tokens import join, padded, part
-
-EPSILON = 1e-6  # of every norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,39 +76,6 @@ PRESETS = {
 }
 
 
-class MLP(nnx.Module):
-    """Linear, activation, linear."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, rngs: Keys):
-        self.activation = activation
-        self.fc1 = Linear(inputs, hidden, ("embed", "mlp"), rngs=rngs)
-        self.fc2 = Linear(hidden, outputs, ("mlp", "embed"), rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(self.activation(self.fc1(x)))
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) times a learned scale, over the last axis (Zhang & Sennrich 2019, 1910.07467)."""
-
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones(width), axes=(None,))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + EPSILON)
-        return (y * self.scale[...]).astype(x.dtype)
-
-
-def modulated_norm(x_BTD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
-    """Layer norm without parameters of its own, then (1 + scale) and shift from the conditioning (adaLN)."""
-    x = x_BTD.astype(jnp.float32)
-    mean = x.mean(-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x), -1, keepdims=True) - jnp.square(mean)
-    y = (x - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
-    return (y * (1.0 + scale_BD[:, None]) + shift_BD[:, None]).astype(x_BTD.dtype)
-
-
 class Attention(nnx.Module):
     """Queries, keys and values of a modality, and what is made of the attended values unless it is `closing`."""
 
@@ -163,12 +127,12 @@ class Stream(nnx.Module):
         change = gate[:, None] * self.joint.finish(attended_BTND)
         if self.alone is not None:
             alone_shift, alone_scale, alone_gate = modulation[6:]
-            qkv = self.alone.project(modulated_norm(x_BTD, alone_shift, alone_scale))
+            qkv = self.alone.project(modulated(x_BTD, alone_shift, alone_scale))
             change += alone_gate[:, None] * self.alone.finish(attention(*qkv))
         # the barriers keep XLA:CPU from recomputing the whole residual chain, forward and backward, in every fusion
         # that reads it: measured in a small train step, they halve its time
         x = lax.optimization_barrier(x_BTD + change)
-        return lax.optimization_barrier(x + mlp_gate[:, None] * self.mlp(modulated_norm(x, shift, scale)))
+        return lax.optimization_barrier(x + mlp_gate[:, None] * self.mlp(modulated(x, shift, scale)))
 
 
 class Block(nnx.Module):
@@ -181,8 +145,8 @@ class Block(nnx.Module):
 
     def __call__(self, image_BTD, text_BLD, signal_BD, mask):
         to_image, to_text = self.image.modulate(signal_BD), self.text.modulate(signal_BD)
-        image_qkv = self.image.joint.project(modulated_norm(image_BTD, *to_image[:2]))
-        text_qkv = self.text.joint.project(modulated_norm(text_BLD, *to_text[:2]))
+        image_qkv = self.image.joint.project(modulated(image_BTD, *to_image[:2]))
+        text_qkv = self.text.joint.project(modulated(text_BLD, *to_text[:2]))
         q, k, v = (join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
         if self.closing:
             return self.image.finish(image_BTD, attention(image_qkv[0], k, v, mask), to_image), None
@@ -236,7 +200,7 @@ class MMDiT(nnx.Module):
         if config.depth - 1 not in skip:
             image, _ = self.last(image, text, signal, mask)
         scale, shift = jnp.split(self.modulation(signal), 2, -1)
-        return unpatchify(self.out(modulated_norm(image, shift, scale)), config.patch_size, rows).astype(x_BHWC.dtype)
+        return unpatchify(self.out(modulated(image, shift, scale)), config.patch_size, rows).astype(x_BHWC.dtype)
 
 
 def rung(size: int, *, aspect: float = 64.0, head_size: int = 64, **options) -> MMDiTConfig:

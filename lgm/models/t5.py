@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lgm.models.convolution import Linear
+from lgm.models.blocks import stack
 from lgm.models.keys import Keys
+from lgm.models.layers import Embedding, Linear, RMSNorm
 from lgm.models.records import Family
-from lgm.models.text_layers import ACTIVATIONS, Embedding, SelfAttention, keys_that_count, run, stack
+from lgm.models.text_layers import ACTIVATIONS, SelfAttention, run
 
 EPSILON = 1e-6  # of every norm
 
@@ -56,25 +57,14 @@ PRESETS = {
 }
 
 
-class RMSNorm(nnx.Module):
-    """x / rms(x) times a scale, in float32 (Zhang & Sennrich 2019, 1910.07467)."""
-
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones(width), axes=("embed",))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
-        return (y * self.scale[...]).astype(x.dtype)
-
-
 class Block(nnx.Module):
     """Pre-norm attention with a relative bias and unscaled scores, then a (gated) feed-forward network."""
 
     def __init__(self, config: T5Config, *, rngs: Keys):
         width, inner = config.width, config.mlp_width
         self.activation, self.gated = config.activation, config.gated
-        self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
+        norm = lambda: RMSNorm(width, EPSILON, ("embed",))
+        self.norm1, self.norm2 = norm(), norm()
         self.attn = SelfAttention(width, config.heads, config.head_width, bias=False, scale=1.0, rngs=rngs)
         parts = 2 if config.gated else 1
         self.wi = Linear(width, parts * inner, ("embed", "mlp"), parts=parts, bias=False, rngs=rngs)
@@ -94,16 +84,15 @@ class T5Encoder(nnx.Module):
         self.tokens = Embedding(config.vocab_size, config.width, ("vocab", "embed"), std=1.0, rngs=rngs)
         self.relative_bias = Embedding(config.buckets, config.heads, (None, "heads"), rngs=rngs)
         self.blocks = stack(lambda key: Block(config, rngs=Keys(key)), config.depth, rngs)
-        self.norm = RMSNorm(config.width)
+        self.norm = RMSNorm(config.width, EPSILON, ("embed",))
 
     def __call__(self, tokens_BL: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
         """Features [B, L, width] of int32 ids; mask_BL is True where a token counts. SD3 and Flux give no mask."""
         config = self.config
         buckets_TS = relative_buckets(tokens_BL.shape[1], config.buckets, config.max_distance)
         bias_NTS = self.relative_bias(buckets_TS, jnp.float32).transpose(2, 0, 1)
-        seen = keys_that_count(mask_BL)
         x = self.tokens(tokens_BL, config.dtype)
-        x = run(self.blocks, x, lambda b, x: b(x, seen, bias_NTS), unroll=config.unroll, remat=config.remat)
+        x = run(self.blocks, x, lambda b, x: b(x, mask_BL, bias_NTS), unroll=config.unroll, remat=config.remat)
         return self.norm(x)
 
 

@@ -12,12 +12,12 @@ from flax import nnx
 
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
-from lgm.models.blocks import Remat, recomputed, run_blocks
-from lgm.models.convolution import Conv, GroupNorm, Linear, ResBlock, upsample
+from lgm.models.blocks import Remat, recomputed, run_blocks, stack
+from lgm.models.convolution import Conv, GroupNorm, ResBlock, upsample
 from lgm.models.embeddings import sinusoids
 from lgm.models.keys import Keys
+from lgm.models.layers import LayerNorm, Linear
 from lgm.models.records import Family, Ladder, Told
-from lgm.models.text_layers import LayerNorm, stack
 
 EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
 PROJECTION_EPSILON = 1e-6  # of the group norm before a transformer

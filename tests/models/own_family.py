@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.models import Family, Ladder, Told
-from lgm.models.convolution import Linear
+from lgm.models.layers import Linear
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,3 +90,49 @@ def test_an_unknown_implementation_is_named():
     q, k, v, _ = problem(4, 4, 8, False)
     with pytest.raises(ValueError, match="attention 'flash' is unknown; there are auto, xla, cudnn, splash, ring"):
         attention(q, k, v, implementation="flash")
+
+
+def general(implementation, causal, groups, masked, biased, monkeypatch):
+    """(ours, `jax.nn`'s) values and gradients with an order, a bias and grouped heads; cuDNN's computed by XLA."""
+    rng, (b, t, n, d) = np.random.default_rng(0), (3, 21, 4, 16)
+    q, weight = (jnp.asarray(rng.normal(size=(b, t, n, d)), jnp.float32) for _ in range(2))
+    k, v = (jnp.asarray(rng.normal(size=(b, t, n // groups, d)), jnp.float32) for _ in range(2))
+    mask = jnp.asarray(np.arange(t) < np.array([[21], [9], [0]])) if masked else None
+    bias = jnp.asarray(rng.normal(size=(n, t, t)), jnp.float32) if biased else None
+    original = jax.nn.dot_product_attention
+    theirs = lambda q, k, v: original(
+        q, k, v, bias=None if bias is None else bias[None], mask=None if mask is None else mask[:, None, None],
+        is_causal=causal, scale=0.3, implementation="xla")  # fmt: skip
+    ours = lambda q, k, v: attention(q, k, v, mask, implementation, causal=causal, bias_NTS=bias, scale=0.3)
+    monkeypatch.setattr(jax.nn, "dot_product_attention",
+                        lambda *a, implementation, **kw: original(*a, implementation="xla", **kw))  # fmt: skip
+    results = []
+    for fn in (ours, theirs):
+        out, pull = jax.vjp(jax.jit(fn), q, k, v)
+        results.append((out, *pull(weight)))
+    return results
+
+
+@pytest.mark.parametrize(("implementation", "causal", "groups", "masked", "biased"), [
+    ("xla", True, 2, True, False),
+    ("cudnn", True, 2, True, False),
+    ("cudnn", False, 1, True, True),
+    pytest.param("splash", True, 2, True, False, marks=pytest.mark.slow),
+    ("splash", False, 4, False, False),
+    ("splash", False, 1, True, True),  # a bias is not for splash: XLA computes it
+])  # fmt: skip
+def test_order_bias_and_grouped_heads_are_those_of_jax(implementation, causal, groups, masked, biased, monkeypatch):
+    for ours, theirs in zip(*general(implementation, causal, groups, masked, biased, monkeypatch), strict=True):
+        assert np.linalg.norm(ours - theirs) <= TOLERANCE * np.linalg.norm(theirs)
+
+
+def test_grouped_heads_are_repeated_heads_and_no_query_sees_what_follows():
+    """Head n reads the keys of group n // (N / M), and a change of a later token changes nothing before it."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 7, n, 8)), jnp.float32) for n in (4, 2, 2))
+    out = attention(q, k, v, causal=True)
+    repeated = attention(q, jnp.repeat(k, 2, 2), jnp.repeat(v, 2, 2), causal=True)
+    np.testing.assert_allclose(out, repeated, atol=1e-6)
+    later = attention(q, k.at[:, 5].add(1.0), v.at[:, 5].add(1.0), causal=True)
+    np.testing.assert_array_equal(out[:, :5], later[:, :5])
+    assert np.abs(out - later)[:, 5:].min(-1).max() > 0
