@@ -13,6 +13,7 @@ import numpy as np
 from lgm.casting import cast
 from lgm.files import write_atomically
 from lgm.interop import diffusers_configs as configs
+from lgm.interop import keys_causal_text as causal
 from lgm.interop import keys_text, tables, text_configs
 from lgm.interop.fields import Table, WrongKind, carried
 from lgm.interop.keymap import Extra, iterate_theirs, names_of
@@ -21,6 +22,7 @@ from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, with_positions, 
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
 from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_sd3
 from lgm.interop.keys_unet import unet_rules
+from lgm.interop.keys_z_image import Z_IMAGE, read_z_image, write_z_image, z_image_rules
 from lgm.interop.scaled import descaled
 from lgm.interop.weights import Weights, load, open_weights, save
 from lgm.models import Model, Params, build, family_of
@@ -66,6 +68,10 @@ def _clip(projected: bool) -> Component:
                      keys_text.clip_text_weights)
 
 
+def _causal(read: Callable, write: Callable, table: Table) -> Component:
+    return Component("transformers", read, write, causal.causal_text_rules, table, causal.causal_text_weights)
+
+
 TENSORS_A_BLOCK, MOST_BLOCKS = 6, 4096  # at least, of any network; at most
 
 COMPONENTS: dict[str, Component] = {
@@ -79,6 +85,9 @@ COMPONENTS: dict[str, Component] = {
     "CLIPTextModelWithProjection": _clip(projected=True),
     "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules, tables.DIT, refine=with_positions),
     "FluxTransformer2DModel": Component("diffusers", read_flux, write_flux, flux_rules, tables.FLUX),
+    "MistralModel": _causal(causal.read_mistral, causal.write_mistral, causal.MISTRAL),
+    "Qwen2_5_VLTextModel": _causal(causal.read_qwen25, causal.write_qwen25, causal.QWEN25),
+    "Qwen3Model": _causal(causal.read_qwen3, causal.write_qwen3, causal.QWEN3),
     "SD3Transformer2DModel": Component("diffusers", read_sd3, write_sd3, sd3_rules, tables.SD3,
                                        refine=with_positions_of),
     "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules, tables.DIT, refine=with_positions),
@@ -88,6 +97,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "UNet2DConditionModel": Component("diffusers", configs.read_unet, configs.write_unet, unet_rules,
                                       tables.UNET),
+    "ZImageTransformer2DModel": Component("diffusers", read_z_image, write_z_image, z_image_rules, Z_IMAGE),
 }
 
 

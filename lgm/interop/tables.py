@@ -147,14 +147,14 @@ DIT: Table = {key: fixed(value) for key, value in DIT_FIXED.items()} | {
     "patch_size": SIDE,
     "sample_size": SIDE,
 }
-_OUTPUTS = {  # what transformers' models hand out besides, and what only their training reads
+OUTPUTS = {  # what transformers' models hand out besides, and what only their training reads
     key: CARRIED
     for key in ("attention_dropout", "attention_probs_dropout_prob", "bos_token_id", "chunk_size_feed_forward",
                 "classifier_dropout", "dropout_rate", "hidden_dropout_prob", "id2label", "initializer_factor",
                 "initializer_range", "label2id", "output_attentions", "output_hidden_states", "pad_token_id",
                 "problem_type", "return_dict", "tie_word_embeddings", "use_cache")
 }  # fmt: skip
-CLIP: Table = _OUTPUTS | {
+CLIP: Table = OUTPUTS | {
     "eos_token_id": NATURAL,
     "hidden_act": fixed("quick_gelu", "gelu"),
     "hidden_size": COUNT,
@@ -168,7 +168,7 @@ CLIP: Table = _OUTPUTS | {
     "projection_dim": COUNT,
     "vocab_size": COUNT,
 }
-T5: Table = _OUTPUTS | {
+T5: Table = OUTPUTS | {
     "d_ff": COUNT,
     "d_kv": COUNT,
     "d_model": COUNT,
@@ -188,7 +188,7 @@ T5: Table = _OUTPUTS | {
     "scale_decoder_outputs": CARRIED,
     "vocab_size": COUNT,
 }
-BERT: Table = _OUTPUTS | {
+BERT: Table = OUTPUTS | {
     "add_cross_attention": fixed(False),
     "eos_token_id": CARRIED,
     "hidden_act": fixed("gelu"),

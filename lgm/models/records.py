@@ -27,11 +27,13 @@ FAMILIES: dict[str, str] = {
     "autoencoder": "lgm.models.autoencoder:AUTOENCODER",
     "clip_text": "lgm.models.clip_text:CLIP_TEXT",
     "t5": "lgm.models.t5:T5",
+    "causal_text": "lgm.models.causal_text:CAUSAL_TEXT",
     "bert": "lgm.models.bert:BERT_FAMILY",
     "unet": "lgm.models.unet:UNET",
     "mmdit": "lgm.models.mmdit:MMDIT",
     "dit": "lgm.models.dit:DIT",
     "flux": "lgm.models.flux:FLUX",
+    "z_image": "lgm.models.z_image:Z_IMAGE",
 }
 
 

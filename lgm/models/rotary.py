@@ -1,12 +1,16 @@
-"""Rotary position embedding (Su et al. 2021, 2104.09864) of a grid, one share of each head's width an axis."""
+"""Rotary position embedding (Su et al. 2021, 2104.09864): of a line, or of a grid, where each axis has its share of a
+head's width."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Table = tuple[np.ndarray, np.ndarray]  # cosines and sines [T, D / 2], float32
+Array = np.ndarray | jax.Array
+Table = tuple[Array, Array]  # cosines and sines [T, D / 2] or [B, T, D / 2], float32
 
 PERIOD = 10_000.0
 
@@ -25,10 +29,39 @@ def rotary_grid(rows: int, columns: int, text: int, axes: tuple[int, int, int]) 
     return np.cos(angles_TD).astype(np.float32), np.sin(angles_TD).astype(np.float32)
 
 
+def rotary_places(places_BT: Sequence[jax.Array], ends: Sequence[int], axes: Sequence[int], period: float) -> Table:
+    """The angles [B, T, D / 2] of tokens at whole-numbered places below `ends`, one array of them an axis.
+
+    They are rounded to float32 once, from float64, as torch does it where it tabulates them.
+    """
+    parts = []
+    for place_BT, end, n in zip(places_BT, ends, axes, strict=True):
+        angles = (np.arange(end + 1)[:, None] * period ** (-np.arange(0, n, 2) / n)).astype(np.float32)
+        parts.append([jnp.asarray(f(angles))[place_BT] for f in (np.cos, np.sin)])
+    cos, sin = (jnp.concatenate(part, -1) for part in zip(*parts, strict=True))
+    return cos, sin
+
+
 def rotate(x_BTND: jax.Array, table: Table) -> jax.Array:
     """Queries or keys with every pair of neighbouring channels turned by its angle, in float32."""
-    cos, sin = (part[:, None] for part in table)
+    cos, sin = (part[..., None, :] for part in table)
     pairs = x_BTND.astype(jnp.float32).reshape(*x_BTND.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
     return turned.reshape(x_BTND.shape).astype(x_BTND.dtype)
+
+
+def rotary_line(places: np.ndarray, width: int, period: float) -> Table:
+    """The angles [T, width / 2] of places on a line, as torch rounds them to float32 for language models."""
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    frequencies = np.float32(1.0) / np.float32(period) ** exponents
+    angles_TD = places.astype(np.float32)[:, None] * frequencies
+    return np.cos(angles_TD), np.sin(angles_TD)
+
+
+def rotate_halves(x_BTND: jax.Array, table: Table) -> jax.Array:
+    """Queries or keys with channels i and i + D / 2 turned together, in float32, as language models pair them."""
+    cos, sin = (part[..., None, :] for part in table)
+    first, second = jnp.split(x_BTND.astype(jnp.float32), 2, -1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x_BTND.dtype)
