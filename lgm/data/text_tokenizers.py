@@ -1,4 +1,5 @@
-"""Tokenizers of released text encoders, read from the files beside them: CLIP's BPE, T5's unigram, BERT's WordPiece.
+"""Tokenizers of released text encoders, read from the files beside them: CLIP's BPE, T5's unigram, BERT's WordPiece,
+language models' byte-level BPE.
 
 They give the ids that transformers gives. Texts are padded to a fixed length and cut to it before the end token; which
 length, which padding token and whether the padding counts is the pipeline's to say.
@@ -57,7 +58,8 @@ class TextTokenizer:
     def encode(self, texts: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(ids [B, L] int32, mask [B, L] bool, True up to and with the end token); L is `length` or `max_length`.
 
-        A text of more tokens is cut, keeping the end token, with a warning that says how much of it is lost.
+        A text of more tokens is cut, keeping the end token where the tokenizer adds one, with a warning that says how
+        much of it is lost.
         """
         length = self.max_length if length is None else length
         if length >= UNLIMITED:
@@ -73,7 +75,8 @@ class TextTokenizer:
             if len(tokens) > length:
                 lost = len(tokens) - length
                 warnings.warn(f"the text {texts[row]!r} is {lost} tokens too long; its end is ignored", stacklevel=2)
-                tokens = [*tokens[: length - 1], tokens[-1]]
+                ended = encoding.special_tokens_mask[-1]
+                tokens = [*tokens[: length - 1], tokens[-1]] if ended else tokens[:length]
             if max(tokens, default=0) > self.largest_id:
                 raise ValueError(f"the tokenizer adds the id {max(tokens)}, which its vocabulary has not")
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
@@ -89,6 +92,8 @@ def read_text_tokenizer(folder: str | Path) -> TextTokenizer:
     try:
         config = _read_json(folder / "tokenizer_config.json") | _read_json(folder / "special_tokens_map.json")
         tokenizer = _build(folder, config)
+        if (template := folder / "chat_template.jinja").exists():  # which is carried; each system has its own here
+            config["chat_template"] = read_text(template)
         pad, length = _content(config.get("pad_token")) or "<pad>", _length(config.get("model_max_length", UNLIMITED))
     except FileNotFoundError as error:
         raise ValueError(

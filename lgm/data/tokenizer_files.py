@@ -21,6 +21,9 @@ from lgm.untrusted import parse_object, read_bytes, read_text, shown
 
 # a pattern that cannot backtrack: alternatives of characters and sets of them, of which only the last may repeat
 _ONE = r"(?:\\p\{\w{1,20}\}|\\\D|\[(?:\\\D|[^\]\[\\])+\]|[^\\\[\](){}|*+?.^$])"
+# those of Qwen's byte-level tokenizers, which look ahead by one character
+KNOWN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+         r"|\s*[\r\n]+|\s+(?!\S)|\s+",)  # fmt: skip
 _PLAIN = re.compile(rf"{_ONE}+(?:[*+?]|\{{\d{{1,2}},?\d{{0,2}}\}})?")
 PARTS = {
     "normalizer": ("BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled",
@@ -112,7 +115,7 @@ def check_pieces(pieces: Any, unknown: Any) -> None:
 
 def is_plain(pattern: str) -> bool:
     """Whether a regular expression is one that is matched in a time linear in its text."""
-    return len(pattern) < 1000 and all(map(_PLAIN.fullmatch, re.split(r"(?<!\\)\|", pattern)))
+    return pattern in KNOWN or len(pattern) < 1000 and all(map(_PLAIN.fullmatch, re.split(r"(?<!\\)\|", pattern)))
 
 
 def read_sentencepiece(path: str | Path) -> tuple[list[tuple[str, float]], bytes]:

@@ -144,4 +144,4 @@ class CausalText(nnx.Module):
         return jnp.concatenate(kept, -1)
 
 
-CAUSAL_TEXT = Family("causal_text", CausalTextConfig, CausalText, PRESETS, role="text encoder")
+CAUSAL_TEXT = Family("causal_text", CausalTextConfig, CausalText, PRESETS, role="text encoder", masked=True)

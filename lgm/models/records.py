@@ -84,7 +84,8 @@ class Family:
       small: fields of the smallest member of the same form.
       ladder: its shapes from small to large, for sweeps. embeddings: inputs, outputs and conditioning on their way in,
         first names of the parameters that non-embedding counts leave out.
-      vector: width of the vector that a text encoder gives beside its features; None where it gives none.
+      vector: width of the vector that a text encoder gives beside its features; None where it gives none. masked:
+        whether released systems tell it which tokens are padding; the others let padding count.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Family:
     ladder: Ladder | None = None
     embeddings: Collection[str] = ()
     vector: Callable[[Any], int] | None = None
+    masked: bool = False
 
     def unit(self, config: Any) -> int:
         """Latent pixels that the sides of what it takes are multiples of, by its patches."""

@@ -30,7 +30,6 @@ from lgm.systems.text import text_of
 from lgm.weights import CONFIG, SHIPPED, locate
 
 CLIP_TOKENS = 77
-CLASSES = {"clip_text": "CLIPTextModelWithProjection", "t5": "T5EncoderModel"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +130,9 @@ def _pipeline(config: Config, notes: list[str]) -> Pipeline:
     notes.append(f"config.text.folder={source!r} is not here: planned with the published {shown}")
     models = {place: _preset(*which, dtype=config.model.dtype) for place, which in encoders.items()}
     models[system.denoiser] = build(config.model)
-    names = {place: CLASSES[family] for place, (family, _) in encoders.items()}
     tokenizers = {place: Blank() for place in encoders}
     gaussian = named(process.build, config.process, "config.process")
-    return Pipeline(system, models, names, tokenizers, None, gaussian, config.data.resolution // 8)
+    return Pipeline(system, models, {}, tokenizers, None, gaussian, config.data.resolution // 8)
 
 
 def _preset(name: str, preset: str, **changes: Any) -> Model:

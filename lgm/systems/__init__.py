@@ -11,8 +11,9 @@ from lgm.systems.release import Released
 from lgm.systems.sd3 import SD3
 from lgm.systems.sd15 import SD15
 from lgm.systems.sdxl import SDXL
+from lgm.systems.z_image import Z_IMAGE
 
-SYSTEMS: dict[str, Released] = {system.name: system for system in (SD15, SDXL, SD3, FLUX, DIT)}
+SYSTEMS: dict[str, Released] = {system.name: system for system in (SD15, SDXL, SD3, FLUX, DIT, Z_IMAGE)}
 
 
 def released(config: Any) -> Released | None:

@@ -86,8 +86,7 @@ def load_pipeline(
             raise ValueError(f"{folder}/model_index.json names no {tokenizer}, which {place} needs")
         classes[place] = system.old_names.get(parts[place][1], parts[place][1])
         changes = {} if place == "vae" else {"dtype": dtype}
-        if classes[place].startswith("CLIP"):
-            changes |= system.encoder_options
+        changes |= system.encoder_options.get(place, {})
         config = read_config(folder / place, classes[place], **changes)
         if place == system.denoiser and scored:
             changes |= _scored(config)
@@ -95,7 +94,7 @@ def load_pipeline(
         carried[place] = read_carried(folder / place, classes[place])
         if tokenizer is not None:
             tokenizers[place] = read_text_tokenizer(folder / tokenizer)
-            check_tokenizer(tokenizers[place], config, folder / tokenizer)
+            check_tokenizer(tokenizers[place], config, folder / tokenizer, system.words)
         found = None
         for single in singles:
             here = section(single, place, classes[place], config, names_in_library(classes[place], config))
@@ -169,8 +168,11 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, list]]:
     return index, parts
 
 
-def check_tokenizer(tokenizer: TextTokenizer, encoder: Any, folder: Path) -> None:
-    """Raise ValueError, one line, for a tokenizer of more words, or longer texts, than its encoder has room for."""
+def check_tokenizer(tokenizer: TextTokenizer, encoder: Any, folder: Path, words: Collection[str] = ()) -> None:
+    """Raise ValueError, one line, for a tokenizer of more words, or longer texts, than its encoder has room for, or
+    without one of the `words` that its system's program needs."""
+    if absent := [word for word in words if tokenizer.tokenizer.token_to_id(word) is None]:
+        raise ValueError(f"{folder} has no token {absent[0]!r}, which its system puts around each text")
     if (most := tokenizer.largest_id) >= encoder.vocab_size:
         raise ValueError(f"{folder} gives ids up to {most}; its text encoder knows {encoder.vocab_size}")
     longest = family_of(encoder).reach(encoder)

@@ -18,7 +18,7 @@ from lgm.models.autoencoder import standardize, unstandardize
 from lgm.process import Process, network_input
 
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")  # places of text encoders
-Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]
+Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]; -1 is padding that does not count
 Run = Callable[[str], Any]  # what the text encoder at a place makes of its ids
 SCORES = (6.0, 2.5)  # of a picture and of what it should not be, as SDXL's refiner is told by diffusers
 REFINING = 0.3  # of a picture, by SDXL's refiner
@@ -43,9 +43,11 @@ class Released:
       encode: `(pipeline, run, ids, size, score) -> Conditioning`, how what the text encoders say is joined.
       defaults: of sampling, for a denoiser that is told so much.
       tokenizer_of: places of tokenizers by those of text encoders. needed: text encoders that it cannot do without.
-      encoder_options: fields of its CLIP encoders. optional: parts that it can do without, as model_index.json says.
+      encoder_options: fields of its text encoders' configurations by place. optional: parts that it can do without, as
+        model_index.json says.
       tokenize: `(pipeline, prompts, T5's length) -> Ids`. nothing: `(pipeline, count) -> Ids` of no prompt, by default
-        those of empty texts. t5_tokens: the length that its own program pads texts to for T5.
+        those of empty texts. t5_tokens: the length that its own program pads texts to for T5 or a language model.
+        words: tokens that its tokenizers must have.
       extrapolates: whether it is guided away from an unconditional prediction; if not, its network is told the scale.
       even: whether its program spaces a flow's times evenly, whatever the scheduler. rounds_up: whether a step that is
         only begun by a picture's strength is made, whatever the scheduler. scored: whether there is a form of it that
@@ -68,11 +70,12 @@ class Released:
     member: Callable[[Any], bool] = lambda config: True
     tokenizer_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
     needed: Collection[str] = ()
-    encoder_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    encoder_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     optional: Sequence[str] = ()
     tokenize: Callable[[Pipeline, Sequence[str], int], Ids] = lambda pipeline, prompts, t5: texts(pipeline, prompts, t5)
     nothing: Callable[[Pipeline, int], Ids] | None = None
     t5_tokens: Callable[[Told], int] = lambda told: 256
+    words: Collection[str] = ()
     extrapolates: bool = True
     even: bool = False
     rounds_up: bool = False
@@ -169,8 +172,22 @@ class Pipeline:
 
 def texts(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int) -> dict[str, np.ndarray]:
     """The ids [B, L] of `prompts` for every text encoder by its place."""
-    length = lambda place: t5_tokens if pipeline.classes[place] == "T5EncoderModel" else None
-    return {place: part.encode(prompts, length(place))[0] for place, part in pipeline.tokenizers.items()}
+    return {place: part.encode(prompts, _length(pipeline, place, t5_tokens))[0]
+            for place, part in pipeline.tokenizers.items()}  # fmt: skip
+
+
+def within(template: str, pipeline: Pipeline, prompts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+    """The ids [B, L] of `prompts` in the place of {} of a `template`, for a language model; padding does not count."""
+    (place, part), = pipeline.tokenizers.items()
+    before, after = template.split("{}")
+    ids, mask = part.encode([f"{before}{prompt}{after}" for prompt in prompts], length)
+    return {place: np.where(mask, ids, -1)}
+
+
+def _length(pipeline: Pipeline, place: str, t5_tokens: int) -> int | None:
+    """How long texts are made for an encoder: as long as it has positions, or as T5's."""
+    encoder = pipeline.models[place].config
+    return t5_tokens if family_of(encoder).reach(encoder) is None else None
 
 
 def latent_size(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm.models import Conditioning, Model, Params
+from lgm.models import Conditioning, Model, Params, family_of
 from lgm.systems.folders import load_pipeline
 from lgm.systems.release import SCORES, TEXT, Ids, Pipeline
 
@@ -58,18 +58,21 @@ def zeros_for_nothing(pipeline: Pipeline) -> bool:
 
 def encode(pipeline: Pipeline, params: Mapping[str, Params], ids: Ids, size: tuple[int, int], guidance: float = 1.0,
            score: float = SCORES[0]) -> Conditioning:
-    """The conditioning of what `tokenize` gives; no mask, padding counts, as in all these systems. `score` is what
-    SDXL's refiner is told of the picture."""
-    run = lambda place: _apply(pipeline.models[place], params[place], ids[place])
+    """The conditioning of what `tokenize` gives. `score` is what SDXL's refiner is told of the picture."""
+
+    def run(place: str) -> Any:
+        masked = family_of(pipeline.models[place].config).masked
+        return _apply(pipeline.models[place], masked, params[place], ids[place])
+
     cond = pipeline.system.encode(pipeline, run, ids, size, score)
     if not pipeline.told.guidance:
         return cond
     return dataclasses.replace(cond, guidance=jnp.full(len(next(iter(ids.values()))), guidance, jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(model: Model, params: Params, ids_BL):
-    return model.apply(params, ids_BL)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(model: Model, masked: bool, params: Params, ids_BL):
+    return model.apply(params, jnp.maximum(ids_BL, 0), ids_BL >= 0) if masked else model.apply(params, ids_BL)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

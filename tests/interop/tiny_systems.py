@@ -134,6 +134,34 @@ def flux(guidance=True):
     )  # fmt: skip
 
 
+def chat_tokenizer():
+    """Every byte is a token, and the marks of a conversation are, as Qwen's tokenizers have them."""
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = transformers.Qwen2Tokenizer(vocab={b: i for i, b in enumerate(bytes_)}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")  # fmt: skip
+    return tokenizer
+
+
+LANGUAGE = dict(vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+                num_key_value_heads=2)  # fmt: skip
+
+
+def z_image(**scheduler):
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=16, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
+        axes_dims=[4, 6, 6], axes_lens=[576, 32, 32],
+    )  # fmt: skip
+    encoder = transformers.Qwen3Model(transformers.Qwen3Config(**LANGUAGE, head_dim=8))
+    return diffusers.ZImagePipeline(
+        transformer=randomized(transformer, 0.1), vae=vae(16, False, 0.3611, 0.1159),
+        text_encoder=randomized(encoder, 0.2), tokenizer=chat_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**(scheduler or dict(shift=3.0))),
+    )  # fmt: skip
+
+
 def noise_for(theirs):
     channels = theirs.vae.config.latent_channels
     return np.random.default_rng(0).standard_normal((len(PROMPTS), 8, 8, channels)).astype(np.float32)
