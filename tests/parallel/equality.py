@@ -35,6 +35,8 @@ MODELS = {
                   **TEXT, **POOLED),
     "flux": dict(family="flux", channels=4, width=32, depth=2, single_depth=3, heads=4, rotary_axes=(2, 2, 4), **TEXT,
                  **POOLED),
+    "z_image": dict(family="z_image", channels=4, width=32, depth=3, refiner_depth=1, heads=4, rotary_axes=(2, 2, 4),
+                    **TEXT),
 }  # fmt: skip
 BATCH, SIDE, LENGTH = 16, 8, 5  # five words: no context divides them
 

@@ -12,19 +12,22 @@ from lgm.models.unet import UNetConfig
 from lgm.scaling import ladders
 
 SMALL = {"dit": {}, "mmdit": dict(text_dim=256, pooled_dim=256),
-         "flux": dict(text_dim=256, pooled_dim=256, head_size=64), "unet": dict(text_dim=256)}
+         "flux": dict(text_dim=256, pooled_dim=256, head_size=64), "unet": dict(text_dim=256),
+         "z_image": dict(text_dim=256, head_size=64)}
 
 
 def test_ladders_pass_through_the_released_shapes():
     assert ladders.shape("mmdit", 24) == preset("mmdit/sd3_medium")
     assert ladders.shape("mmdit", 38, qk_norm="rms") == preset("mmdit/sd35_large")
     assert ladders.shape("flux", 24) == preset("flux/flux_schnell")
+    assert ladders.shape("z_image", 30) == preset("z_image/z_image")
     assert ladders.shape("dit", 16) == preset("dit/dit_l2")
     assert dataclasses.replace(ladders.shape("unet", 40), heads=(8, 8, 8, 8)) == preset("unet/sd15")
     assert ladders.shape("unet", 40, base="sdxl", text_dim=2048, pooled_dim=1280, micro_ids=6) == preset("unet/sdxl")
 
 
-@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", "z_image",
+                                    pytest.param("unet", marks=pytest.mark.slow)])
 def test_four_decades_of_parameters(family):
     configs = ladders.ladder(family, 1.0e6, 1.0e10, 5, **SMALL[family])
     counts = [build(config).count() for config in (configs if family != "unet" else configs[:2])]
@@ -34,7 +37,8 @@ def test_four_decades_of_parameters(family):
         assert params == pytest.approx(target, rel=0.45 if target < 1e8 else 0.15)
 
 
-@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", "z_image",
+                                    pytest.param("unet", marks=pytest.mark.slow)])
 def test_counts_are_xlas(family):
     """XLA counts norms, softmax and activations too: 1 to 3% at these widths, on top of the products. It leaves out a
     convolution's products with padding, 1 to 2% at 64 x 64, and the two make up for each other."""
