@@ -109,6 +109,11 @@ def _value(hint, value, path: str):
         raise wrong
     if not isinstance(value, hint):
         raise wrong
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, as of bytes of a command line that are no UTF-8
+            raise ConfigError(f"{path}={ascii(value)} is no Unicode text; write it in UTF-8") from None
     return value
 
 

@@ -43,3 +43,11 @@ def test_a_config_file_that_fails_says_how(tmp_path):
     with pytest.raises(ConfigError, match="get_config"):
         bad.write_text("x = 1\n")
         schema.load(str(bad))
+
+
+@pytest.mark.parametrize("key", ["name", "sampling.negative", "sampling.prompts", "data.caption"])
+def test_half_of_a_surrogate_pair_is_named_by_its_key(key):
+    """As bytes of a command line that are no UTF-8 arrive, and as JSON can hold it."""
+    text = "caf\udce9"
+    with pytest.raises(ConfigError, match=rf"config.{key}(\[0\])?='caf\\udce9' is no Unicode text; write it in UTF-8"):
+        schema.load(f"{FOLDER}/quickstart.py", [(key, str([text]) if key.endswith("prompts") else text)])
