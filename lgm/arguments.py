@@ -73,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--workdir", help="the run's folder")
     source.add_argument("--from", dest="folder", help="a folder of diffusers, with its model_index.json")
     sample.add_argument("--prompt", required=True, action="append", help="a caption; may be given several times")
-    sample.add_argument("--out", required=True, help="the PNG to write")
+    sample.add_argument("--out", required=True, help="the PNG to write; of several images a sheet, with each beside it "
+                                                     "in a file of its own, OUT-1.png and so on")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--count", type=int, default=1, help="images a prompt")
     sample.add_argument("--steps", type=int, help="solver steps (default: the run's or the system's)")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from lgm import __version__
 from lgm.data import save_grid
 from lgm.drawing import draw, text_to_image
 from lgm.exporting import is_exported, open_exported
-from lgm.files import write_atomically
+from lgm.files import place, write_atomically
 from lgm.interop.lora import lora_of
 from lgm.models import Model
 from lgm.parallel import make_layout, shardings
@@ -54,8 +57,8 @@ def run(arguments, overrides) -> int:
 
 def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image: str | None = None,
             strength: float | None = None, mask: str | None = None, **words) -> int:
-    """Check the words, then `load()` (system, parameters, frozen parameters) and draw `count` images of each prompt
-    into one PNG."""
+    """Check the words, then `load()` (system, parameters, frozen parameters), draw `count` images of each prompt and
+    write them."""
     check_seed(seed)
     changes = drawing_words(prompts, count, **words)
     starting_picture(image, strength, mask)  # a file that cannot be read is refused before anything is loaded
@@ -63,12 +66,9 @@ def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image:
     start = starting_picture(image, strength, mask, (system.config.data.resolution,) * 2)
     captions = [prompt for prompt in prompts for _ in range(count)]
     images = draw(system, params, frozen, captions, seed, start, **changes)
-    if not first():
-        return finished()
-    if len(images) == 1:
-        save_grid(out, images, scale=1)
-    else:
-        save_grid(out, images, captions)
+    if first():
+        said = {"seed": seed, "image": image, "strength": strength, "mask": mask, **words}
+        write_pictures(out, images, captions, said)
     return finished()
 
 
@@ -92,10 +92,10 @@ def draw_from_folder(
     tile: int | None = None,
     **words,
 ) -> np.ndarray:
-    """Draw `count` images of each prompt with a diffusers folder, write them to one PNG, if `out` is given, and return
-    them [N, H, W, 3].
+    """Draw `count` images of each prompt with a diffusers folder, write them by `write_pictures`, if `out` is given,
+    and return them [N, H, W, 3].
 
-    One image is written as it is, several as a grid with their prompts. `size` is (height, width) in pixels, "512" or
+    `size` is (height, width) in pixels, "512" or
     "512x768". `image` is a picture to start from, `mask` where it is drawn anew; `lora` are files to merge, "path" or
     "path:strength"; `noise` is a .npy file of x_T [N, h, w, C] instead of what `seed` gives. `words` are those of
     `pictures.drawing_words`. On several devices every network is split over them, so that none need hold it whole. The
@@ -103,6 +103,7 @@ def draw_from_folder(
     what cannot be.
     """
     check_seed(seed)
+    given, drawn_from = words, image
     words = drawing_words(prompts, count, **words)
     size = read_size(size) if isinstance(size, str) else size
     start = starting_picture(image, strength, mask, size)
@@ -123,15 +124,41 @@ def draw_from_folder(
     images = text_to_image(pipeline, params, captions, size=size, seed=seed, noise=start_noise,
                            true_guidance=true_guidance, skip_layers=skip_layers, tile=tile, **picture, **words)
     images = np.round(images * 255).astype(np.uint8)
-    if out is None:
-        return images
-    if len(images) == 1:
-        buffer = io.BytesIO()
-        Image.fromarray(images[0]).save(buffer, "PNG")
-        write_atomically(out, buffer.getvalue())
-    else:
-        save_grid(out, images, captions, scale=1)
+    if out is not None:
+        said = {"from": folder, "seed": seed, "size": size, "image": drawn_from, "strength": strength, "mask": mask,
+                "lora": list(lora), "single_file": single_file, "dtype": dtype, "noise": noise,
+                "true_guidance": true_guidance, "skip_layers": skip_layers, **given}  # fmt: skip
+        write_pictures(out, images, captions, said, scale=1)
     return images
+
+
+def write_pictures(out: str | Path, images: np.ndarray, captions: Sequence[str], said: Mapping[str, Any],
+                   scale: int = 2) -> list[Path]:
+    """Write uint8 images [N, H, W, 3] and say so: one to `out`; several each to a file of its own, OUT-1.png and so on,
+    and to `out` a sheet of them all with their captions, enlarged `scale` times.
+
+    A file of one image says in its PNG text what it was drawn with: "prompt", and as JSON in "lgm" what was `said`
+    besides, less what is None, and which of the seed's images it is.
+    """
+    out = place(out, "--out")
+    if len(images) > 1:
+        save_grid(out, images, captions, scale=scale)
+    paths = [out] if len(images) == 1 else [numbered(out, i + 1) for i in range(len(images))]
+    for i, (path, image, caption) in enumerate(zip(paths, images, captions, strict=True)):
+        said_here = {name: value for name, value in said.items() if value not in (None, [], ())}
+        facts = {"version": __version__, "number": i, **said_here}
+        text, buffer = PngInfo(), io.BytesIO()
+        text.add_itxt("prompt", caption)
+        text.add_itxt("lgm", json.dumps(facts, default=str))
+        Image.fromarray(image).save(buffer, "PNG", pnginfo=text)
+        write_atomically(path, buffer.getvalue())
+    print(out if len(images) == 1 else f"{out}, a sheet of {len(images)}: {paths[0].name} to {paths[-1].name}")
+    return paths
+
+
+def numbered(path: Path, number: int) -> Path:
+    """x.png -> x-3.png."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix or '.png'}")
 
 
 def split_over_devices() -> Callable[[Model], Any] | None:

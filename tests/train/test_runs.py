@@ -56,6 +56,11 @@ def test_sampling_twice_with_one_seed_gives_the_same_bytes(tiny_run, tmp_path):
         assert main(["sample", f"--workdir={tiny_run}", *arguments]) == 0
     a, b, c = (path.read_bytes() for path in paths)
     assert a == b and a != c
+    each = [Image.open(tmp_path / f"c-{number}.png") for number in (1, 2)]  # beside the sheet
+    assert [image.text["prompt"] for image in each] == ["cowboy hat face emoji, noto style"] * 2
+    assert [json.loads(image.text["lgm"]) | {"version": 0} for image in each] == [
+        {"version": 0, "number": number, "seed": 2} for number in (0, 1)]  # fmt: skip
+    assert not np.array_equal(*each)
 
 
 def test_evaluation_repeats_the_runs_own_heldout_loss(tiny_run, tmp_path, capsys):
