@@ -15,11 +15,12 @@ from tiny_systems import PROMPTS, SIZE, STEPS
 
 from lgm.cli import main
 from lgm.drawing import draw as draw_run
+from lgm.drawing import text_to_image
 from lgm.interop.lora import read_lora
 from lgm.pictures import read_image
 from lgm.systems.folders import load_pipeline
 from lgm.systems.text import tokenize
-from lgm.train.main import load_run
+from lgm.train.opening import load_run
 
 LEAST_PSNR = 80.0  # float32 in another order of sums is far below (117 dB was seen)
 ROUNDED = 45.0  # images of 8 bits
@@ -46,8 +47,6 @@ def images(theirs, noise, **options):
 
 
 def draw(pipeline, params, noise, **options):
-    from lgm.interop.pipelines import text_to_image
-
     return text_to_image(pipeline, params, PROMPTS, steps=STEPS, guidance=SCALE, size=SIZE, noise=noise, **options)
 
 
