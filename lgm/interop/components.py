@@ -20,6 +20,7 @@ from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
 from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, with_positions, write_dit, write_sit
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
+from lgm.interop.keys_qwen_image import QWEN_IMAGE, qwen_image_rules, read_qwen_image, write_qwen_image
 from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_sd3
 from lgm.interop.keys_unet import unet_rules
 from lgm.interop.keys_z_image import Z_IMAGE, read_z_image, write_z_image, z_image_rules
@@ -88,6 +89,8 @@ COMPONENTS: dict[str, Component] = {
     "MistralModel": _causal(causal.read_mistral, causal.write_mistral, causal.MISTRAL),
     "Qwen2_5_VLTextModel": _causal(causal.read_qwen25, causal.write_qwen25, causal.QWEN25),
     "Qwen3Model": _causal(causal.read_qwen3, causal.write_qwen3, causal.QWEN3),
+    "QwenImageTransformer2DModel": Component("diffusers", read_qwen_image, write_qwen_image, qwen_image_rules,
+                                             QWEN_IMAGE),
     "SD3Transformer2DModel": Component("diffusers", read_sd3, write_sd3, sd3_rules, tables.SD3,
                                        refine=with_positions_of),
     "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules, tables.DIT, refine=with_positions),

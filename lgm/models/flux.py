@@ -8,7 +8,7 @@ joint attention. Single-stream blocks treat both as one sequence, with attention
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Protocol
 
 import einops
 import jax
@@ -90,10 +90,17 @@ class Heads(nnx.Module):
         return [self.norm_q(qkv[:, :, 0]), self.norm_k(qkv[:, :, 1]), qkv[:, :, 2]]
 
 
+class Shape(Protocol):
+    """What a double-stream block needs of a configuration, Flux's or another's."""
+
+    width: int
+    heads: int
+
+
 class Stream(nnx.Module):
     """One modality's half of a double-stream block: modulation, attention, feed-forward network."""
 
-    def __init__(self, config: FluxConfig, *, rngs: Keys):
+    def __init__(self, config: Shape, *, rngs: Keys):
         width = config.width
         self.modulation = Linear(width, 6 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.heads = Heads(width, config.heads, rngs=rngs)
@@ -116,7 +123,7 @@ class Stream(nnx.Module):
 class DoubleBlock(nnx.Module):
     """Joint attention over image and text tokens, whose weights are apart."""
 
-    def __init__(self, config: FluxConfig, *, rngs: Keys):
+    def __init__(self, config: Shape, *, rngs: Keys):
         self.image, self.text = Stream(config, rngs=rngs), Stream(config, rngs=rngs)
 
     def __call__(self, image_BTD, text_BLD, signal_BD, table: Table, mask):

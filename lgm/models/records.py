@@ -34,6 +34,7 @@ FAMILIES: dict[str, str] = {
     "dit": "lgm.models.dit:DIT",
     "flux": "lgm.models.flux:FLUX",
     "z_image": "lgm.models.z_image:Z_IMAGE",
+    "qwen_image": "lgm.models.qwen_image:QWEN_IMAGE",
 }
 
 

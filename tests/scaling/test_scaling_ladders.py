@@ -21,6 +21,7 @@ def test_ladders_pass_through_the_released_shapes():
     assert ladders.shape("mmdit", 38, qk_norm="rms") == preset("mmdit/sd35_large")
     assert ladders.shape("flux", 24) == preset("flux/flux_schnell")
     assert ladders.shape("z_image", 30) == preset("z_image/z_image")
+    assert ladders.shape("qwen_image", 24) == preset("qwen_image/qwen_image")
     assert ladders.shape("dit", 16) == preset("dit/dit_l2")
     assert dataclasses.replace(ladders.shape("unet", 40), heads=(8, 8, 8, 8)) == preset("unet/sd15")
     assert ladders.shape("unet", 40, base="sdxl", text_dim=2048, pooled_dim=1280, micro_ids=6) == preset("unet/sdxl")
