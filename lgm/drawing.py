@@ -26,7 +26,7 @@ from lgm.pictures import NOT_FINITE, Start, latent_mask
 from lgm.registry import section
 from lgm.skip_layers import read_skip, skipped
 from lgm.system import System
-from lgm.systems.release import Pipeline, latent_size
+from lgm.systems.release import Pipeline, latent_size, micro
 from lgm.systems.text import condition, unconditional
 
 CHUNK = 16  # images drawn by one compiled call: bounds memory, and a shorter list compiles nothing new
@@ -81,17 +81,16 @@ def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask,
     none = system.unconditional(len(rows))
     if options.negative:
         none = tuple(np.repeat(part, len(rows), 0) for part in system.tokenize([options.negative]))
-    whole = None if shape is None else jnp.tile(jnp.asarray([*shape, 0, 0, *shape], jnp.float32), (len(tokens), 1))
+    whole = None if shape is None else micro(shape, shape, len(tokens))
     context = _contexts(system, params, (tokens, mask), none, whole)
     if system.told.guidance:  # distilled: the network is told the scale
         told = dataclasses.replace(context[0], guidance=jnp.full(len(tokens), float(options.guidance)))
         context = (told, context[1])
-    course, z = system.course(options), None
     if start is not None:
         pixels = np.round(start.image * 255).astype(np.uint8)
         z = jnp.tile(_encode(system, frozen, pixels[None]), (len(rows), 1, 1, 1))
         start = dataclasses.replace(start, image=z)
-    return _walk(system, course, (params, context), noise, sampling.keys(seed, rows), start)
+    return _walk(system, system.course(options), (params, context), noise, sampling.keys(seed, rows), start)
 
 
 def _walk(source: System | Pipeline, course: Course, arguments, noise: jax.Array, keys: jax.Array,
@@ -180,28 +179,14 @@ def encode_pixels(system: System, frozen, pixels: np.ndarray, shape: tuple[int, 
 
 
 def text_to_image(
-    pipeline: Pipeline,
-    params: Mapping[str, Params],
-    prompts: Sequence[str],
-    *,
-    negative: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    size: tuple[int, int] | None = None,
-    seed: int = 0,
-    noise: jax.Array | None = None,
-    solver: str | Mapping[str, Any] | None = None,
-    schedule: Mapping[str, Any] | None = None,
-    rule: str | Mapping[str, Any] = "plain",
-    interval: tuple[float, float] = (0.0, 1.0),
-    image: jax.Array | None = None,
-    strength: float | None = None,
-    mask: np.ndarray | None = None,
-    t5_tokens: int | None = None,
-    true_guidance: float = 1.0,
-    skip_layers: str | Mapping[str, Any] | None = None,
-    tile: int | None = None,
-) -> np.ndarray:
+    pipeline: Pipeline, params: Mapping[str, Params], prompts: Sequence[str], *, negative: str | None = None,
+    steps: int | None = None, guidance: float | None = None, size: tuple[int, int] | None = None, seed: int = 0,
+    noise: jax.Array | None = None, solver: str | Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None, rule: str | Mapping[str, Any] = "plain",
+    interval: tuple[float, float] = (0.0, 1.0), image: jax.Array | None = None, strength: float | None = None,
+    mask: np.ndarray | None = None, t5_tokens: int | None = None, true_guidance: float = 1.0,
+    skip_layers: str | Mapping[str, Any] | None = None, tile: int | None = None,
+) -> np.ndarray:  # fmt: skip
     """Images [B, H, W, 3], float32 in [0, 1], of B prompts (DiT's are classes: "class 207" or a name the folder has).
 
     Args:

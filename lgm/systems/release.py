@@ -48,7 +48,8 @@ class Released:
       tokenize: `(pipeline, prompts, T5's length) -> Ids`. nothing: `(pipeline, count) -> Ids` of no prompt, by default
         those of empty texts. t5_tokens: the length that its own program pads texts to for T5 or a language model.
         words: tokens that its tokenizers must have.
-      extrapolates: whether it is guided away from an unconditional prediction; if not, its network is told the scale.
+      extrapolates: whether it is guided away from an unconditional prediction; if not, its network is told a scale or
+        knows none.
       even: whether its program spaces a flow's times evenly, whatever the scheduler. rounds_up: whether a step that is
         only begun by a picture's strength is made, whatever the scheduler. scored: whether there is a form of it that
         is told an aesthetic score. standardizes: by what else than one scale its latents are, "shift" or "means".

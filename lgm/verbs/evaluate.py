@@ -13,7 +13,7 @@ from lgm.parsing import ConfigError
 from lgm.train.denoise import heldout_figures
 from lgm.train.feeding import heldout_parts
 from lgm.train.opening import load_run
-from lgm.verbs.ending import finished, first
+from lgm.verbs.shared import finished, first
 
 
 def run(arguments, overrides) -> int:

@@ -16,7 +16,7 @@ from lgm.parsing import ConfigError
 from lgm.train.autoencode import reconstruct_all
 from lgm.train.opening import open_run, over_all_devices
 from lgm.train.restoring import restore_weights
-from lgm.verbs.ending import finished, first
+from lgm.verbs.shared import finished, first
 from lgm.weights import save_autoencoder, standardized
 
 

@@ -27,8 +27,7 @@ from lgm.skip_layers import read_skip
 from lgm.systems.folders import load_pipeline
 from lgm.systems.release import latent_size
 from lgm.train.opening import load_run, over_all_devices
-from lgm.verbs.ending import finished, first
-from lgm.verbs.words import numbers
+from lgm.verbs.shared import finished, first, numbers
 
 
 def run(arguments, overrides) -> int:
@@ -73,25 +72,12 @@ def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image:
 
 
 def draw_from_folder(
-    folder: str | Path,
-    prompts: Sequence[str],
-    out: str | Path | None,
-    *,
-    count: int = 1,
-    seed: int = 0,
-    size: str | tuple[int, int] | None = None,
-    image: str | Path | None = None,
-    strength: float | None = None,
-    mask: str | Path | None = None,
-    lora: Sequence[str] = (),
-    single_file: str | Path | Sequence[str] = (),
-    dtype: str = "float32",
-    noise: str | Path | None = None,
-    true_guidance: float = 1.0,
-    skip_layers: str | None = None,
-    tile: int | None = None,
-    **words,
-) -> np.ndarray:
+    folder: str | Path, prompts: Sequence[str], out: str | Path | None, *, count: int = 1, seed: int = 0,
+    size: str | tuple[int, int] | None = None, image: str | Path | None = None, strength: float | None = None,
+    mask: str | Path | None = None, lora: Sequence[str] = (), single_file: str | Path | Sequence[str] = (),
+    dtype: str = "float32", noise: str | Path | None = None, true_guidance: float = 1.0,
+    skip_layers: str | None = None, tile: int | None = None, **words,
+) -> np.ndarray:  # fmt: skip
     """Draw `count` images of each prompt with a diffusers folder, write them by `write_pictures`, if `out` is given,
     and return them [N, H, W, 3].
 

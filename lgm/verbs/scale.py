@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lgm.parsing import ConfigError
-from lgm.verbs.words import numbers
+from lgm.verbs.shared import numbers
 
 
 def sweep(arguments, overrides) -> int:
