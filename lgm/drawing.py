@@ -27,7 +27,7 @@ from lgm.registry import section
 from lgm.skip_layers import read_skip, skipped
 from lgm.system import System
 from lgm.systems.release import Pipeline, latent_size, micro
-from lgm.systems.text import condition, unconditional
+from lgm.systems.text import conditions
 
 CHUNK = 16  # images drawn by one compiled call: bounds memory, and a shorter list compiles nothing new
 
@@ -232,11 +232,9 @@ def text_to_image(
         word = next(name for name, given in idle.items() if given)
         given = {"negative": negative, "rule": rule, "interval": interval}[word]
         warnings.warn(f"{word}={given!r} changes nothing at {what} 1; give a {what} above 1", stacklevel=2)
-    cond = condition(pipeline, params, prompts, size, guidance=guidance, t5_tokens=t5_tokens)
-    how = uncond = away = start = None
-    if scale > 1.0:
-        how = sampling.rule(scale=scale, **section(rule, "rule"))
-        uncond = unconditional(pipeline, params, len(prompts), size, negative, t5_tokens, guidance=guidance)
+    how = sampling.rule(scale=scale, **section(rule, "rule")) if scale > 1.0 else None
+    cond, uncond = conditions(pipeline, params, prompts, size, negative, guidance, scale > 1.0, t5_tokens)
+    away = start = None
     if skip_layers is not None:
         if how is None or isinstance(how, sampling.Projected) or tuple(interval) != (0.0, 1.0):
             raise ValueError("skip_layers goes with guidance above 1 by the rule plain or rescaled, without an "

@@ -7,7 +7,6 @@ here, the published networks of the denoiser's family stand in, and the plan say
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,15 +18,14 @@ from lgm import files, process
 from lgm.config import Config
 from lgm.config.combinations import check_parts
 from lgm.models import Model, Params, build, family, family_of, lora
-from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parallel import Layout
-from lgm.parsing import ConfigError, parse
+from lgm.parsing import ConfigError
 from lgm.system import System, named
 from lgm.systems import released
 from lgm.systems.folders import load_pipeline
 from lgm.systems.release import Pipeline, Released
 from lgm.systems.text import text_of
-from lgm.weights import CONFIG, SHIPPED, locate
+from lgm.weights import SHIPPED, autoencoder_of
 
 CLIP_TOKENS = 77
 
@@ -106,13 +104,7 @@ def _published(config: Config, key: str) -> Released:
 def _autoencoder(config: Config, notes: list[str]) -> Model:
     source = config.autoencoder
     if source in SHIPPED or files.place(source, "config.autoencoder").exists():
-        folder = locate(source)
-        values = json.loads((folder / CONFIG).read_text())
-        if "_class_name" in values:
-            from lgm.interop.components import read_config
-
-            return build(read_config(folder, "AutoencoderKL"))
-        return build(parse(AutoencoderConfig, values, f"{folder / CONFIG}"))
+        return autoencoder_of(source)
     name = _published(config, "autoencoder").autoencoder
     notes.append(f"config.autoencoder={source!r} is not here: planned with the published {name} autoencoder")
     return _preset("autoencoder", name)

@@ -28,7 +28,7 @@ from lgm.scaling import ladders
 from lgm.scaling.machine import Machine
 from lgm.train.optimizer import decay_start
 from lgm.train.work import frozen_flops
-from lgm.weights import load_autoencoder
+from lgm.weights import autoencoder_of
 
 OURS = {"model": "architectures", "process": "objectives", "loss": "objectives", "total_images": "images or budgets",
         "seed": "seeds"}  # keys of a training config that a sweep sets, and by what
@@ -276,7 +276,7 @@ def measure(sweep: Sweep, config: Config, together: bool = False) -> Shape:
 
     Runs that are trained `together` read latents that were encoded before.
     """
-    latent = sweep.latent or config.data.resolution // load_autoencoder(config.autoencoder)[0].config.factor
+    latent = sweep.latent or config.data.resolution // autoencoder_of(config.autoencoder).config.factor
     encoder = config.text.encoder if config.text else None
     tokens = encoder.max_length if encoder else sweep.text_tokens
     rung = _rung(config.model, latent, tokens)

@@ -19,4 +19,4 @@ SYSTEMS: dict[str, Released] = {system.name: system for system in (SD15, SDXL, S
 def released(config: Any) -> Released | None:
     """The system that a denoiser's configuration may belong to; None where there is none."""
     name = family_of(config).name
-    return next((system for system in SYSTEMS.values() if system.family == name and system.member(config)), None)
+    return next((system for system in SYSTEMS.values() if name == system.family and system.member(config)), None)

@@ -16,27 +16,25 @@ from lgm.systems.folders import load_pipeline
 from lgm.systems.release import SCORES, TEXT, Ids, Pipeline
 
 
-def condition(pipeline: Pipeline, params: Mapping[str, Params], prompts: Sequence[str], size: tuple[int, int], *,
-              guidance: float = 1.0, t5_tokens: int | None = None) -> Conditioning:
-    """The conditioning of `prompts` for images of `size` (height, width) in pixels.
+def conditions(pipeline: Pipeline, params: Mapping[str, Params], prompts: Sequence[str], size: tuple[int, int],
+               negative: str | None, guidance: float, guided: bool, t5_tokens: int | None = None,
+               ) -> tuple[Conditioning, Conditioning | None]:  # fmt: skip
+    """(the conditioning of `prompts` for images of `size` (height, width) in pixels, what guidance extrapolates from if
+    they are `guided`): the conditioning of `negative`, or of no prompt at all.
 
-    `guidance` goes to a denoiser that was distilled with it (Flux.1-dev) and is ignored by the others; `t5_tokens` is
-    the length that texts are padded to for T5, by default what the system's own program takes.
+    SDXL's folder may ask that no prompt be zeros instead of the encoding of an empty text. `guidance` goes to a
+    denoiser that was distilled with it (Flux.1-dev) and is ignored by the others; `t5_tokens` is the length that texts
+    are padded to for T5, by default what the system's own program takes.
     """
-    return encode(pipeline, params, tokenize(pipeline, prompts, t5_tokens), size, guidance)
-
-
-def unconditional(pipeline: Pipeline, params: Mapping[str, Params], count: int, size: tuple[int, int],
-                  negative: str | None = None, t5_tokens: int | None = None, guidance: float = 1.0) -> Conditioning:
-    """What guidance extrapolates from: the conditioning of `negative`, or of no prompt at all.
-
-    SDXL's folder may ask that no prompt be zeros instead of the encoding of an empty text.
-    """
+    count = len(prompts)
+    cond = encode(pipeline, params, tokenize(pipeline, prompts, t5_tokens), size, guidance)
+    if not guided:
+        return cond, None
     ids = nothing(pipeline, count, t5_tokens) if negative is None else tokenize(pipeline, [negative] * count, t5_tokens)
-    cond = encode(pipeline, params, ids, size, guidance, SCORES[1])
+    none = encode(pipeline, params, ids, size, guidance, SCORES[1])
     if negative is None and zeros_for_nothing(pipeline):
-        return dataclasses.replace(cond, text=jnp.zeros_like(cond.text), pooled=jnp.zeros_like(cond.pooled))
-    return cond
+        none = dataclasses.replace(none, text=jnp.zeros_like(none.text), pooled=jnp.zeros_like(none.pooled))
+    return cond, none
 
 
 def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int | None = None) -> Ids:

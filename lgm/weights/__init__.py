@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from lgm.casting import cast
 from lgm.files import local, place, write_atomically
+from lgm.interop.components import load_component, read_config
 from lgm.models import Model, Params, build
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parsing import ConfigError, as_dict, parse
@@ -34,10 +35,8 @@ def load_autoencoder(source: str) -> tuple[Model, Params]:
     """
     folder = locate(source)
     if is_diffusers(folder):
-        from lgm.interop.components import load_component
-
         return load_component(folder, "AutoencoderKL")
-    model = build(parse(AutoencoderConfig, _json(folder / CONFIG), f"{folder / CONFIG}"))
+    model = autoencoder_of(source)
     path = folder / WEIGHTS
     try:
         flat = safetensors.numpy.load_file(path)
@@ -46,6 +45,14 @@ def load_autoencoder(source: str) -> tuple[Model, Params]:
     except (safetensors.SafetensorError, OSError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); the file is damaged") from None
     return model, unflatten(model, flat, str(path))
+
+
+def autoencoder_of(source: str) -> Model:
+    """The model of `load_autoencoder` alone, of which no weight is read."""
+    folder = locate(source)
+    if is_diffusers(folder):
+        return build(read_config(folder, "AutoencoderKL"))
+    return build(parse(AutoencoderConfig, _json(folder / CONFIG), f"{folder / CONFIG}"))
 
 
 def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Params, dtype=np.float16) -> None:
