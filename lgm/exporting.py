@@ -7,6 +7,8 @@ is named by its path, "denoiser/blocks/..." or "text/..."), autoencoder/ and tok
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,9 +197,11 @@ def is_exported(folder: str | Path) -> bool:
 
 def open_exported(folder: str, layout: Layout | None = None) -> tuple[System, Params, Params]:
     """(system, its whole parameters, frozen parameters) of a folder of our own kind, in the places of `layout` or as
-    numpy arrays. Raises ValueError, one line."""
+    numpy arrays. Raises ValueError, one line; a network of a module of one's own is one too, until that is imported or
+    named in LGM_TRUST, for a folder may be anybody's and a module is code."""
     path = files.local(folder)
     values = read_json(path / "config.json") | {"autoencoder": str(path / AUTOENCODER)}
+    _trusted(folder, values)
     if values.get("text") and values["text"].get("encoder"):
         values["text"] = values["text"] | {"tokenizer": str(path / TOKENIZER)}
     system, frozen = build_system(schema.from_dict(values), layout)
@@ -215,3 +219,13 @@ def open_exported(folder: str, layout: Layout | None = None) -> tuple[System, Pa
     place = dict(zip(leaves, jax.tree.leaves(places, is_leaf=lambda leaf: leaf is None), strict=True))
     read = lambda name: np.array(weights.get(name)) if shard is None else put(weights.get(name), place[name])
     return system, unflatten(abstract, {name: read(name) for name in leaves}), frozen
+
+
+def _trusted(folder: str, values: dict[str, Any]) -> None:
+    text = values.get("text")
+    for section in (values.get("model"), text.get("encoder") if isinstance(text, dict) else None):
+        name = section.get("family") if isinstance(section, dict) else None
+        module, colon, _ = name.partition(":") if isinstance(name, str) else ("", "", "")
+        if colon and module not in sys.modules and module not in os.environ.get("LGM_TRUST", "").split(","):
+            raise ConfigError(f"{folder} has a network of the module {module}, whose code would be run; where you know "
+                              f"it, set LGM_TRUST={module}")

@@ -3,12 +3,14 @@ without a word about it in the package."""
 
 import json
 import os
+import sys
 
 import jax
 import pytest
 
 from lgm import config as schema
 from lgm.cli import main
+from lgm.exporting import open_exported
 from lgm.models import FAMILIES, build, classes, count, families, family, family_of
 from lgm.models.table import preset
 from lgm.parsing import ConfigError, parse
@@ -90,6 +92,14 @@ def test_a_family_from_outside_has_a_ladder_counts_and_a_place_in_sweeps():
     assert [run.configs[0].model.width for run in runs] == [8, 16]
     assert runs[1].shape.flops == ladders.measure(runs[1].configs[0].model, 8).training
     assert preset("mmdit/sd3_medium") == ladders.shape("mmdit", 24)
+
+
+@pytest.mark.parametrize("section", [{"model": {"family": "this:NET"}}, {"text": {"encoder": {"family": "this:NET"}}}])
+def test_a_folder_does_not_choose_what_is_imported(section, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(section))
+    with pytest.raises(ConfigError, match="module this, whose code would be run; .* LGM_TRUST=this"):
+        open_exported(str(tmp_path))
+    assert "this" not in sys.modules
 
 
 @pytest.mark.slow
