@@ -20,6 +20,12 @@ from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
 from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, with_positions, write_dit, write_sit
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
+from lgm.interop.keys_frame_autoencoder import (
+    FRAME_AUTOENCODER,
+    frame_autoencoder_rules,
+    read_frame_autoencoder,
+    write_frame_autoencoder,
+)
 from lgm.interop.keys_qwen_image import QWEN_IMAGE, qwen_image_rules, read_qwen_image, write_qwen_image
 from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_sd3
 from lgm.interop.keys_unet import unet_rules
@@ -80,6 +86,8 @@ COMPONENTS: dict[str, Component] = {
         "diffusers", configs.read_autoencoder, configs.write_autoencoder, autoencoder_rules, tables.AUTOENCODER,
         autoencoder_weights,
     ),
+    "AutoencoderKLQwenImage": Component("diffusers", read_frame_autoencoder, write_frame_autoencoder,
+                                        frame_autoencoder_rules, FRAME_AUTOENCODER),
     "BertModel": Component("transformers", text_configs.read_bert, text_configs.write_bert, keys_text.bert,
                            tables.BERT),
     "CLIPTextModel": _clip(projected=False),

@@ -25,6 +25,7 @@ from lgm.parsing import near_miss
 # name -> where the record stands
 FAMILIES: dict[str, str] = {
     "autoencoder": "lgm.models.autoencoder:AUTOENCODER",
+    "frame_autoencoder": "lgm.models.frame_autoencoder:FRAME_AUTOENCODER",
     "clip_text": "lgm.models.clip_text:CLIP_TEXT",
     "t5": "lgm.models.t5:T5",
     "causal_text": "lgm.models.causal_text:CAUSAL_TEXT",
