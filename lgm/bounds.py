@@ -45,14 +45,14 @@ _GROUPS = {
     COUNT: """total_images batch_size accumulate resolution crop pairs steps times noises keep microbatches rank
         channels latent_channels block_channels layers_per_block patch_size width depth single_depth heads head_width
         group unroll classes base_size position_size vocab_size max_length mlp_width projection_dim token_types
-        norm_groups threads Data.buckets Log.every_images""",
+        norm_groups refiner_depth kv_heads base_channels multipliers threads Data.buckets Log.every_images""",
     SOME: """variance l1 l2 gradient kl noise warmup_images decay_images weight_decay clip_norm ramp count every_images
         max_images levels distance checkpoint_every_images replicate_below transformer_depth mid_depth text_dim
         pooled_dim micro_ids beside dual_attention pool""",
-    POSITIVE: "lr eps half_life_images clip alpha mlp_ratio scale latents_std position_scale",
+    POSITIVE: "lr eps half_life_images clip alpha mlp_ratio scale latents_std position_scale rotary_period epsilon",
     SHARE: "interval final bad_share",
     PROPER: "b1 b2 caption_dropout",
-    FINITE: "guidance log_snr shift latents_mean position_offset",
+    FINITE: "guidance log_snr shift latents_mean position_offset CausalTextConfig.hidden",
     Bound(0, 2**32 - 1): "seed",
     Bound(2): "micro_dim rotary_axes MMDiTConfig.depth",
     Bound(4): "buckets max_distance",

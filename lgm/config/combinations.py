@@ -37,6 +37,8 @@ def check(config: Config) -> None:
         need(distance == 0, f"config.evaluation.distance={distance} compares images of one size; set it to 0 with "
                             "config.data.buckets")
     if autoencoder:
+        need(hasattr(network.module, "reconstruct"),
+             f"config.model.family={config.family!r} cannot be trained here; choose autoencoder")
         side = crop or resolution
         need(side % config.model.factor == 0 and resolution % config.model.factor == 0,
              f"config.data.resolution={resolution} and config.data.crop={crop} must be multiples of "

@@ -112,6 +112,9 @@ COMPONENTS: dict[str, Component] = {
 }
 
 
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderKLQwenImage")
+
+
 def component(name: str) -> Component:
     """The component of a class name; ValueError, one line, for one that has no equal here."""
     if name not in COMPONENTS:

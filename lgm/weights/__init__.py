@@ -1,7 +1,7 @@
 """Weights that come with the package, and loading of autoencoders from a folder: config.json and safetensors.
 
-A folder has the configuration of `AutoencoderConfig` as JSON under its own names and one tensor a parameter, named by
-its path; a diffusers folder of an AutoencoderKL is read through `lgm.interop`.
+A folder has the configuration of `AutoencoderConfig` (or of another "family") as JSON under its own names and one
+tensor a parameter, named by its path; a diffusers folder of an AutoencoderKL or its like is read through `lgm.interop`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,10 +20,11 @@ import safetensors.numpy
 
 from lgm.casting import cast
 from lgm.files import local, place, write_atomically
-from lgm.interop.components import load_component, read_config
-from lgm.models import Model, Params, build
+from lgm.interop.components import AUTOENCODERS, load_component, read_config
+from lgm.models import Model, Params, build, families, family_of
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parsing import ConfigError, as_dict, parse
+from lgm.untrusted import shown
 
 SHIPPED = ("emoji64",)
 WEIGHTS, CONFIG = "autoencoder.safetensors", "config.json"
@@ -35,7 +37,7 @@ def load_autoencoder(source: str) -> tuple[Model, Params]:
     """
     folder = locate(source)
     if is_diffusers(folder):
-        return load_component(folder, "AutoencoderKL")
+        return load_component(folder, _class_of(folder))
     model = autoencoder_of(source)
     path = folder / WEIGHTS
     try:
@@ -51,8 +53,28 @@ def autoencoder_of(source: str) -> Model:
     """The model of `load_autoencoder` alone, of which no weight is read."""
     folder = locate(source)
     if is_diffusers(folder):
-        return build(read_config(folder, "AutoencoderKL"))
-    return build(parse(AutoencoderConfig, _json(folder / CONFIG), f"{folder / CONFIG}"))
+        return build(read_config(folder, _class_of(folder)))
+    return build(_own(folder))
+
+
+def _class_of(folder: Path) -> str:
+    """diffusers' class of the autoencoder in a folder."""
+    name = _json(folder / CONFIG)["_class_name"]
+    if name not in AUTOENCODERS:
+        raise ConfigError(f"{folder / CONFIG}: _class_name={shown(name)} is no autoencoder that is known here; there "
+                          f"are {', '.join(AUTOENCODERS)}")
+    return name
+
+
+def _own(folder: Path) -> Any:
+    """The configuration in a folder of our own kind."""
+    path = folder / CONFIG
+    values = _json(path)
+    kinds = {found.name: found.config for found in families("autoencoder")}
+    name = values.pop("family", "autoencoder") if isinstance(values, dict) else "autoencoder"
+    if name not in kinds:
+        raise ConfigError(f"{path}: family={shown(name)} is no autoencoder's; there are {', '.join(kinds)}")
+    return parse(kinds[name], values, f"{path}")
 
 
 def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Params, dtype=np.float16) -> None:
@@ -62,7 +84,9 @@ def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Para
     folder = place(folder)
     flat = {name: np.ascontiguousarray(cast(name, np.asarray(leaf), dtype)) for name, leaf in _named(params)}
     write_atomically(folder / WEIGHTS, safetensors.numpy.save(flat))
-    write_atomically(folder / CONFIG, (json.dumps(as_dict(config), indent=2) + "\n").encode())
+    name = family_of(config).name
+    values = as_dict(config) | ({} if name == "autoencoder" else {"family": name})
+    write_atomically(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def fingerprint(source: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lgm import config as schema
 from lgm.interop.keymap import names_of, to_ours, to_theirs
 from lgm.interop.keys_frame_autoencoder import (
     frame_autoencoder_rules,
@@ -17,6 +18,8 @@ from lgm.interop.keys_frame_autoencoder import (
 )
 from lgm.models import build
 from lgm.models.frame_autoencoder import PRESETS, FrameAutoencoderConfig
+from lgm.parsing import ConfigError
+from lgm.weights import load_autoencoder, save_autoencoder
 
 TOLERANCE = 1e-5  # of the norm of a float64 reference: float32 sums in another order
 TINY = dict(base_channels=8, multipliers=(1, 2, 2), layers_per_block=1, temporal=(False, True), latent_channels=3)
@@ -129,3 +132,24 @@ def test_impossible_configurations_are_one_line(options, line):
         write_frame_autoencoder(dataclasses.replace(FrameAutoencoderConfig(), scale=2.0))
     with pytest.raises(ValueError, match=r"attn_scales=\[0.5\] has no equal here"):
         read_frame_autoencoder({"attn_scales": [0.5]})
+
+
+def test_it_is_a_configs_autoencoder_as_diffusers_folder_and_as_our_own(both, tmp_path):
+    theirs, model, params, _ = both
+    stated = dataclasses.replace(model.config, latents_mean=(0.5, -1.0, 0.0), latents_std=(1.0, 2.0, 3.0))
+    diffusers_model(stated).save_pretrained(tmp_path / "theirs")
+    assert load_autoencoder(str(tmp_path / "theirs"))[0].config == stated
+    save_autoencoder(tmp_path / "ours", model.config, params, np.float32)
+    again, loaded = load_autoencoder(str(tmp_path / "ours"))
+    assert again == model
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(path.read_text().replace("AutoencoderKLQwenImage", "AutoencoderDC"))
+    with pytest.raises(ConfigError, match="_class_name='AutoencoderDC' is no autoencoder that is known here"):
+        load_autoencoder(str(tmp_path / "theirs"))
+    path = tmp_path / "ours" / "config.json"
+    path.write_text(path.read_text().replace("frame_autoencoder", "unet"))
+    with pytest.raises(ConfigError, match="family='unet' is no autoencoder's; there are autoencoder, frame_autoenc"):
+        load_autoencoder(str(tmp_path / "ours"))
+    with pytest.raises(ConfigError, match="family='frame_autoencoder' cannot be trained here; choose autoencoder"):
+        schema.from_dict(dict(name="x", batch_size=1, total_images=1, model=dict(family="frame_autoencoder", **TINY)))
