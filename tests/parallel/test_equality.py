@@ -162,16 +162,19 @@ def printed(program: str) -> list:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(9))
 def test_attention_of_every_kind_is_that_of_one_device(number):
     assert max(printed("attention_on_meshes.py")[number]) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(9))
 def test_a_convolution_of_split_rows_and_channels_is_that_of_one_device(number):
     assert max(printed("convolution_on_meshes.py")[number]) <= 5e-6  # a bias sums 128 terms of both signs
 
 
+@pytest.mark.slow
 def test_a_state_is_created_in_its_places_and_never_whole():
     (row,) = printed("first_state.py")
     assert row["same"]  # the bits of one device

@@ -27,8 +27,11 @@ def test_ladders_pass_through_the_released_shapes():
     assert ladders.shape("unet", 40, base="sdxl", text_dim=2048, pooled_dim=1280, micro_ids=6) == preset("unet/sdxl")
 
 
-@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", "z_image",
-                                    pytest.param("unet", marks=pytest.mark.slow)])
+# one for every day
+EVERY = ["mmdit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dit", "flux", "unet", "z_image"))]
+
+
+@pytest.mark.parametrize("family", EVERY)
 def test_four_decades_of_parameters(family):
     configs = ladders.ladder(family, 1.0e6, 1.0e10, 5, **SMALL[family])
     counts = [build(config).count() for config in (configs if family != "unet" else configs[:2])]
@@ -38,8 +41,7 @@ def test_four_decades_of_parameters(family):
         assert params == pytest.approx(target, rel=0.45 if target < 1e8 else 0.15)
 
 
-@pytest.mark.parametrize("family", ["dit", "mmdit", "flux", "z_image",
-                                    pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", EVERY)
 def test_counts_are_xlas(family):
     """XLA counts norms, softmax and activations too: 1 to 3% at these widths, on top of the products. It leaves out a
     convolution's products with padding, 1 to 2% at 64 x 64, and the two make up for each other."""

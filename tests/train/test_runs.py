@@ -120,6 +120,7 @@ def test_a_run_killed_by_sigkill_ends_with_the_same_bits(tiny_config, tiny_run, 
     assert_same_bits(workdir, tiny_run)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_step_metric_and_batch(tiny_config, tmp_path, capsys, monkeypatch):
     from lgm.train import denoise
 
