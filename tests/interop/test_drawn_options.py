@@ -60,6 +60,7 @@ def both(system, size, prompts, steps=3, guidance=3.0, **options):
     return expected, ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "guidance", "negative"), [((18, 26), 1.0, None), ((14, 22), 4.0, "rain")])
 def test_sd_at_sizes_that_halve_unevenly(systems, size, guidance, negative):
     system = systems("stable_diffusion")
@@ -204,6 +205,7 @@ def test_one_seed_is_one_image_whatever_is_drawn_beside_it_and_tiles_are_those_o
     assert main([*words[:-1], f"--out={tmp_path / 'y.png'}", "--tile=7"]) != 0 and not (tmp_path / "y.png").exists()
 
 
+@pytest.mark.slow
 def test_noise_drawn_on_the_way_follows_the_seed_and_the_image(systems):
     _, _, pipeline, params = systems("stable_diffusion")
     noise = np.random.default_rng(2).standard_normal((2, 8, 8, 4)).astype(np.float32)

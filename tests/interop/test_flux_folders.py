@@ -76,6 +76,7 @@ def bits(tensors):
     return {name.removeprefix("text_model."): value.tobytes() for name, value in tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dev", "schnell"])
 def test_sample_from_a_folder_is_diffusers_picture(systems, tmp_path, kind):
     theirs, folder = systems(kind)

@@ -66,6 +66,7 @@ def tuned(imported, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_an_imported_run_draws_with_the_weights_it_will_start_from(released, imported):
     config = schema.read(imported)
     assert config.init_from == config.autoencoder == config.text.folder == str(released)

@@ -43,6 +43,7 @@ def tiny(tiny_config):
                  [tiny_config, "v5e:1x1", 1, huge])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.libtpu
 def test_memory_by_kind_is_what_the_shapes_say(tiny, tiny_config):
     config = schema.load(tiny_config, [("model.depth", "2")])
@@ -57,6 +58,7 @@ def test_memory_by_kind_is_what_the_shapes_say(tiny, tiny_config):
     assert memory["capacity"] == CHIPS["v5p"].hbm and tiny[0]["fits"]
 
 
+@pytest.mark.slow
 @pytest.mark.libtpu
 def test_work_collectives_and_time_of_a_tiny_step(tiny):
     p = tiny[0]
@@ -72,6 +74,7 @@ def test_work_collectives_and_time_of_a_tiny_step(tiny):
         assert words in p["page"]
 
 
+@pytest.mark.slow
 @pytest.mark.libtpu
 def test_gpus_are_timed_from_the_counts_of_a_program_that_is_named(tiny):
     tpu, gpu = tiny[:2]
@@ -82,6 +85,7 @@ def test_gpus_are_timed_from_the_counts_of_a_program_that_is_named(tiny):
     assert "450 GB/s over all links of a node, 50 GB/s between nodes" in gpu["page"]
 
 
+@pytest.mark.slow
 @pytest.mark.libtpu
 def test_what_does_not_fit_says_by_how_much_and_what_would(tiny):
     p = tiny[2]
