@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -167,3 +168,16 @@ def test_some_bad_records_are_noted_and_many_are_an_error(records, tmp_path):
     with pytest.raises(ValueError, match="1 more of 26 records are bad") as caught:
         open_images(str(tmp_path), bad=Bad(share=0.05))
     assert "bad_share=0.05" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_zip_of_a_later_version_of_the_format_is_one_line(tmp_path):
+    path = tmp_path / "later.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", b"x")
+    content = bytearray(path.read_bytes())
+    place = content.rfind(b"PK\x01\x02") + 6  # in the directory, the version that is needed to read it
+    content[place : place + 2] = (99).to_bytes(2, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"later.zip is not a readable zip \(zip file version 9.9\)") as error:
+        open_images(str(path))
+    assert "\n" not in str(error.value)

@@ -107,8 +107,8 @@ class Zip:
         self.path, self.label, self.odd, self.lock = path, str(path), [], threading.Lock()
         try:
             self.archive = zipfile.ZipFile(files.local(path))
-        # NotImplementedError is zipfile's word for a zip of a later version of the format than it reads
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeError) as error:
+        # RuntimeError: it is of a later version of the format than Python's zipfile reads
+        except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a readable zip ({error}); give a whole zip or a folder") from None
 
         hidden = lambda name: any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
