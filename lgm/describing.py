@@ -111,10 +111,10 @@ def shown(config: schema.Config, diff: bool) -> str:
 
 def presets() -> str:
     """Every published shape by name, with what it says beside its family's defaults."""
-    from lgm.models import table
+    from lgm.models import listing
 
     lines = []
-    for name, config in table.presets().items():
+    for name, config in listing.presets().items():
         said = [f"{field.name}={getattr(config, field.name)!r}" for field in dataclasses.fields(config)
                 if field.default is dataclasses.MISSING or getattr(config, field.name) != field.default]  # fmt: skip
         lines.append(f"{name}: {textwrap.shorten(', '.join(said), WIDTH, placeholder=' ...') or 'the defaults'}")

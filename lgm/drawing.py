@@ -18,12 +18,12 @@ import numpy as np
 
 from lgm import sampling
 from lgm.config import Sampling
-from lgm.course import Course, walked
 from lgm.models import Params
 from lgm.models.tiling import tiled_decode
 from lgm.parallel import constrain, even, fetch, spread, using
 from lgm.pictures import NOT_FINITE, Start, latent_mask
 from lgm.registry import section
+from lgm.sampler import Sampler, resolve
 from lgm.skip_layers import read_skip, skipped
 from lgm.system import System
 from lgm.systems.release import Pipeline, latent_size, micro
@@ -56,7 +56,7 @@ def _chunks(system: System, params, frozen, captions: list[str], seed: int, numb
             shape: tuple[int, int] | None, changes) -> Iterator[tuple[jax.Array, int]]:
     """(latents, how many of them were asked for) of one call after another, for images from `number` on."""
     options = dataclasses.replace(system.config.sampling, **changes)
-    system.course(options)
+    system.sampler(options)
     tokens, mask = system.tokenize(captions)
     size = chunk(system, len(captions))
     for first in range(0, len(captions), size):
@@ -83,37 +83,37 @@ def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask,
         none = tuple(np.repeat(part, len(rows), 0) for part in system.tokenize([options.negative]))
     whole = None if shape is None else micro(shape, shape, len(tokens))
     context = _contexts(system, params, (tokens, mask), none, whole)
-    if system.told.guidance:  # distilled: the network is told the scale
-        told = dataclasses.replace(context[0], guidance=jnp.full(len(tokens), float(options.guidance)))
-        context = (told, context[1])
+    if system.conditioning.guidance:  # distilled: the network is told the scale
+        cond = dataclasses.replace(context[0], guidance=jnp.full(len(tokens), float(options.guidance)))
+        context = (cond, context[1])
     if start is not None:
         pixels = np.round(start.image * 255).astype(np.uint8)
         z = jnp.tile(_encode(system, frozen, pixels[None]), (len(rows), 1, 1, 1))
         start = dataclasses.replace(start, image=z)
-    return _walk(system, system.course(options), (params, context), noise, sampling.keys(seed, rows), start)
+    return _solve(system, system.sampler(options), (params, context), noise, sampling.keys(seed, rows), start)
 
 
-def _walk(source: System | Pipeline, course: Course, arguments, noise: jax.Array, keys: jax.Array,
+def _solve(source: System | Pipeline, sampler: Sampler, arguments, noise: jax.Array, keys: jax.Array,
           start: Start | None = None, rule: sampling.Rule | None = None, away: sampling.Skipped | None = None
           ) -> jax.Array:  # fmt: skip
     """Latents drawn from `noise` or, of which only the last steps are made, from a `start` whose image is latents.
     `arguments` are (parameters, (conditioning, that of no caption)); `away` is guidance beside that by `rule`."""
-    walk, method, process, left = course.walk, course.solver, source.process, None
-    x = noise * course.scale
+    steps, method, process, left = sampler.timesteps, sampler.solver, source.process, None
+    x = noise * sampler.scale
     if start is not None:
-        left = len(sampling.last_part(walk.times, start.strength)) - 1
-        if course.schedule is not None:
-            walk, left = course.schedule.part(walk, left), None
-        x, _ = sampling.from_image(process, start.image, noise, walk.times, 1.0 if left is None else start.strength)
+        left = len(sampling.last_part(steps.times, start.strength)) - 1
+        if sampler.schedule is not None:
+            steps, left = sampler.schedule.part(steps, left), None
+        x, _ = sampling.from_image(process, start.image, noise, steps.times, 1.0 if left is None else start.strength)
         if start.mask is not None:
             drawn_anew = jnp.asarray(latent_mask(start.mask, noise.shape[1:3]))
             method = sampling.inpainting(method, start.image, drawn_anew, noise)
     skip = None
     if away is not None:
-        told = walk.times[:-1] if walk.told is None else walk.told
-        skip = away(told[-left:] if left else told)
-    predict = _predictor(source, course.wrap, method.variance, rule, skip)
-    x = sampling.loop(method, process, source.target, predict, x, walk, arguments, keys, left)
+        inputs = steps.times[:-1] if steps.inputs is None else steps.inputs
+        skip = away(inputs[-left:] if left else inputs)
+    predict = _predictor(source, sampler.wrap, method.variance, rule, skip)
+    x = sampling.loop(method, process, source.target, predict, x, steps, arguments, keys, left)
     if start is not None and start.mask is not None:
         x = jnp.where(drawn_anew > 0, x, start.image)  # the last step of a table may end above t = 0, with some noise
     return x
@@ -244,15 +244,15 @@ def text_to_image(
     if solver is not None and sampling.solver(**section(solver, "solver")).jumps:
         raise ValueError(f"solver={solver!r} is for models of mean velocities, which no released system is")
     own = solver is None and schedule is None
-    walk, method, factor = walked(
+    times, method, factor = resolve(
         pipeline.process, pipeline.target, steps, pipeline.schedule if schedule is None else schedule,
         solver if schedule is None else solver or pipeline.schedule.solver,
         shape[1] * shape[2] // 4, pipeline.system.even,  # flow models cut latents into patches of 2 x 2
     )  # fmt: skip
-    if method.variance and not pipeline.told.variance:
+    if method.variance and not pipeline.conditioning.variance:
         raise ValueError("the variances of the solver 'ddpm:variance=learned' are not among what this network gives; "
                          "take 'ddpm', whose variance is the posterior's")
-    course = Course(walk, *sampling.guided(method, how, tuple(interval)), factor, pipeline.schedule if own else None)
+    sampler = Sampler(times, *sampling.guided(method, how, tuple(interval)), factor, pipeline.schedule if own else None)
     vae = {"vae": params["vae"]}
     if pipeline.inpaints:
         beside = _beside(pipeline, vae, image, mask)
@@ -262,8 +262,8 @@ def text_to_image(
         strength = _rounded_up(strength, steps) if pipeline.system.rounds_up else strength
         start = Start(_encode(pipeline, vae, jnp.asarray(image, jnp.float32)), strength, mask)
     network = {pipeline.system.denoiser: params[pipeline.system.denoiser]}
-    x = _walk(pipeline, course, (network, (cond, uncond)), noise, sampling.keys(seed, range(len(prompts))), start, how,
-              away)
+    keys = sampling.keys(seed, range(len(prompts)))
+    x = _solve(pipeline, sampler, (network, (cond, uncond)), noise, keys, start, how, away)
     decode = lambda z: fetch(_decode(pipeline, vae, z))
     if tile is not None:
         images = tiled_decode(decode, fetch(x), factor=autoencoder.factor, tile=_tile(tile, autoencoder.factor))

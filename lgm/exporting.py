@@ -24,11 +24,11 @@ from lgm.files import write_atomically
 from lgm.interop.components import read_carried, read_json, write_json
 from lgm.interop.exports import export_lora
 from lgm.interop.keymap import flatten, unflatten
-from lgm.interop.lora import LoRA
 from lgm.interop.lora_export import STEM, Form
+from lgm.interop.lora_files import LoRA
 from lgm.interop.schedulers import TARGET_OF, read_schedule
 from lgm.interop.schedules import Schedule
-from lgm.interop.weights import open_weights, save
+from lgm.interop.tensor_files import open_weights, save
 from lgm.models import Model, Params, build, family_of
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parallel import Layout, put
@@ -112,7 +112,7 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
         raise ConfigError(f"diffusers' {theirs.name} has no {config.family}; train one with config.text.folder of its "
                           "own system to export it")
     model, weights = config.model, trained["denoiser"]
-    if system.told.jump:
+    if system.conditioning.jump:
         raise ConfigError("config.model.jump=True has no equal in diffusers, whose networks are told one time")
     model, weights = theirs.system.form(model, weights)
     schedule = _schedule_of(system)

@@ -46,7 +46,7 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
     autoencoder = pipeline.models["vae"].config
     model = pipeline.denoiser.config
     if pipeline.inpaints:
-        seen = model.channels + pipeline.told.beside
+        seen = model.channels + pipeline.conditioning.beside
         raise ConfigError(f"--from={folder} holds a U-Net that inpaints (in_channels={seen}), "
                           "and no data set here has masks to train one with; `lgm sample` and `lgm export` take it")
     if pipeline.schedule.process["name"] == "edm":
@@ -55,12 +55,12 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
     flow = pipeline.schedule.process["name"] == "rectified_flow"
     density = {"name": "logit_normal", "shift": pipeline.schedule.shift} if flow else {
         "name": "discrete", "steps": pipeline.schedule.process["steps"]}  # fmt: skip
-    defaults, told = pipeline.defaults, pipeline.told
-    data, text, variance = {}, {}, {"variance": 1.0} if told.variance else {}
-    if told.classes:  # the shipped images have classes of their own
+    defaults, spec = pipeline.defaults, pipeline.conditioning
+    data, text, variance = {}, {}, {"variance": 1.0} if spec.variance else {}
+    if spec.classes:  # the shipped images have classes of their own
         field = "subcategory"
         data["caption"] = field
-        text["classes"] = sorted({row[field] for row in open_images("emoji64").rows})[: told.classes]
+        text["classes"] = sorted({row[field] for row in open_images("emoji64").rows})[: spec.classes]
     return {
         "name": name,
         "batch_size": 8,

@@ -7,8 +7,8 @@ from typing import Any
 
 from lgm import losses, registry
 from lgm.config import Config, DenoisingLoss
+from lgm.gaussian import Process
 from lgm.parsing import ConfigError
-from lgm.process import Process
 
 Shift = Callable[[Any], float]  # the number that a config's shift of times stands for
 

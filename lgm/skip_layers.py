@@ -40,8 +40,8 @@ def _skip(layers: Sequence[int], scale: float = 2.8, start: float = 0.01, stop: 
     return layers, float(scale), float(start), float(stop)
 
 
-def skipped(model: Any, skip: Skip, told: np.ndarray) -> Skipped | None:
-    """The guidance of a network of configuration `model` by a walk whose steps are `told` these times; None where no
+def skipped(model: Any, skip: Skip, inputs: np.ndarray) -> Skipped | None:
+    """The guidance of a network of configuration `model` in steps at which it is given these times; None where no
     step has it.
 
     Raises ValueError, one line, for a network without such layers.
@@ -53,6 +53,6 @@ def skipped(model: Any, skip: Skip, told: np.ndarray) -> Skipped | None:
     depth = network.blocks(model)
     if max(layers) >= depth:
         raise ValueError(f"skip_layers: layer {max(layers)} is not among this network's {depth}, 0 to {depth - 1}")
-    number = np.arange(len(told))
-    inside = told[(number > len(told) * start) & (number < len(told) * stop)]
+    number = np.arange(len(inputs))
+    inside = inputs[(number > len(inputs) * start) & (number < len(inputs) * stop)]
     return Skipped(layers, scale, float(inside.min()), float(inside.max())) if len(inside) else None

@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process, sampling
+from lgm import gaussian, sampling
 from lgm.config import Config, Sampling
 from lgm.config.combinations import check_parts
-from lgm.course import Course, walked
 from lgm.interop.schedulers import read_schedule
 from lgm.interop.schedules import Schedule
-from lgm.models import Conditioning, Model, Params, Told, build, family_of, lora
+from lgm.models import Conditioning, ConditioningSpec, Model, Params, build, family_of, lora
 from lgm.models.autoencoder import standardize, unstandardize
 from lgm.objective import build_loss, named
 from lgm.parallel import Layout, constrain, put, shardings, using
 from lgm.parsing import ConfigError
+from lgm.sampler import Sampler, resolve
 from lgm.systems import released
 from lgm.systems.text import FolderText, load_text
 from lgm.weights import load_autoencoder
@@ -44,7 +44,7 @@ class System:
     denoiser: Model
     text: Model | None
     autoencoder: Model
-    process: process.Process
+    process: gaussian.Process
     tokenizer: Any
     folder: FolderText | None = None
     layout: Layout | None = None
@@ -55,9 +55,9 @@ class System:
         return self.config.loss.target
 
     @property
-    def told(self) -> Told:
+    def conditioning(self) -> ConditioningSpec:
         """What the denoiser is told."""
-        return family_of(self.config.model).told(self.config.model)
+        return family_of(self.config.model).conditioning(self.config.model)
 
     @functools.cached_property
     def objective(self):
@@ -114,7 +114,7 @@ class System:
                 method: str = "__call__") -> jax.Array:
         """The network's raw output, of the config's target kind; of its `method` "with_variance" also, beside it, where
         a network with learned sigma puts its log variance."""
-        x_BHWC = constrain(process.network_input(self.process, x_BHWC, t_B), "batch", None, None, None)
+        x_BHWC = constrain(gaussian.network_input(self.process, x_BHWC, t_B), "batch", None, None, None)
         with using(self.layout):
             return self.denoiser.apply(params["denoiser"], x_BHWC, t_B, cond, method=method)
 
@@ -132,9 +132,9 @@ class System:
             x = self.autoencoder.apply(frozen["autoencoder"], z, method="decode")
         return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
-    def course(self, options: Sampling) -> Course:
+    def sampler(self, options: Sampling) -> Sampler:
         """How `options` draw. Raises ConfigError, one line, for what cannot be drawn."""
-        walk, solver, scale, schedule = self._walk(options)
+        timesteps, solver, scale, schedule = self._resolved(options)
         if solver.variance and not self.config.loss.variance:
             raise ConfigError("config.sampling: the solver 'ddpm:variance=learned' takes the variances that a model of "
                               "config.loss.variance above 0 learns; take 'ddpm', whose variance is the posterior's")
@@ -144,20 +144,20 @@ class System:
             solver, wrap = sampling.guided(solver, self._rule(options), tuple(options.interval))
         except ValueError as error:
             raise ConfigError(f"config.sampling: {error}") from None
-        return Course(walk, solver, wrap, scale, schedule)
+        return Sampler(timesteps, solver, wrap, scale, schedule)
 
-    def _walk(self, options: Sampling) -> tuple[sampling.Walk, sampling.Solver, float, Schedule | None]:
+    def _resolved(self, options: Sampling) -> tuple[sampling.Timesteps, sampling.Solver, float, Schedule | None]:
         """(times, solver, factor of the noise, scheduler) on lgm's grid or, as `options.schedule` has a "_class_name"
         and so is a scheduler_config.json, as diffusers has them."""
-        if named(sampling.solver, options.solver, "config.sampling.solver").jumps and not self.told.jump:
+        if named(sampling.solver, options.solver, "config.sampling.solver").jumps and not self.conditioning.jump:
             raise ConfigError("config.sampling.solver='jump' is for models of mean velocities, config.model.jump=True")
         rows, columns, _ = self.latent_shape()
-        course = functools.partial(walked, self.process, self.target, options.steps, solver=options.solver,
+        sampler = functools.partial(resolve, self.process, self.target, options.steps, solver=options.solver,
                                    tokens=rows * columns // 4)
         if "_class_name" not in options.schedule:
             try:
                 shift = self.shift(options.schedule.get("shift", 1.0))
-                return *course({**options.schedule, "shift": shift}), None
+                return *sampler({**options.schedule, "shift": shift}), None
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"config.sampling.schedule: {error}") from None
         schedule = read_schedule(options.schedule)
@@ -170,7 +170,7 @@ class System:
             raise ConfigError(f"config.process.{key}={mine} is not {schedule.process.get(key, 'its default')}, as "
                               f"config.sampling.schedule, a {name}, has it; make them one: runs are exported with it")
         system = released(self.config.model)
-        found = course(schedule, even=system is not None and system.even)
+        found = sampler(schedule, even=system is not None and system.even)
         return *found, schedule if options.solver == schedule.solver else None
 
     def _rule(self, options: Sampling) -> sampling.Rule | sampling.Projected | None:
@@ -178,24 +178,25 @@ class System:
         scale = float(options.guidance)
         make_rule = lambda name, **words: sampling.rule(name, scale, **words)
         rule = named(make_rule, options.rule, "config.sampling.rule")
-        if self.told.guidance and (options.negative or options.rule != "plain" or options.interval != (0.0, 1.0)):
+        plain = not options.negative and options.rule == "plain" and options.interval == (0.0, 1.0)
+        if self.conditioning.guidance and not plain:
             raise ConfigError("config.sampling: negative, rule and interval are for guidance by an unconditional "
                               "prediction; this model is told its scale, and config.sampling.guidance is all it takes")
         if options.negative and self.tokenizer is None:
             raise ConfigError(f"config.sampling.negative={options.negative!r} needs config.text; this model reads none")
-        return None if self.told.guidance or scale == 1.0 else rule
+        return None if self.conditioning.guidance or scale == 1.0 else rule
 
     def shift(self, value: float | str | Mapping[str, float]) -> float:
         """A shift of times as a config may say it: a number, "tokens" for Flux's by the number of image tokens, or
         dict(base_resolution=256) for SD3's by how many more pixels there are than at that side."""
         if value == "tokens":
             rows, columns, _ = self.latent_shape()
-            return process.token_shift(family_of(self.config.model).tokens(self.config.model, rows, columns))
+            return gaussian.token_shift(family_of(self.config.model).tokens(self.config.model, rows, columns))
         if isinstance(value, Mapping):
             base = value.get("base_resolution")
             if len(value) != 1 or not isinstance(base, (int, float)):
                 raise ValueError(f"shift={dict(value)!r} should be a number, 'tokens' or dict(base_resolution=256)")
-            return process.resolution_shift(self.config.data.resolution**2, base**2)
+            return gaussian.resolution_shift(self.config.data.resolution**2, base**2)
         return value
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
@@ -228,13 +229,13 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
         if text.config.vocab_size < tokenizer.vocab_size:
             raise ConfigError(f"config.text.encoder.vocab_size={text.config.vocab_size} is too small for the "
                               f"{tokenizer.vocab_size} entries of config.text.tokenizer={config.text.tokenizer!r}")
-    gaussian = named(process.build, config.process, "config.process")
+    process = named(gaussian.build, config.process, "config.process")
     denoiser = build(config.model)
     if config.lora:
         denoiser = lora.adapted(denoiser, config.lora)
         denoiser.abstract()  # targets that match nothing are refused here
-    system = System(config, denoiser, text, autoencoder, gaussian, tokenizer, folder, layout)
-    system.course(config.sampling)  # what cannot be drawn or trained is refused before anything is
+    system = System(config, denoiser, text, autoencoder, process, tokenizer, folder, layout)
+    system.sampler(config.sampling)  # what cannot be drawn or trained is refused before anything is
     _ = system.objective
     return system, frozen
 

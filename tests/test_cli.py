@@ -153,8 +153,8 @@ def test_a_traceback_is_printed_where_it_is_asked_for(words, tmp_path, capsys, m
 
 
 def test_what_should_not_happen_is_one_line_too(monkeypatch, capsys):
-    from lgm.verbs import describe
+    from lgm.verbs import info
 
-    monkeypatch.setattr(describe, "presets", lambda arguments, overrides: {}["absent"])
+    monkeypatch.setattr(info, "presets", lambda arguments, overrides: {}["absent"])
     assert main(["presets"]) == 70
     assert capsys.readouterr().err == "lgm presets: KeyError: 'absent'; --debug prints where\n"

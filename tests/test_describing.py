@@ -9,7 +9,7 @@ from lgm import config as schema
 from lgm import describing
 from lgm.cli import main
 from lgm.models import build
-from lgm.models.table import preset
+from lgm.models.listing import preset
 from lgm.parsing import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from lgm import config as schema
-from lgm import process as gaussian
-from lgm import sampling
+from lgm import gaussian, sampling
 from lgm.cli import main
 from lgm.drawing import draw
 from lgm.losses.densities import pdf
@@ -159,7 +158,7 @@ def test_an_edm_run_has_a_loss_of_one_at_first_and_draws_from_noise_of_80(tiny_c
                  ("loss.density", "{'name': 'edm_log_normal'}"))  # fmt: skip
     system, frozen = system_of(tiny_config, *overrides)
     params = system.init(jax.random.key(0))
-    scale = system.course(system.config.sampling).scale
+    scale = system.sampler(system.config.sampling).scale
     assert scale == pytest.approx((80**2 + 1) ** 0.5)
     x = jax.random.normal(jax.random.key(1), (16, *system.latent_shape()))
     tokens, mask = system.tokenize([CAPTIONS[0]] * 16)
@@ -190,13 +189,14 @@ def test_a_shift_follows_the_resolution(tiny_config):
     assert system.shift("tokens") == gaussian.token_shift(64)
     moved = system_of(tiny_config, ("sampling.schedule.shift", "tokens"))[0]
     expected = gaussian.shift_time(np.linspace(1, 0, 3), gaussian.token_shift(64))
-    np.testing.assert_allclose(moved.course(moved.config.sampling).walk.times, expected, atol=1e-6)
+    np.testing.assert_allclose(moved.sampler(moved.config.sampling).timesteps.times, expected, atol=1e-6)
 
 
 def test_an_eps_prediction_of_a_flow_starts_where_it_tells_the_data(tiny_config):
     system, _ = system_of(tiny_config, ("loss.target", "eps"))
-    course = system.course(system.config.sampling)
-    assert course.walk.times[0] == np.float32(0.999) and course.scale == pytest.approx((0.999**2 + 0.001**2) ** 0.5)
+    sampler = system.sampler(system.config.sampling)
+    assert sampler.timesteps.times[0] == np.float32(0.999)
+    assert sampler.scale == pytest.approx((0.999**2 + 0.001**2) ** 0.5)
 
 
 @pytest.mark.parametrize("density, weighting", [

@@ -12,14 +12,14 @@ ROOT = Path(lgm.__file__).parent
 ORDER = """
     bounds parsing files untrusted registry casting
     processes parallel
-    process
+    gaussian
     losses sampling
     models
     data pictures
     config objective describing
     interop
     weights systems
-    course skip_layers system drawing importing exporting
+    sampler skip_layers system drawing importing exporting
     evaluate
     train
     planning scaling

@@ -21,7 +21,7 @@ from lgm import config, files
 from lgm.cli import main
 from lgm.config.reading import read_config_file
 from lgm.data import open_images, read_cache, write_index, write_shard
-from lgm.interop.lora import lora_of
+from lgm.interop.lora_files import lora_of
 from lgm.launching.status import of_run
 from lgm.parsing import ConfigError
 from lgm.pictures import read_image, read_noise
@@ -31,7 +31,7 @@ from lgm.train import lock
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.lock import NAME, Lock, hold
 from lgm.train.logs import MetricLog
-from lgm.train.steps import newest_checkpoint
+from lgm.train.saved import newest_checkpoint
 
 pytestmark = pytest.mark.slow
 

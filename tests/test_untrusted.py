@@ -6,7 +6,7 @@ import os
 import pytest
 
 from lgm.interop.fields import COUNT, NUMBER, WrongKind, check
-from lgm.interop.weights import open_weights
+from lgm.interop.tensor_files import open_weights
 from lgm.untrusted import parse_object, read_bytes, read_object
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lgm.data import batches, open_images
-from lgm.data.pipeline import cores
+from lgm.data.batches import cores
 
 
 def photographs(count, side, seed=0):

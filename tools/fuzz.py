@@ -331,7 +331,7 @@ def warm(originals: Path) -> None:
     import importlib
 
     for name in ("jax", "lgm.cli", "lgm.verbs.sample", "lgm.verbs.export",
-                 "lgm.train.main", "lgm.scaling.fit", "lgm.models.table"):  # fmt: skip
+                 "lgm.train.main", "lgm.scaling.fit", "lgm.models.listing"):  # fmt: skip
         importlib.import_module(name)
     from lgm.systems.folders import load_pipeline
 

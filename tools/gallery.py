@@ -26,8 +26,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from lgm import losses, sampling  # noqa: E402
-from lgm import process as gaussian  # noqa: E402
+from lgm import (  # noqa: E402
+    gaussian,  # noqa: E402
+    losses,
+    sampling,
+)
 from lgm.evaluate import toy  # noqa: E402
 from lgm.evaluate.mixture import Mixture, energy_distance, ring  # noqa: E402
 from lgm.evaluate.straightness import straightness  # noqa: E402

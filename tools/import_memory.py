@@ -33,7 +33,7 @@ def write(folder: Path, gigabytes: float, shard_gigabytes: float) -> None:
 
     from lgm.interop.keymap import names_of
     from lgm.interop.keys_text import t5
-    from lgm.interop.weights import save
+    from lgm.interop.tensor_files import save
     from lgm.models import build
 
     config = config_of(gigabytes)
@@ -58,7 +58,7 @@ def read(folder: Path, gigabytes: float) -> dict:
     import jax.numpy as jnp
 
     from lgm.interop.keys_text import t5
-    from lgm.interop.weights import load
+    from lgm.interop.tensor_files import load
     from lgm.models import build
 
     config = config_of(gigabytes)

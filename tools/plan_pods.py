@@ -24,8 +24,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from lgm import config as schema  # noqa: E402
 from lgm.files import write_atomically  # noqa: E402
 from lgm.planning import Topology, read_topology  # noqa: E402
+from lgm.planning.page import as_json  # noqa: E402
 from lgm.planning.plan import compiled_plan  # noqa: E402
-from lgm.planning.report import as_json  # noqa: E402
 from lgm.planning.scaling import resized, weak_scaling  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent

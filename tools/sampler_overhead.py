@@ -25,8 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process as gaussian
-from lgm import sampling
+from lgm import gaussian, sampling
 from lgm.models import Conditioning, build, classes
 
 # a few GFLOP a pass: large enough that a CPU core computes and does not dispatch

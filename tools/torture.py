@@ -116,7 +116,7 @@ def torture(folder: Path, count: int, kills: int, terms: int, rng: random.Random
             "exit_codes": {str(code): times for code, times in sorted(codes_seen.items())}, "wrong": wrong}
 
 
-class Told(subprocess.Popen):
+class ConditioningSpec(subprocess.Popen):
     """A process whose words go to a file, so that no full pipe stops it."""
 
     def __init__(self, command: list[str], environment: dict[str, str]):
@@ -130,7 +130,7 @@ class Told(subprocess.Popen):
         return self.file.read()
 
 
-def start(config: Path, run: Path, count: int, *extra: str) -> list[Told]:
+def start(config: Path, run: Path, count: int, *extra: str) -> list[ConditioningSpec]:
     """The processes of one start; their images are written beside the run's folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -141,10 +141,10 @@ def start(config: Path, run: Path, count: int, *extra: str) -> list[Told]:
                f"--workdir={run}", *extra]
     several = [[]] if count == 1 else [
         [f"--coordinator={address}", f"--processes={count}", f"--process-id={i}"] for i in range(count)]
-    return [Told([*command, *words], environment) for words in several]
+    return [ConditioningSpec([*command, *words], environment) for words in several]
 
 
-def end(processes: list[Told]) -> tuple[list[int], str]:
+def end(processes: list[ConditioningSpec]) -> tuple[list[int], str]:
     """(exit codes, all that was said); a run that does not end is ended, and its code is that of SIGALRM."""
     texts, hung = [], False
     for process in processes:
@@ -157,7 +157,7 @@ def end(processes: list[Told]) -> tuple[list[int], str]:
     return [-signal.SIGALRM] * len(processes) if hung else [process.returncode for process in processes], "".join(texts)
 
 
-def wait(run: Path, moment: str, rng: random.Random, length: float, processes: list[Told]) -> bool:
+def wait(run: Path, moment: str, rng: random.Random, length: float, processes: list[ConditioningSpec]) -> bool:
     """Wait for a moment of the run; False where it has ended before that."""
     running = lambda: all(process.poll() is None for process in processes)
     seen, pause = state(run, moment), rng.uniform(0, length) if moment == "any" else rng.uniform(0, 0.2)
@@ -182,7 +182,7 @@ def state(run: Path, moment: str):
     return sorted(name for name in names if name.isdigit() == (moment == "saved"))
 
 
-def strike(processes: list[Told], number: int, rng: random.Random) -> bool:
+def strike(processes: list[ConditioningSpec], number: int, rng: random.Random) -> bool:
     """Send the signal to one of the processes; of several also to one's worker. Whether there was one to hit."""
     victim = rng.choice(processes)
     pids = [victim.pid]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lgm.config.sections import Config, need
 from lgm.data.buckets import bucket_sizes
-from lgm.models import Told, families, family_of
+from lgm.models import ConditioningSpec, families, family_of
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parsing import ConfigError, as_dict, parse
 
@@ -13,7 +13,7 @@ WIDTHS = {"text": "text_dim", "pooled": "pooled_dim", "micro": "micro_ids"}  # w
 
 def check(config: Config) -> None:
     """Raise ConfigError, one line, for the first impossible combination in a config."""
-    network, told = family_of(config.model), family_of(config.model).told(config.model)
+    network, spec = family_of(config.model), family_of(config.model).conditioning(config.model)
     autoencoder = network.role == "autoencoder"
     need(config.batch_size % config.accumulate == 0,
          f"config.accumulate={config.accumulate} does not divide config.batch_size={config.batch_size}; give a divisor")
@@ -57,13 +57,13 @@ def check(config: Config) -> None:
     need(network.role == "denoiser",
          f"config.model.family={config.family!r} cannot be trained alone; choose "
          f"{', '.join(found.name for found in families('denoiser'))} or autoencoder")
-    need(not told.guidance or (config.text is not None and config.text.folder is not None),
+    need(not spec.guidance or (config.text is not None and config.text.folder is not None),
          "config.model.guidance=True is for a Flux distilled from guidance, which needs its config.text.folder; set it "
          "to False")
-    _check_classes(config, told)
-    _check_loss(config, told)
+    _check_classes(config, spec)
+    _check_loss(config, spec)
     if config.text is not None and config.text.encoder is not None:
-        _check_encoder(config, told)
+        _check_encoder(config, spec)
 
 
 def encoders() -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def encoders() -> tuple[str, ...]:
     return tuple(found.name for found in families("text encoder") if found.vector)
 
 
-def _check_encoder(config: Config, told: Told) -> None:
+def _check_encoder(config: Config, spec: ConditioningSpec) -> None:
     """A denoiser takes the widths that its text encoder gives."""
     encoder, network = config.text.encoder, family_of(config.model)
     vector = family_of(encoder).vector
@@ -79,12 +79,12 @@ def _check_encoder(config: Config, told: Told) -> None:
                              f"denoiser; choose {' or '.join(encoders())}")
     pooled = vector(encoder)
     fits = lambda name, width, given: width == given or width == 0 and name not in network.requires
-    need(fits("text", told.text, encoder.width),
-         f"config.model.text_dim={told.text} must equal config.text.encoder.width={encoder.width}")
-    need(fits("pooled", told.pooled, pooled),
-         f"config.model.pooled_dim={told.pooled} must equal the {pooled} of config.text.encoder's vector "
+    need(fits("text", spec.text, encoder.width),
+         f"config.model.text_dim={spec.text} must equal config.text.encoder.width={encoder.width}")
+    need(fits("pooled", spec.pooled, pooled),
+         f"config.model.pooled_dim={spec.pooled} must equal the {pooled} of config.text.encoder's vector "
          "(projection_dim, else width)")
-    need(not told.micro, f"config.model.micro_ids={told.micro} is for the text of a config.text.folder; set it to 0")
+    need(not spec.micro, f"config.model.micro_ids={spec.micro} is for the text of a config.text.folder; set it to 0")
 
 
 def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
@@ -94,16 +94,16 @@ def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
     that latents or patches do not divide.
     """
     factor, channels = autoencoder.factor, autoencoder.latent_channels
-    network, told = family_of(config.model), family_of(config.model).told(config.model)
-    if told.beside:
-        raise ConfigError(f"config.model.beside={told.beside} is of a model that inpaints, and no data set here has "
+    network, spec = family_of(config.model), family_of(config.model).conditioning(config.model)
+    if spec.beside:
+        raise ConfigError(f"config.model.beside={spec.beside} is of a model that inpaints, and no data set here has "
                           "masks to train one with; set it to 0, or draw with `lgm sample --from=FOLDER --image=X "
                           "--mask=Y`")
     if config.model.channels != channels:
         raise ConfigError(f"config.model.channels={config.model.channels} is not the {channels} of the latents of "
                           f"config.autoencoder={config.autoencoder!r}; set it to {channels}")
-    if config.text is None and any(getattr(told, part) for part in WIDTHS):
-        widths = ", ".join(f"{key}={width}" for part, key in WIDTHS.items() if (width := getattr(told, part)))
+    if config.text is None and any(getattr(spec, part) for part in WIDTHS):
+        widths = ", ".join(f"{key}={width}" for part, key in WIDTHS.items() if (width := getattr(spec, part)))
         raise ConfigError(f"config.model of family {config.family!r} is told text ({widths}): give config.text, "
                           "dict(encoder=...) or dict(folder=...), or choose a dit or a unet of text_dim=0")
     side, patch = config.data.resolution, network.unit(config.model)
@@ -133,21 +133,21 @@ def mup_base(config: Config):
     return parse(type(config.model), as_dict(config.model) | changes, "config.optimizer.mup_base")
 
 
-def _check_classes(config: Config, told: Told) -> None:
+def _check_classes(config: Config, spec: ConditioningSpec) -> None:
     """A DiT is told classes, all others text."""
     classes = config.text.classes if config.text else ()
-    need(not classes or told.classes, f"config.text.classes are for a dit; a {config.family} is told text")
-    need(not told.classes or config.text is None or config.text.encoder is None,
+    need(not classes or spec.classes, f"config.text.classes are for a dit; a {config.family} is told text")
+    need(not spec.classes or config.text is None or config.text.encoder is None,
          "config.text.encoder is for text, which a dit is not told; give the names of its classes, config.text.classes")
-    need(len(classes) <= told.classes,
-         f"config.text.classes are {len(classes)}, more than config.model.classes={told.classes}")
+    need(len(classes) <= spec.classes,
+         f"config.text.classes are {len(classes)}, more than config.model.classes={spec.classes}")
     variance = config.loss.variance
-    need(not variance or told.variance,
+    need(not variance or spec.variance,
          f"config.loss.variance={variance} needs a dit with config.model.learned_sigma=True")
 
 
-def _check_loss(config: Config, told: Told) -> None:
-    loss, jumps = config.loss, told.jump
+def _check_loss(config: Config, spec: ConditioningSpec) -> None:
+    loss, jumps = config.loss, spec.jump
     mean = loss.name in ("mean_flow", "shortcut")
     need(not mean or jumps, f"config.loss.name={loss.name!r} needs config.model.jump=True, of an mmdit or a unet")
     need(mean or not jumps, f"config.model.jump=True is for the losses mean_flow and shortcut, not {loss.name}")

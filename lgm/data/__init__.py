@@ -1,10 +1,10 @@
 """Images, captions, tokens and batches of them."""
 
+from lgm.data.batches import batches
+from lgm.data.cache import read_cache, write_index, write_shard
 from lgm.data.class_names import class_names
 from lgm.data.grid import save_grid
 from lgm.data.images import ImageSet, open_data, open_images
-from lgm.data.latents import read_cache, write_index, write_shard
-from lgm.data.pipeline import batches
 from lgm.data.quarantine import Quarantine
 from lgm.data.sources import Bad
 from lgm.data.wordpiece import Tokenizer

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lgm.data.batches import cores
 from lgm.data.decoding import decode, stored_size
-from lgm.data.pipeline import cores
 from lgm.data.rows import Rows
 from lgm.data.sources import Bad, Source, open_source
 from lgm.parsing import near_miss

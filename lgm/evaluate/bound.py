@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process as gaussian
-from lgm.process import Process
+from lgm import gaussian
+from lgm.gaussian import Process
 
 
 def bits_per_dimension(process: Process, target: str, predict: Callable, x: jax.Array, cond, key: jax.Array,

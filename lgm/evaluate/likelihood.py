@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process as gaussian
+from lgm import gaussian
+from lgm.gaussian import Process
 from lgm.parallel import even, fetch, spread
 from lgm.parsing import ConfigError
-from lgm.process import Process
-from lgm.sampling.singlestep import silent_at
+from lgm.sampling.singlestep import singular_at
 from lgm.system import System
 
 ENDS = (1e-3, 1.0)  # of t: the data's density has no bound where they lie on less than all dimensions
@@ -41,7 +41,7 @@ def log_density(process: Process, target: str, predict: Callable, x: jax.Array, 
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
     for t in ends:
-        if silent_at(process, target, t):
+        if singular_at(process, target, t):
             raise ValueError(f"target {target!r} says nothing of the data at t={t:g} under process {process.name!r}; "
                              "let the ends lie inside")
     axes = tuple(range(1, x.ndim))
@@ -88,7 +88,7 @@ def likelihood(system: System, params, latents: np.ndarray, tokens: np.ndarray, 
     """
     if not (count := len(latents)):
         return {}
-    ends = ENDS if not silent_at(system.process, system.config.loss.target, 1.0) else (ENDS[0], 0.999)
+    ends = ENDS if not singular_at(system.process, system.config.loss.target, 1.0) else (ENDS[0], 0.999)
     size, found = even(system.layout, min(system.config.evaluation.batch_size, count)), []
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)

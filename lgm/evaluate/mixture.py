@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process as gaussian
-from lgm.process import Process
+from lgm import gaussian
+from lgm.gaussian import Process
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

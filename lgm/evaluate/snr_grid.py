@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process as gaussian
+from lgm import gaussian
 from lgm.parallel import even, fetch, spread
 from lgm.parsing import ConfigError
 from lgm.system import System

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
-from lgm import sampling
-from lgm.process import Process
+from lgm import gaussian, sampling
+from lgm.gaussian import Process
 
 
 def straightness(process: Process, target: str, predict: Callable, x_T: jax.Array, steps: int = 100) -> jax.Array:

@@ -31,7 +31,7 @@ from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_s
 from lgm.interop.keys_unet import unet_rules
 from lgm.interop.keys_z_image import Z_IMAGE, read_z_image, write_z_image, z_image_rules
 from lgm.interop.scaled import descaled
-from lgm.interop.weights import Weights, load, open_weights, save
+from lgm.interop.tensor_files import Weights, load, open_weights, save
 from lgm.models import Model, Params, build, family_of
 from lgm.parsing import near_miss
 from lgm.untrusted import read_object

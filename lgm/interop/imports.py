@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lgm.interop.components import component
 from lgm.interop.keymap import check
-from lgm.interop.weights import Weights, open_weights
+from lgm.interop.tensor_files import Weights, open_weights
 from lgm.models import Model
 from lgm.parsing import ConfigError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lgm.interop.keymap import Extra, Rule, conv, linear, norm, prefixed
-from lgm.interop.weights import Weights
+from lgm.interop.tensor_files import Weights
 from lgm.models.autoencoder import AutoencoderConfig
 
 

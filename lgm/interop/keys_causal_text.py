@@ -21,7 +21,7 @@ from lgm.interop.fields import (
 )
 from lgm.interop.keymap import Extra, Rule, linear, norm
 from lgm.interop.tables import OUTPUTS
-from lgm.interop.weights import Weights
+from lgm.interop.tensor_files import Weights
 from lgm.models.causal_text import CausalTextConfig
 from lgm.untrusted import shown
 

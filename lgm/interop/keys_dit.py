@@ -20,7 +20,7 @@ from lgm.interop.fields import check, expect
 from lgm.interop.keymap import Extra, Rule, linear, prefixed, rearrange
 from lgm.interop.keys_sd3 import TABLE_ROUNDING
 from lgm.interop.tables import DIT, DIT_FIXED
-from lgm.interop.weights import Weights
+from lgm.interop.tensor_files import Weights
 from lgm.models import Params
 from lgm.models.dit import DiTConfig
 from lgm.models.embeddings import sincos_2d

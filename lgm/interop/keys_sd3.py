@@ -12,7 +12,7 @@ import numpy as np
 from lgm.interop.fields import check, expect
 from lgm.interop.keymap import Extra, Rule, linear, norm, prefixed, rearrange
 from lgm.interop.tables import SD3
-from lgm.interop.weights import Weights
+from lgm.interop.tensor_files import Weights
 from lgm.models.embeddings import sincos_2d
 from lgm.models.mmdit import MMDiTConfig
 
@@ -35,13 +35,13 @@ def sd3_rules(config: MMDiTConfig) -> list[Rule | Extra]:
         *linear("text", "context_embedder"),
         *(_block(config, "dual/", "transformer_blocks.{layer}.", dual=True, layers=dual) if dual else ()),
         *(_block(config, "blocks/", "transformer_blocks.{layer}.", layers=plain) if plain else ()),
-        *_block(config, "last/", f"transformer_blocks.{last}.", closing=True),
+        *_block(config, "last/", f"transformer_blocks.{last}.", context_pre_only=True),
         *linear("modulation", "norm_out.linear"),
         *linear("out", "proj_out"),
     ]
 
 
-def _block(config: MMDiTConfig, ours: str, theirs: str, *, dual=False, closing=False, **rule) -> list[Rule]:
+def _block(config: MMDiTConfig, ours: str, theirs: str, *, dual=False, context_pre_only=False, **rule) -> list[Rule]:
     """JointTransformerBlock."""
     rules = [
         *linear("image/modulation", "norm1.linear", **rule),
@@ -52,9 +52,9 @@ def _block(config: MMDiTConfig, ours: str, theirs: str, *, dual=False, closing=F
         *_mlp("image/mlp", "ff", **rule),
     ]
     if dual:
-        rules += _attention(config, "image/alone", [f"attn2.to_{part}" for part in "qkv"], "attn2.norm_", **rule)
-        rules += linear("image/alone/out", "attn2.to_out.0", **rule)
-    if not closing:
+        rules += _attention(config, "image/dual", [f"attn2.to_{part}" for part in "qkv"], "attn2.norm_", **rule)
+        rules += linear("image/dual/out", "attn2.to_out.0", **rule)
+    if not context_pre_only:
         rules += linear("text/joint/out", "attn.to_add_out", **rule)
         rules += _mlp("text/mlp", "ff_context", **rule)
     return prefixed(rules, ours, theirs)

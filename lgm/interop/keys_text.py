@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lgm.interop.keymap import Extra, Rule, linear, norm, prefixed
-from lgm.interop.weights import Weights
+from lgm.interop.tensor_files import Weights
 from lgm.models.bert import BERTConfig
 from lgm.models.clip_text import CLIPTextConfig
 from lgm.models.t5 import T5Config

@@ -11,7 +11,7 @@ import numpy as np
 from lgm.casting import cast
 from lgm.interop.keymap import CONV_AS_LINEAR, LINEAR, Rule, Rules, Transform, parts_of
 from lgm.interop.original_names import Original, Source
-from lgm.interop.weights import save
+from lgm.interop.tensor_files import save
 from lgm.models.lora import Adapter, LoRAConfig
 
 STEM = "pytorch_lora_weights"  # the name that diffusers looks for

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lgm.interop.weights import read_header, read_metadata
+from lgm.interop.tensor_files import read_header, read_metadata
 from lgm.untrusted import shown
 
 _LONGEST_NAME = 400

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from lgm.interop.weights import Weights
+from lgm.interop.tensor_files import Weights
 from lgm.untrusted import parse_object, shown
 
 _SCALES = (".scale_weight", ".weight_scale")  # of "X.weight", which is called "X" here

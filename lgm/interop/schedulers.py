@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lgm import process as gaussian
+from lgm import gaussian
 from lgm.interop.fields import POSITIVE_OR_NONE, expect
 from lgm.interop.scheduler_keys import obeyed
 from lgm.interop.schedules import FLOW_ENTRIES, Schedule

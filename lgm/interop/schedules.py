@@ -16,16 +16,15 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process as gaussian
-from lgm import sampling
-from lgm.process import Process, shift_time
+from lgm import gaussian, sampling
+from lgm.gaussian import Process, shift_time
 from lgm.registry import section
-from lgm.sampling import Walk, grids, multistep, singlestep, unipc
+from lgm.sampling import Timesteps, grids, multistep, singlestep, unipc
 from lgm.sampling.clipping import bounded
 from lgm.sampling.steps import Solver
 
 TINY_TIME = 1e-7  # above 0, so that the last step keeps the noise of the table's first entry
-END_TIME = 0.5 * TINY_TIME  # the same level, told from a step's beginning
+END_TIME = 0.5 * TINY_TIME  # the same level, seen from a step's beginning
 FEW = 15  # below so many steps, multistep solvers may end at a lower order
 FLOW_ENTRIES = 1000
 
@@ -34,7 +33,7 @@ FLOW_ENTRIES = 1000
 class Schedule:
     """How a released model is sampled.
 
-    process: options of `lgm.process.build`. target: what the network predicts. solver: its name; `order`, `exact`
+    process: options of `lgm.gaussian.build`. target: what the network predicts. solver: its name; `order`, `exact`
     (the slope's exponential integral in full at order 2), `lower_at_end` and `euler_at_end` qualify a multistep
     one, `uncorrected`, numbers of steps, `variant` and `of_noise` UniPC, `runge_kutta` PLMS, `variance` DDPM's
     (`posterior`), `clip` bounds the data that a prediction implies. spacing: where in the table (or in [0, 1] of a
@@ -95,7 +94,7 @@ class Schedule:
         return next((key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)), None)
 
     def method(self, times: np.ndarray, other: str | Mapping[str, Any] | None = None) -> Solver:
-        """The solver for a walk over all of `times`; `other` is one to take instead, a name or a section."""
+        """The solver for steps over all of `times`; `other` is one to take instead, a name or a section."""
         if other not in (None, self.solver):
             return sampling.solver(**section(other, "solver"))
         few = self.lower_at_end and len(times) - 1 < FEW
@@ -117,34 +116,34 @@ class Schedule:
                        self.target == "v", self.scaling, self.scaled_end, parity)
 
     def noise_scale(self, process: Process, times: np.ndarray) -> float:
-        """What N(0, I) is multiplied by to be x_T of a walk over all of `times`."""
+        """What N(0, I) is multiplied by to be x_T of steps over all of `times`."""
         return float(process.b(times[0])) if self.start is None else self.start
 
-    def part(self, walk: Walk, steps: int) -> Walk:
-        """The last `steps` of a walk, by which a picture that is started from is drawn anew.
+    def part(self, timesteps: Timesteps, steps: int) -> Timesteps:
+        """The last `steps` of them, by which a picture that is started from is drawn anew.
 
         diffusers' list of PNDM's timesteps has the second one twice, and its pipelines cut the list: they begin a step
         earlier, and leave out the step after the first.
         """
-        count = len(walk.times) - 1
+        count = len(timesteps.times) - 1
         rows = np.arange(count - steps, count)
         if self.solver == "plms" and not self.runge_kutta and steps < count - 1:
             rows = np.append(rows[0] - 1, rows[1:])
-        ends = (walk.times[1:] if walk.ends is None else walk.ends)[rows]
-        times = np.append(walk.times[rows], walk.times[-1])
-        told = None if walk.told is None else walk.told[rows]
-        return Walk(times, told, None if (ends == times[1:]).all() else ends)
+        ends = (timesteps.times[1:] if timesteps.ends is None else timesteps.ends)[rows]
+        times = np.append(timesteps.times[rows], timesteps.times[-1])
+        inputs = None if timesteps.inputs is None else timesteps.inputs[rows]
+        return Timesteps(times, inputs, None if (ends == times[1:]).all() else ends)
 
-    def walk(self, steps: int, tokens: int | None = None, even: bool = False) -> Walk:
+    def timesteps(self, steps: int, tokens: int | None = None, even: bool = False) -> Timesteps:
         """`steps` falling times and where they end. A dynamic flow needs the number of image `tokens`.
 
         `even` spaces a flow's times evenly from 1 to 1 / steps before they are shifted (Flux's pipeline), instead of to
         the scheduler's own lowest noise level (SD3's). Raises ValueError for a number of steps that cannot be.
         """
         if self.spacing in ("flow", "flow_levels"):
-            return self._flow_walk(steps, tokens, even)
+            return self._flow_timesteps(steps, tokens, even)
         if self.spacing == "edm":
-            return self._edm_walk(steps)
+            return self._edm_timesteps(steps)
         entries = self.process["steps"]
         if not 0 < steps <= entries:
             raise ValueError(f"steps={steps} must lie between 1 and the {entries} steps that the model was trained on")
@@ -154,15 +153,15 @@ class Schedule:
         if self.runge_kutta and steps < 4:
             raise ValueError(f"steps={steps} of PNDM's skip_prk_steps=False must be at least 4")
         last = 0.0 if self.last == "data" else END_TIME
-        told, k = self._entries(steps, entries)
+        inputs, k = self._entries(steps, entries)
         # the first entry has noise; time 0 is the data
         times = np.append(np.maximum(k / entries, TINY_TIME), last).astype(np.float32)
         ends = None
         if self.stride:
-            ends = told - entries // steps
+            ends = inputs - entries // steps
             ends = np.where(ends < 0, last, np.maximum(ends / entries, TINY_TIME)).astype(np.float32)
             ends = None if np.abs(ends - times[1:]).max() < 0.1 / entries else ends
-        return Walk(times, _apart(told / entries, times), ends)
+        return Timesteps(times, _apart(inputs / entries, times), ends)
 
     def _entries(self, steps: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
         """(the timesteps that the network is told, the places of the noise levels in the table)."""
@@ -175,8 +174,8 @@ class Schedule:
             return k, np.interp(levels, log_sigma, numbers) if self.between else k
         low, high = np.exp(log_sigma[[0, -1]] if self.open_end else levels[[-1, 0]])
         place = np.interp(np.log(self._ramp(steps, high, low, np.exp(log_sigma[[0, -1]]))), log_sigma, numbers)
-        told = {None: place, "rounded": place.round(), "cut": np.floor(place + 1e-4)}[self.whole]
-        return told, place
+        inputs = {None: place, "rounded": place.round(), "cut": np.floor(place + 1e-4)}[self.whole]
+        return inputs, place
 
     def _ramp(self, steps: int, first: float, last: float, range: tuple[float, float]) -> np.ndarray:
         """Levels from `first` to `last`, or between the `bounds`, which must lie in the process's `range`."""
@@ -187,13 +186,13 @@ class Schedule:
         ramps = {"karras": lambda: grids.karras(self.rho), "beta": grids.beta}  # lu: even steps of lambda
         return ramps.get(self.levels, grids.exponential)()(steps, high, low)
 
-    def _edm_walk(self, steps: int) -> Walk:
+    def _edm_timesteps(self, steps: int) -> Timesteps:
         if steps < 1:
             raise ValueError(f"steps={steps} must be at least 1")
         low, high = self.process["sigma_min"], self.process["sigma_max"]
         times = np.log(self._ramp(steps, high, low, (low, high)) / low) / math.log(high / low)
         last = 0.0 if self.last == "data" else END_TIME
-        return Walk(np.append(np.clip(times, TINY_TIME, 1.0), last).astype(np.float32))
+        return Timesteps(np.append(np.clip(times, TINY_TIME, 1.0), last).astype(np.float32))
 
     def _spaced(self, steps: int, entries: int, used: int) -> np.ndarray:
         count = steps + self.open_end
@@ -211,7 +210,7 @@ class Schedule:
             k = (np.arange(count) * (used // count))[::-1][:steps] + self.offset
         return np.minimum(k, entries - 1).astype(np.float64)
 
-    def _flow_walk(self, steps: int, tokens: int | None, even: bool) -> Walk:
+    def _flow_timesteps(self, steps: int, tokens: int | None, even: bool) -> Timesteps:
         if steps < 1:
             raise ValueError(f"steps={steps} must be at least 1")
         if self.spacing == "flow_levels" and not even:  # of one step more, without the last
@@ -235,8 +234,8 @@ class Schedule:
         if self.spacing == "flow_levels" and t[0] > 1.0 - 1e-6:
             t[0] -= 1e-6  # as UniPC's has it, whose network is told 999
         times = np.append(t, 0.0).astype(np.float32)
-        told = np.floor(t * FLOW_ENTRIES) / FLOW_ENTRIES if self.whole else t
-        return Walk(times, _apart(told, times))
+        inputs = np.floor(t * FLOW_ENTRIES) / FLOW_ENTRIES if self.whole else t
+        return Timesteps(times, _apart(inputs, times))
 
 
 def _options(process: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,10 +246,10 @@ def _options(process: Mapping[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ["name", *options] if key not in idle}
 
 
-def _apart(told: np.ndarray, times: np.ndarray) -> np.ndarray | None:
-    """`told` as float32, or None where it is what the solver's times say."""
-    told = told.astype(np.float32)
-    return None if np.abs(told - times[:-1]).max() < 1e-6 else told
+def _apart(inputs: np.ndarray, times: np.ndarray) -> np.ndarray | None:
+    """`inputs` as float32, or None where it is what the solver's times say."""
+    inputs = inputs.astype(np.float32)
+    return None if np.abs(inputs - times[:-1]).max() < 1e-6 else inputs
 
 
 # one object a solver, so that a compiled step is found again
@@ -280,7 +279,7 @@ def _method(name: str, order: int, exact: bool, variance: str, limits: tuple, cl
 
 
 def _divided_at_end(method: Solver) -> Solver:
-    """`method`, whose last state is x / a: a scheduler that walks x / a leaves it so at the table's first entry."""
+    """`method`, whose last state is x / a: a scheduler of x / a leaves it so at the table's first entry."""
 
     def step(process, denoise, x, memory, t, s, key):
         x, memory = method.step(process, denoise, x, memory, t, s, key)

@@ -15,7 +15,7 @@ import numpy as np
 
 from lgm.interop import original_names as names
 from lgm.interop.original_names import Original, Source
-from lgm.interop.weights import Entry, Weights, read_metadata
+from lgm.interop.tensor_files import Entry, Weights, read_metadata
 from lgm.untrusted import shown
 
 # place in a diffusers folder -> class there -> (prefix in single files, layout below it), the likeliest first

@@ -7,7 +7,7 @@ import math
 import re
 
 from lgm.parsing import ConfigError, near_miss
-from lgm.scaling.machine import Machine
+from lgm.scaling.compute import Machine
 
 
 @dataclasses.dataclass(frozen=True)

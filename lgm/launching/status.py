@@ -18,7 +18,7 @@ from rich.table import Table
 from lgm import files
 from lgm.parsing import ConfigError
 from lgm.train import goodput
-from lgm.train.steps import COMMITTED, newest_checkpoint
+from lgm.train.saved import COMMITTED, newest_checkpoint
 
 COLUMNS = {"run": "run", "state": "state", "images": "images", "loss": "loss", "mfu": "MFU", "goodput": "goodput",
            "checkpoint": "checkpoint", "left": "time left"}
@@ -51,7 +51,7 @@ def of_folder(workdir: Path) -> list[dict[str, Any]]:
     folders = [workdir] if workdir in runs else runs
     if not folders:
         return [{"run": str(workdir), "state": queue or "not started"}]
-    return [of_run(folder, record, queue, alone=folder == workdir) for folder in folders]
+    return [of_run(folder, record, queue, single=folder == workdir) for folder in folders]
 
 
 def _remote(workdir: Path, record: dict, queue: str) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def _remote(workdir: Path, record: dict, queue: str) -> list[dict[str, Any]]:
     return [row | {"run": str(workdir), "checkpoint_seconds_ago": None, "written_seconds_ago": None}]
 
 
-def of_run(folder: Path, record: dict | None, queue: str, alone: bool = True) -> dict[str, Any]:
+def of_run(folder: Path, record: dict | None, queue: str, single: bool = True) -> dict[str, Any]:
     """What one run's folder tells: images, loss, MFU, seconds since the last checkpoint and until the end."""
     config = _json(folder / "config.json") or {}
     rows = [row for line in _lines(folder / "metrics.jsonl") if (row := _row(line))]
@@ -92,7 +92,7 @@ def of_run(folder: Path, record: dict | None, queue: str, alone: bool = True) ->
         "seconds_left": 0.0 if done else (total - images) / rate if total and rate else None,
         "written_seconds_ago": time.time() - files.modified(folder / "metrics.jsonl"),
     }
-    ours = queue if alone or not done else ""
+    ours = queue if single or not done else ""
     return row | {"state": ours or ("finished" if done else "stopped" if record else "not launched")}
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lgm.processes.bounds import LOST, PREEMPTED
+from lgm.processes.timeouts import LOST, PREEMPTED
 
 QUEUED = ("CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES")
 GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING")

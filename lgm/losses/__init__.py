@@ -5,7 +5,7 @@ from lgm.losses.consistency import consistency
 from lgm.losses.denoising import denoising, denoising_at
 from lgm.losses.densities import DENSITIES, Density, density, pdf
 from lgm.losses.discrete_consistency import discrete_consistency
-from lgm.losses.jumps import mean_flow, shortcut
+from lgm.losses.mean_velocity import mean_flow, shortcut
 from lgm.losses.progressive import progressive
 from lgm.losses.reflow import DISTANCES, distance, guidance_distillation, one_step, reflow
 from lgm.losses.variational import hybrid

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
+from lgm import gaussian
+from lgm.gaussian import Process
 from lgm.losses.denoising import Denoising, Drawn, Predict, denoising, mean_square, noised
 from lgm.losses.densities import Density
 from lgm.losses.weightings import Weighting
-from lgm.process import Process
 
 Alignment = Callable[[jax.Array, jax.Array], jax.Array]  # (projected hidden [B, T, D], features [B, T, D]) -> scalar
 

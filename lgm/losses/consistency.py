@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
+from lgm import gaussian
 from lgm.losses.denoising import Drawn, Predict, drawn, mean_square
 from lgm.losses.densities import Density
 

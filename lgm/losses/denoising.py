@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
+from lgm import gaussian
+from lgm.gaussian import Process
 from lgm.losses.densities import Density
 from lgm.losses.weightings import Weighting
-from lgm.process import Process
 
 
 class Drawn(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from lgm import registry
-from lgm.process import shift_time
+from lgm.gaussian import shift_time
 
 Density = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 Uniforms = Callable[[jax.Array, tuple[int, ...]], jax.Array]

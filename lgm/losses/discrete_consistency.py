@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
-from lgm import process as gaussian
-from lgm import registry
+from lgm import gaussian, registry
+from lgm.gaussian import Process
 from lgm.losses.denoising import Predict
 from lgm.losses.reflow import Distance
-from lgm.process import Process
 
 STEPS = ("euler", "heun")  # of the teacher's ODE
 

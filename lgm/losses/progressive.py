@@ -10,10 +10,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
+from lgm import gaussian
+from lgm.gaussian import Process
 from lgm.losses.denoising import Drawn, Predict, mean_square
 from lgm.losses.weightings import Weighting
-from lgm.process import Process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,8 @@ def progressive(process: Process, target: str, weighting: Weighting, steps: int 
     with jax.ensure_compile_time_eval():
         t = latest(process)
         a, b, (p, q) = process.a(jnp.float32(t)), process.b(jnp.float32(t)), gaussian.coefficients(process, target, t)
-        silent = bool(abs(a * q - b * p) < 1e-6 * b)
-    if silent:
+        singular = bool(abs(a * q - b * p) < 1e-6 * b)
+    if singular:
         raise ValueError(f"target {target!r} says nothing of the data at t={t:g}, which is pure noise under process "
                          f"{process.name!r}; train another target")
     return Progressive(process, target, weighting, steps)

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
+from lgm import gaussian
+from lgm.gaussian import Process
 from lgm.losses.denoising import Predict, denoising_at, mean_square, noised
 from lgm.losses.densities import Density
 from lgm.losses.weightings import Weighting
-from lgm.process import Process
 from lgm.registry import make
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]  # ([B, ...], [B, ...]) -> [B]
@@ -97,8 +97,8 @@ def one_step(process: Process, target: str, between: Distance | None = None) -> 
     batches, a perceptual one too. Raises ValueError for a target that leaves the data open there, as eps may."""
     with jax.ensure_compile_time_eval():  # a loss may be made inside a traced function
         a, b, (p, q) = process.a(1.0), process.b(1.0), gaussian.coefficients(process, target, 1.0)
-        silent = bool(abs(a * q - b * p) < 1e-6 * b)
-    if silent:
+        singular = bool(abs(a * q - b * p) < 1e-6 * b)
+    if singular:
         raise ValueError(f"target {target!r} says nothing of the data at t=1, which is pure noise under process "
                          f"{process.name!r}; train another target")
     return OneStep(process, target, squared() if between is None else between)

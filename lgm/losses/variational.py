@@ -13,11 +13,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
+from lgm import gaussian
+from lgm.gaussian import Process
 from lgm.losses.denoising import Denoising, Drawn, denoising
 from lgm.losses.densities import Density
 from lgm.losses.weightings import Weighting
-from lgm.process import Process
 
 
 @dataclasses.dataclass(frozen=True)

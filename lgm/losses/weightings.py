@@ -13,10 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
-from lgm import registry
+from lgm import gaussian, registry
+from lgm.gaussian import Process
 from lgm.losses.densities import Density, by_quantile, pdf
-from lgm.process import Process
 
 Weighting = Callable[[Process, str, jax.Array], jax.Array]
 SNR_LIMIT = 1e6  # of the signal-to-noise ratio and its inverse: keeps weights finite at both ends of t

@@ -42,11 +42,11 @@ def recomputed(fn: Callable, remat: Remat) -> Callable:
     return fn if POLICIES[remat] is None else jax.checkpoint(fn, policy=POLICIES[remat])
 
 
-def run_blocks(blocks: Any, x: Any, step: Callable[[Any, Any, Any], Any], config, told: Any = None,
+def run_blocks(blocks: Any, x: Any, step: Callable[[Any, Any, Any], Any], config, cond: Any = None,
                skip: Collection[int] = ()) -> Any:
-    """x <- step(block, x, told) over stacked blocks, but those of the numbers `skip`.
+    """x <- step(block, x, cond) over stacked blocks, but those of the numbers `skip`.
 
-    x and told are trees of arrays with a leading batch: what the blocks change, and what all of them read. Blocks run
+    x and cond are trees of arrays with a leading batch: what the blocks change, and what all of them read. Blocks run
     under a scan of `config.group` at a time, or all laid out when one group holds them, with `config.remat`; where the
     mesh has stages that the stack can fill, through the pipeline.
     """
@@ -54,22 +54,22 @@ def run_blocks(blocks: Any, x: Any, step: Callable[[Any, Any, Any], Any], config
     if skip:  # a number that is carried beside each block: to leave parts of a stack out would copy the rest
         made, depth = step, len(jax.tree.leaves(blocks)[0])
         blocks = blocks, jnp.asarray([i not in skip for i in range(depth)])
-        step = lambda pair, x, told: jax.lax.cond(pair[1], lambda: made(pair[0], x, told), lambda: x)
+        step = lambda pair, x, cond: jax.lax.cond(pair[1], lambda: made(pair[0], x, cond), lambda: x)
 
-    def block_step(block, x, told):
-        return step(block, jax.tree.map(lambda a: checkpoint_name(a, "block"), x), told)
+    def block_step(block, x, cond):
+        return step(block, jax.tree.map(lambda a: checkpoint_name(a, "block"), x), cond)
 
     body = recomputed(block_step, config.remat)
 
-    def run(blocks, x, told):
+    def run(blocks, x, cond):
         depth = len(jax.tree.leaves(blocks)[0])
         if config.group >= depth:
             for i in range(depth):
-                x = body(jax.tree.map(lambda p: p[i], blocks), x, told)
+                x = body(jax.tree.map(lambda p: p[i], blocks), x, cond)
             return x
-        return jax.lax.scan(lambda x, block: (body(block, x, told), None), x, blocks, unroll=config.group)[0]
+        return jax.lax.scan(lambda x, block: (body(block, x, cond), None), x, blocks, unroll=config.group)[0]
 
     layout = current()
     if layout is not None and 1 < layout.size("stage") <= len(jax.tree.leaves(blocks)[0]):
-        return pipeline(layout, run, blocks, x, told)
-    return run(blocks, x, told)
+        return pipeline(layout, run, blocks, x, cond)
+    return run(blocks, x, cond)

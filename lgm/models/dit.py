@@ -20,7 +20,7 @@ from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import patchify, sincos_2d, sinusoids, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Embedding, Linear, modulated
-from lgm.models.records import Family, Ladder, Told
+from lgm.models.records import ConditioningSpec, Family, Ladder
 
 TIME_FEATURES = 256
 
@@ -140,13 +140,13 @@ class DiT(nnx.Module):
         x = self.patches(patchify(x_BHWC, config.patch_size).astype(dtype)) + places.astype(dtype)
         label_B = jnp.full(b, config.classes) if cond.label is None else cond.label
         if self.embedders is not None:
-            signal = told = self.embedders(t_B, label_B, dtype)
+            signal = cond = self.embedders(t_B, label_B, dtype)
             step = lambda block, x, signal: block(x, signal)
         else:
             signal = jax.tree.map(lambda p: p[0], self.blocks.embedders)(t_B, label_B, dtype)  # what the end reads
-            told = t_B, label_B
-            step = lambda block, x, told: block(x, block.embedders(*told, dtype))
-        x = run_blocks(self.blocks, x, step, config, told)
+            cond = t_B, label_B
+            step = lambda block, x, cond: block(x, block.embedders(*cond, dtype))
+        x = run_blocks(self.blocks, x, step, config, cond)
         shift, scale = jnp.split(self.modulation(jax.nn.silu(signal)), 2, -1)
         x = self.out(modulated(x, shift, scale))
         x = -x if config.time == "reversed" else x
@@ -161,7 +161,7 @@ def rung(size: int, *, aspect: float = 43.0, head_size: int = 64, **options) -> 
 
 DIT = Family(
     "dit", DiTConfig, DiT, PRESETS,
-    told=lambda config: Told(classes=config.classes, variance=config.learned_sigma),
+    conditioning=lambda config: ConditioningSpec(classes=config.classes, variance=config.learned_sigma),
     patch=lambda config: config.patch_size,
     native_side=lambda config: config.base_size * config.patch_size,
     heads=lambda config: {config.heads},

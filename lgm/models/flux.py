@@ -22,7 +22,7 @@ from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import timestep_embedding
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
-from lgm.models.records import Family, Ladder, Told
+from lgm.models.records import ConditioningSpec, Family, Ladder
 from lgm.models.rotary import Table, rotary_grid, rotate
 from lgm.parallel.tokens import join, padded, part
 
@@ -184,11 +184,11 @@ class Flux(nnx.Module):
         table = tuple(join(angles[:count], angles[count:], 0) for angles in places)  # in the order of joint tokens
         mask = None if mask is None else join(jnp.ones((b, count), bool), mask)
 
-        def double(block, tokens, told):
-            return block(*tokens, told[0], table, told[1])
+        def double(block, tokens, cond):
+            return block(*tokens, cond[0], table, cond[1])
 
-        def single(block, x, told):
-            return block(x, told[0], table, told[1])
+        def single(block, x, cond):
+            return block(x, cond[0], table, cond[1])
 
         image, text = run_blocks(self.double, (image, text), double, config, (signal, mask))
         x, _ = part(run_blocks(self.single, join(image, text), single, config, (signal, mask)), count)
@@ -233,7 +233,8 @@ def rung(size: int, *, aspect: float = 54.0, head_size: int = 128, **options) ->
 
 FLUX = Family(
     "flux", FluxConfig, Flux, PRESETS,
-    told=lambda config: Told(text=config.text_dim, pooled=config.pooled_dim, guidance=config.guidance),
+    conditioning=lambda config: ConditioningSpec(text=config.text_dim, pooled=config.pooled_dim,
+                                                 guidance=config.guidance),
     requires=("text", "pooled"),
     patch=lambda config: config.patch_size,
     heads=lambda config: {config.heads},

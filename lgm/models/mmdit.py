@@ -20,7 +20,7 @@ from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import patchify, sincos_2d, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
-from lgm.models.records import Family, Ladder, Told
+from lgm.models.records import ConditioningSpec, Family, Ladder
 from lgm.parallel.tokens import join, padded, part
 
 
@@ -77,15 +77,15 @@ PRESETS = {
 
 
 class Attention(nnx.Module):
-    """Queries, keys and values of a modality, and what is made of the attended values unless it is `closing`."""
+    """Queries, keys and values of a modality and, unless it is `context_pre_only`, the way out of attention."""
 
-    def __init__(self, config: MMDiTConfig, closing: bool = False, *, rngs: Keys):
+    def __init__(self, config: MMDiTConfig, context_pre_only: bool = False, *, rngs: Keys):
         width = config.width
         self.heads = config.heads
         self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, rngs=rngs)
         norm = (lambda: RMSNorm(width // config.heads)) if config.qk_norm == "rms" else (lambda: None)
         self.norm_q, self.norm_k = norm(), norm()
-        self.out = None if closing else Linear(width, width, ("heads", "embed"), rngs=rngs)
+        self.out = None if context_pre_only else Linear(width, width, ("heads", "embed"), rngs=rngs)
 
     def project(self, x_BTD: jax.Array) -> list[jax.Array]:
         """Queries, keys and values [B, T, N, D / N]."""
@@ -104,31 +104,32 @@ class Attention(nnx.Module):
 class Stream(nnx.Module):
     """One modality's half of a block: modulation, joint attention, feed-forward network.
 
-    `closing` is for the text of the last block, whose output nobody reads: it only offers keys and values. `dual` is
-    for an image that also attends to itself alone, with weights and modulation of its own.
+    `context_pre_only` is for the text of the last block, whose output nobody reads: it only offers keys and values.
+    `dual` is for an image that also attends to itself alone, with weights and modulation of its own.
     """
 
-    def __init__(self, config: MMDiTConfig, *, closing: bool = False, dual: bool = False, rngs: Keys):
+    def __init__(self, config: MMDiTConfig, *, context_pre_only: bool = False, dual: bool = False, rngs: Keys):
         width = config.width
-        self.parts = 2 if closing else 9 if dual else 6
+        self.parts = 2 if context_pre_only else 9 if dual else 6
         self.modulation = Linear(width, self.parts * width, ("embed", "features"), zero=True, rngs=rngs)
-        self.joint = Attention(config, closing, rngs=rngs)
-        self.alone = Attention(config, rngs=rngs) if dual else None
-        self.mlp = None if closing else MLP(width, int(config.mlp_ratio * width), width, jax.nn.gelu, rngs=rngs)
+        self.joint = Attention(config, context_pre_only, rngs=rngs)
+        self.dual = Attention(config, rngs=rngs) if dual else None
+        hidden = int(config.mlp_ratio * width)
+        self.mlp = None if context_pre_only else MLP(width, hidden, width, jax.nn.gelu, rngs=rngs)
 
     def modulate(self, signal_BD: jax.Array) -> list[jax.Array]:
-        """shift, scale, gate of joint attention, of the MLP and of attention alone, as far as the stream has them."""
+        """shift, scale, gate of joint attention, of the MLP and of dual attention, as far as the stream has them."""
         parts = jnp.split(self.modulation(signal_BD), self.parts, -1)
         return parts[::-1] if self.parts == 2 else parts  # the released weights keep scale first there
 
     def finish(self, x_BTD: jax.Array, attended_BTND: jax.Array, modulation: list[jax.Array]) -> jax.Array:
-        """Add gated attention, joint and alone, then the gated MLP."""
+        """Add gated attention, joint and dual, then the gated MLP."""
         _, _, gate, shift, scale, mlp_gate = modulation[:6]
         change = gate[:, None] * self.joint.finish(attended_BTND)
-        if self.alone is not None:
-            alone_shift, alone_scale, alone_gate = modulation[6:]
-            qkv = self.alone.project(modulated(x_BTD, alone_shift, alone_scale))
-            change += alone_gate[:, None] * self.alone.finish(attention(*qkv))
+        if self.dual is not None:
+            dual_shift, dual_scale, dual_gate = modulation[6:]
+            qkv = self.dual.project(modulated(x_BTD, dual_shift, dual_scale))
+            change += dual_gate[:, None] * self.dual.finish(attention(*qkv))
         # the barriers keep XLA:CPU from recomputing the whole residual chain, forward and backward, in every fusion
         # that reads it: measured in a small train step, they halve its time
         x = lax.optimization_barrier(x_BTD + change)
@@ -136,19 +137,19 @@ class Stream(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Joint attention over text and image tokens; a `closing` block returns no text."""
+    """Joint attention over text and image tokens; a `context_pre_only` block returns no text."""
 
-    def __init__(self, config: MMDiTConfig, *, closing: bool = False, dual: bool = False, rngs: Keys):
-        self.closing = closing
+    def __init__(self, config: MMDiTConfig, *, context_pre_only: bool = False, dual: bool = False, rngs: Keys):
+        self.context_pre_only = context_pre_only
         self.image = Stream(config, dual=dual, rngs=rngs)
-        self.text = Stream(config, closing=closing, rngs=rngs)
+        self.text = Stream(config, context_pre_only=context_pre_only, rngs=rngs)
 
     def __call__(self, image_BTD, text_BLD, signal_BD, mask):
         to_image, to_text = self.image.modulate(signal_BD), self.text.modulate(signal_BD)
         image_qkv = self.image.joint.project(modulated(image_BTD, *to_image[:2]))
         text_qkv = self.text.joint.project(modulated(text_BLD, *to_text[:2]))
         q, k, v = (join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
-        if self.closing:
+        if self.context_pre_only:
             return self.image.finish(image_BTD, attention(image_qkv[0], k, v, mask), to_image), None
         image_attended, text_attended = part(attention(q, k, v, mask), image_BTD.shape[1])
         image = self.image.finish(image_BTD, image_attended, to_image)
@@ -170,7 +171,7 @@ class MMDiT(nnx.Module):
         dual, plain = config.dual_attention, config.depth - 1 - config.dual_attention
         self.dual = stack(lambda key: Block(config, dual=True, rngs=Keys(key)), dual, rngs) if dual else None
         self.blocks = stack(lambda key: Block(config, rngs=Keys(key)), plain, rngs) if plain else None
-        self.last = Block(config, closing=True, rngs=rngs)
+        self.last = Block(config, context_pre_only=True, rngs=rngs)
         self.modulation = Linear(width, 2 * width, ("embed", "features"), zero=True, rngs=rngs)
         self.out = Linear(width, patch, ("embed", None), zero=True, rngs=rngs)
 
@@ -192,7 +193,7 @@ class MMDiT(nnx.Module):
             signal += self.jump(timestep_embedding(spanned_B).astype(dtype))
         signal = jax.nn.silu(signal)
         mask = None if mask is None else join(jnp.ones((b, rows * columns), bool), mask)
-        step = lambda block, tokens, told: block(*tokens, *told)
+        step = lambda block, tokens, cond: block(*tokens, *cond)
         for blocks, first in ((self.dual, 0), (self.blocks, config.dual_attention)):
             if blocks is not None:
                 left_out = tuple(i - first for i in skip)
@@ -211,7 +212,7 @@ def rung(size: int, *, aspect: float = 64.0, head_size: int = 64, **options) -> 
 
 MMDIT = Family(
     "mmdit", MMDiTConfig, MMDiT, PRESETS,
-    told=lambda config: Told(text=config.text_dim, pooled=config.pooled_dim, jump=config.jump),
+    conditioning=lambda config: ConditioningSpec(text=config.text_dim, pooled=config.pooled_dim, jump=config.jump),
     requires=("text", "pooled"),
     patch=lambda config: config.patch_size,
     reach=lambda config: config.position_size,

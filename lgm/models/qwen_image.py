@@ -20,7 +20,7 @@ from lgm.models.embeddings import timestep_embedding
 from lgm.models.flux import DoubleBlock, pack, unpack
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
-from lgm.models.records import Family, Ladder, Told
+from lgm.models.records import ConditioningSpec, Family, Ladder
 from lgm.models.rotary import PERIOD, Table, rotary_line
 from lgm.parallel.tokens import join, padded
 
@@ -94,8 +94,8 @@ class QwenImage(nnx.Module):
         places = positions(rows, columns, text.shape[1], config.rotary_axes)
         table = tuple(join(angles[:count], angles[count:], 0) for angles in places)  # in the order of joint tokens
 
-        def step(block, tokens, told):
-            return block(*tokens, told[0], table, told[1])
+        def step(block, tokens, cond):
+            return block(*tokens, cond[0], table, cond[1])
 
         image, _ = run_blocks(self.blocks, (image, text), step, config, (signal, mask))
         scale, shift = jnp.split(self.modulation(signal), 2, -1)
@@ -125,7 +125,7 @@ def rung(size: int, *, aspect: float = 51.2, head_size: int = 128, **options) ->
 
 QWEN_IMAGE = Family(
     "qwen_image", QwenImageConfig, QwenImage, PRESETS,
-    told=lambda config: Told(text=config.text_dim),
+    conditioning=lambda config: ConditioningSpec(text=config.text_dim),
     requires=("text",),
     patch=lambda config: config.patch_size,
     heads=lambda config: {config.heads},

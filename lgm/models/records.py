@@ -40,7 +40,7 @@ FAMILIES: dict[str, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class ConditioningSpec:
     """What a denoiser of one configuration is told beside x and t, and may tell beside its prediction.
 
     text, pooled, micro, beside: widths of those parts of `Conditioning`, 0 for none. classes: how many a label tells
@@ -95,7 +95,7 @@ class Family:
     module: type[nnx.Module]
     presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     role: Literal["denoiser", "autoencoder", "text encoder"] = "denoiser"
-    told: Callable[[Any], Told] = lambda config: Told()
+    conditioning: Callable[[Any], ConditioningSpec] = lambda config: ConditioningSpec()
     requires: Collection[str] = ()
     patch: Callable[[Any], int] | None = None
     reach: Callable[[Any], int | None] = lambda config: None
@@ -126,11 +126,11 @@ class Family:
     def inputs(self, config: Any, batch: int, latent: int, text_tokens: int) -> tuple:
         """Abstract (x, t, cond) of a denoiser, at `latent` x `latent`."""
         like = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((batch, *shape), dtype)
-        told, side = self.told(config), (latent, latent)
+        spec, side = self.conditioning(config), (latent, latent)
         parts = {
-            "label": told.classes and like(dtype=jnp.int32), "text": told.text and like(text_tokens, told.text),
-            "pooled": told.pooled and like(told.pooled), "micro": told.micro and like(told.micro),
-            "beside": told.beside and like(*side, told.beside), "guidance": told.guidance and like(),
+            "label": spec.classes and like(dtype=jnp.int32), "text": spec.text and like(text_tokens, spec.text),
+            "pooled": spec.pooled and like(spec.pooled), "micro": spec.micro and like(spec.micro),
+            "beside": spec.beside and like(*side, spec.beside), "guidance": spec.guidance and like(),
         }  # fmt: skip
         cond = Conditioning(**{name: part for name, part in parts.items() if part})
         return like(*side, config.channels), like(), cond

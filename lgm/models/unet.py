@@ -17,7 +17,7 @@ from lgm.models.convolution import Conv, GroupNorm, ResBlock, upsample
 from lgm.models.embeddings import sinusoids
 from lgm.models.keys import Keys
 from lgm.models.layers import LayerNorm, Linear
-from lgm.models.records import Family, Ladder, Told
+from lgm.models.records import ConditioningSpec, Family, Ladder
 
 EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
 PROJECTION_EPSILON = 1e-6  # of the group norm before a transformer
@@ -169,7 +169,7 @@ class Transformer(nnx.Module):
 
     def __call__(self, x_BHWC: jax.Array, text_BLD: jax.Array | None, mask_BL: jax.Array | None) -> jax.Array:
         b, h, w, c = x_BHWC.shape
-        step = lambda block, tokens, told: block(tokens, *told)
+        step = lambda block, tokens, cond: block(tokens, *cond)
         tokens = self.proj_in(self.norm(x_BHWC)).reshape(b, h * w, c)
         tokens = run_blocks(self.blocks, tokens, step, self.config, (text_BLD, mask_BL))
         return x_BHWC + self.proj_out(tokens.reshape(b, h, w, c))
@@ -352,7 +352,7 @@ def small(config: UNetConfig) -> dict[str, Any]:
 
 UNET = Family(
     "unet", UNetConfig, UNet, PRESETS,
-    told=lambda config: Told(text=config.text_dim, pooled=config.pooled_dim, micro=config.micro_ids,
+    conditioning=lambda config: ConditioningSpec(text=config.text_dim, pooled=config.pooled_dim, micro=config.micro_ids,
                              beside=config.beside, jump=config.jump),
     heads=attended,
     convolves=True,

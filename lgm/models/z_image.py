@@ -23,7 +23,7 @@ from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import patchify, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
-from lgm.models.records import Family, Ladder, Told
+from lgm.models.records import ConditioningSpec, Family, Ladder
 from lgm.models.rotary import Table, rotary_places, rotate
 from lgm.parallel.tokens import join, padded, part
 
@@ -157,8 +157,8 @@ class ZImage(nnx.Module):
         if cond.text_mask is None and mask.shape[1] - cond.text.shape[1] < UNIT:  # all count
             mask = None
 
-        def step(block, x, told):
-            return block(x, *told)
+        def step(block, x, cond):
+            return block(x, *cond)
 
         image = run_blocks(self.image_blocks, image, step, config, (signal, image_table, None))
         text = run_blocks(self.text_blocks, text, step, config, (None, text_table, mask))
@@ -201,7 +201,7 @@ def rung(size: int, *, aspect: float = 128.0, head_size: int = 128, **options) -
 
 Z_IMAGE = Family(
     "z_image", ZImageConfig, ZImage, PRESETS,
-    told=lambda config: Told(text=config.text_dim),
+    conditioning=lambda config: ConditioningSpec(text=config.text_dim),
     requires=("text",),
     patch=lambda config: config.patch_size,
     heads=lambda config: {config.heads},

@@ -15,10 +15,10 @@ from lgm.parallel.layout import Layout, active_mesh
 from lgm.parallel.rules import AXES, partition
 
 
-def pipeline(layout: Layout, run: Callable[[Any, Any, Any], Any], blocks: Any, x: Any, told: Any) -> Any:
-    """`run(blocks, x, told)` with the stacked `blocks` divided among the devices along `stage`.
+def pipeline(layout: Layout, run: Callable[[Any, Any, Any], Any], blocks: Any, x: Any, cond: Any) -> Any:
+    """`run(blocks, x, cond)` with the stacked `blocks` divided among the devices along `stage`.
 
-    x and told are trees of arrays with a leading batch; x is what the blocks change, told what they all read. The
+    x and cond are trees of arrays with a leading batch; x is what the blocks change, cond what they all read. The
     batch goes through in `layout.microbatches` parts, and of as many ticks and one less than there are stages, the
     latter are idle. A stack that the stages do not divide is filled up with blocks of zeros, which change nothing: a
     residual block with zero weights is the identity. Raises ValueError where the parts do not divide the batch.
@@ -29,16 +29,16 @@ def pipeline(layout: Layout, run: Callable[[Any, Any, Any], Any], blocks: Any, x
     if batch % parts:
         raise ValueError(f"a batch of {batch} does not divide into config.mesh.microbatches={parts}; give a divisor")
     blocks = jax.tree.map(lambda p: _filled(p, stages), blocks)
-    x, told = (jax.tree.map(lambda a: _in_parts(layout, a, parts), tree) for tree in (x, told))
+    x, cond = (jax.tree.map(lambda a: _in_parts(layout, a, parts), tree) for tree in (x, cond))
 
-    def stage(blocks, x_parts, told_parts):
+    def stage(blocks, x_parts, cond_parts):
         place = lax.axis_index("stage")
         pick = lambda tree, i: jax.tree.map(lambda a: a[jnp.clip(i, 0, parts - 1)], tree)
 
         def tick(came, time):
             first = pick(x_parts, time)
             x = jax.tree.map(lambda a, b: jnp.where(place == 0, a, b), first, came)
-            x = run(blocks, x, pick(told_parts, time - place))
+            x = run(blocks, x, pick(cond_parts, time - place))
             send = lambda a: lax.ppermute(a, "stage", [(i, i + 1) for i in range(stages - 1)])
             return jax.tree.map(send, x), x
 
@@ -52,7 +52,7 @@ def pipeline(layout: Layout, run: Callable[[Any, Any, Any], Any], blocks: Any, x
     whole = PartitionSpec()
     staged = jax.shard_map(stage, mesh=mesh, in_specs=(PartitionSpec("stage"), whole, whole), out_specs=whole,
                            axis_names={"stage"}, check_vma=False)  # fmt: skip
-    return jax.tree.map(lambda a: _whole(layout, a), staged(blocks, x, told))
+    return jax.tree.map(lambda a: _whole(layout, a), staged(blocks, x, cond))
 
 
 def _filled(parameter: jax.Array, stages: int) -> jax.Array:

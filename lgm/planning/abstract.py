@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import files, process
+from lgm import files, gaussian
 from lgm.config import Config
 from lgm.config.combinations import check_parts
 from lgm.models import Model, Params, build, family, family_of, lora
@@ -71,8 +71,8 @@ def abstract_system(config: Config, layout: Layout | None = None) -> tuple[Syste
         denoiser = lora.adapted(denoiser, config.lora)
         if text is not None:
             frozen["text"] = text.abstract()
-    gaussian = named(process.build, config.process, "config.process")
-    return System(config, denoiser, text, autoencoder, gaussian, tokenizer, folder, layout), frozen, tuple(notes)
+    process = named(gaussian.build, config.process, "config.process")
+    return System(config, denoiser, text, autoencoder, process, tokenizer, folder, layout), frozen, tuple(notes)
 
 
 def held_in(tree: Params, dtype: Any) -> Params:
@@ -123,8 +123,8 @@ def _pipeline(config: Config, notes: list[str]) -> Pipeline:
     models = {place: _preset(*which, dtype=config.model.dtype) for place, which in encoders.items()}
     models[system.denoiser] = build(config.model)
     tokenizers = {place: Blank() for place in encoders}
-    gaussian = named(process.build, config.process, "config.process")
-    return Pipeline(system, models, {}, tokenizers, None, gaussian, config.data.resolution // 8)
+    process = named(gaussian.build, config.process, "config.process")
+    return Pipeline(system, models, {}, tokenizers, None, process, config.data.resolution // 8)
 
 
 def _preset(name: str, preset: str, **changes: Any) -> Model:

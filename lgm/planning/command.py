@@ -11,7 +11,7 @@ from pathlib import Path
 from lgm import config as schema
 from lgm import files
 from lgm.parsing import ConfigError
-from lgm.planning import report
+from lgm.planning import page
 
 
 def run(spec: str, topology: str, overrides: Sequence[tuple[str, str]] = (), *, slices: int = 1, search: bool = False,
@@ -33,17 +33,17 @@ def run(spec: str, topology: str, overrides: Sequence[tuple[str, str]] = (), *, 
     config, machine = schema.load(spec, overrides), read_topology(topology, slices)
     if not search:
         best = plan(config, machine)
-        return _finish(best.reason, report.as_json(best), report.page(best), json_path)
-    say = lambda p: print(f"{report.mesh(p)}, remat {p.remat}: {report.verdict(p).split(';')[0]}"
+        return _finish(best.reason, page.as_json(best), page.page(best), json_path)
+    say = lambda p: print(f"{page.mesh(p)}, remat {p.remat}: {page.verdict(p).split(';')[0]}"
                           + (f", {p.step * 1e3:.4g} ms" if p.step else ""), file=sys.stderr, flush=True)  # fmt: skip
     found = find(config, machine, limit, jobs, say)
-    table = f"{report.ranking(found.plans)}\n{found.untried} more divide and were not compiled (--limit)"
+    table = f"{page.ranking(found.plans)}\n{found.untried} more divide and were not compiled (--limit)"
     best = found.best
-    values = {"best": best and report.as_json(best), "plans": [report.as_json(p) for p in found.plans],
+    values = {"best": best and page.as_json(best), "plans": [page.as_json(p) for p in found.plans],
               "untried": found.untried}
     if best is None:
         return _finish(what_fits(found.plans), values, table, json_path)
-    return _finish("", values, f"{table}\n\n{report.page(best)}", json_path)
+    return _finish("", values, f"{table}\n\n{page.page(best)}", json_path)
 
 
 def _check_file(path: Path) -> None:

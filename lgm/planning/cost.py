@@ -1,6 +1,6 @@
 """What one step of a compiled program costs a chip: work, memory traffic, collectives, and the time of its schedule.
 
-The program is walked in the order in which the compiler scheduled it, loops as often as they run. What computes takes
+The program is followed in the order in which the compiler scheduled it, loops as often as they run. What computes takes
 the cycles of the TPU compiler's own cost model, and where there are none the longer of work / peak and bytes / memory
 rate; kernels it does not see into take the latter. Collectives take the time of their bytes over the links that they
 use; one that is started and awaited later, or carried by several fusions, runs beside what is scheduled in between,
@@ -58,13 +58,13 @@ class Cost:
 
 def cost_of(module: Module, chip: Chip, network: Network, kernels: Sequence[Kernel]) -> Cost:
     """The cost of one run on one device, of which `chip` says the rates. `kernels` are the Pallas kernels in it."""
-    walk = _Walk(module, chip, network, kernels)
-    step = walk.run(module.entry, 1)
-    found = tuple(Collective(kind, over, *values) for (kind, over), values in sorted(walk.collectives.items()))
-    return Cost(walk.flops, walk.bytes, walk.busy, step, found)
+    tally = _Tally(module, chip, network, kernels)
+    step = tally.run(module.entry, 1)
+    found = tuple(Collective(kind, over, *values) for (kind, over), values in sorted(tally.collectives.items()))
+    return Cost(tally.flops, tally.bytes, tally.busy, step, found)
 
 
-class _Walk:
+class _Tally:
     """Sums over a program, and the clock of its schedule."""
 
     def __init__(self, module: Module, chip: Chip, network: Network, kernels: Sequence[Kernel]):

@@ -283,15 +283,15 @@ def _named(found: re.Match) -> tuple[np.ndarray, int]:
 def executed(module: Module) -> Iterator[tuple[Instruction, Computation, int]]:
     """(instruction, its computation, how often it runs) of everything that the program schedules, fusions whole."""
 
-    def walk(name: str, times: int):
+    def visit(name: str, times: int):
         computation = module.computations[name]
         for instruction in computation.instructions:
             yield instruction, computation, times
             if instruction.opcode == "while":
-                yield from walk(instruction.call("body"), times * module.trips(instruction))
+                yield from visit(instruction.call("body"), times * module.trips(instruction))
             elif instruction.opcode in ("call", "conditional"):
                 for role, target in instruction.called:
                     if role in ("to_apply", "branch", "true_computation", "false_computation"):
-                        yield from walk(target, times)
+                        yield from visit(target, times)
 
-    yield from walk(module.entry, 1)
+    yield from visit(module.entry, 1)

@@ -11,8 +11,8 @@ with fewer processes (`elastic`).
 The supervisors import no JAX and hold no device.
 """
 
-from lgm.processes.bounds import LOST, PREEMPTED, Bounds
 from lgm.processes.elastic import read_least, supervise
-from lgm.processes.place import Place, find
+from lgm.processes.rank import Place, find
+from lgm.processes.timeouts import LOST, PREEMPTED, Bounds
 
 __all__ = ["LOST", "PREEMPTED", "Bounds", "Place", "find", "read_least", "supervise"]

@@ -7,10 +7,10 @@ import signal
 from collections.abc import Sequence
 
 from lgm.parsing import ConfigError
-from lgm.processes.bounds import PREEMPTED, Bounds
-from lgm.processes.place import Place
+from lgm.processes.rank import Place
 from lgm.processes.regroup import Standby
 from lgm.processes.supervise import Supervisor, say
+from lgm.processes.timeouts import PREEMPTED, Bounds
 
 PATIENT = 3  # passes that may end without a step farther than all before: a fault that comes back is none of a machine
 
@@ -53,7 +53,7 @@ async def go_on(place: Place, bounds: Bounds, command: Sequence[str], least: int
             code = await one.run()
             patience = PATIENT if one.step > farthest else patience - 1
             farthest = max(farthest, one.step)
-            if one.told or not one.peers or not (one.lost or one.fits):
+            if one.stopped or not one.peers or not (one.lost or one.fits):
                 return code
             if not patience:
                 say(f"lgm: {PATIENT} starts did not come beyond step {farthest}; all processes stop")
@@ -76,11 +76,11 @@ class _Signalled(Exception):
 async def _interruptible(work):
     """What `work` returns, unless a signal comes first: then there is no training process that could save."""
     loop = asyncio.get_running_loop()
-    told, task = loop.create_future(), asyncio.ensure_future(work)
+    signalled, task = loop.create_future(), asyncio.ensure_future(work)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda number=number: told.done() or told.set_result(number))
-    await asyncio.wait((told, task), return_when=asyncio.FIRST_COMPLETED)
-    if told.done():
+        loop.add_signal_handler(number, lambda number=number: signalled.done() or signalled.set_result(number))
+    await asyncio.wait((signalled, task), return_when=asyncio.FIRST_COMPLETED)
+    if signalled.done():
         task.cancel()
-        raise _Signalled(told.result())
+        raise _Signalled(signalled.result())
     return task.result()

@@ -15,8 +15,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from lgm.processes.bounds import LOST, PREEMPTED, Bounds
-from lgm.processes.place import Place
+from lgm.processes.rank import Place
+from lgm.processes.timeouts import LOST, PREEMPTED, Bounds
 
 BEAT = 1.0  # seconds between signs of life
 SETTLE = 2.0  # seconds that other news may take to come: the first to fail is not always the first to be heard of

@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 
-from lgm.processes.bounds import LOST
 from lgm.processes.hub import BEAT, SETTLE
 from lgm.processes.supervise import CHANNEL, MEMBER
+from lgm.processes.timeouts import LOST
 
 _channel: _Channel | None = None
 _asked = 0  # calls of stop_agreed
@@ -68,17 +68,17 @@ def join() -> None:
     global _channel, _shrunk
     if CHANNEL not in os.environ:
         return
-    told = json.loads(os.environ[MEMBER])
-    _shrunk = told["shrunk"]
-    _channel = _Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL))), told["wait"])
+    settings = json.loads(os.environ[MEMBER])
+    _shrunk = settings["shrunk"]
+    _channel = _Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL))), settings["wait"])
     sys.excepthook = _unexpected
     import jax
 
     # JAX's own bounds end a process without a name, so they are longer than the supervisors'
     jax.distributed.initialize(
-        told["coordinator"], told["count"], told["index"], local_device_ids=told["local_devices"],
-        cluster_detection_method="deactivate", initialization_timeout=int(2 * told["wait"]),
-        heartbeat_timeout_seconds=int(told["heartbeat"]),
+        settings["coordinator"], settings["count"], settings["index"], local_device_ids=settings["local_devices"],
+        cluster_detection_method="deactivate", initialization_timeout=int(2 * settings["wait"]),
+        heartbeat_timeout_seconds=int(settings["heartbeat"]),
     )
 
 

@@ -16,9 +16,9 @@ import socket
 import time
 from collections.abc import Sequence
 
-from lgm.processes.bounds import Bounds
 from lgm.processes.hub import _send
-from lgm.processes.place import Place
+from lgm.processes.rank import Place
+from lgm.processes.timeouts import Bounds
 
 REACH = 5.0  # seconds for a machine to take a connection; one that is gone takes none
 Peers = Sequence[tuple[str, int]]  # where each process's supervisor listens, by number

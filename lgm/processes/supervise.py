@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 
 from lgm.parsing import ConfigError
-from lgm.processes.bounds import LOST, PREEMPTED, Bounds
 from lgm.processes.hub import BEAT, SETTLE, Hub, _send
-from lgm.processes.place import Place
+from lgm.processes.rank import Place
+from lgm.processes.timeouts import LOST, PREEMPTED, Bounds
 
 CHANNEL, MEMBER = "LGM_CHANNEL", "LGM_MEMBER"  # what the training process finds its supervisor by
 
@@ -29,13 +29,13 @@ class Supervisor:
     standby: the port where this supervisor is reached after a loss, 0 if that ends the run. shrunk: whether processes
     of this run were lost. After the pass: `lost` whether a loss ended it, `peers` where the others are reached, `step`
     the last one begun here, `fits` the number of processes that the run could go on with where it cannot with so many,
-    `told` whether a signal has asked for the end.
+    `stopped` whether a signal has asked for the end.
     """
 
     def __init__(self, place: Place, bounds: Bounds, command: Sequence[str], standby: int = 0, shrunk: bool = False):
         self.place, self.bounds, self.command = place, bounds, command
         self.standby, self.shrunk, self.step, self.fits, self.peers = standby, shrunk, -1, 0, []
-        self.told = False
+        self.stopped = False
         self.hub = self.child = self.to_hub = None
         self.heard_hub = self.heard_child = time.monotonic()
 
@@ -182,7 +182,7 @@ class Supervisor:
             self.stop.set_result({"index": index, "line": line, "code": code})
 
     def _signalled(self, number: int) -> None:
-        self.told = True
+        self.stopped = True
         if self.child is None:
             name = signal.Signals(number).name
             if self.to_hub:

@@ -2,7 +2,7 @@
 
 from lgm.sampling.adaptive import dormand_prince
 from lgm.sampling.clipping import bounded
-from lgm.sampling.grids import SPACINGS, last_part, telling, times
+from lgm.sampling.grids import SPACINGS, informative, last_part, times
 from lgm.sampling.guidance import (
     RULES,
     Projected,
@@ -20,7 +20,7 @@ from lgm.sampling.guidance import (
     skipping,
 )
 from lgm.sampling.jumps import jump
-from lgm.sampling.solvers import SOLVERS, Solver, Walk, loop, sample, solver, trace
+from lgm.sampling.solvers import SOLVERS, Solver, Timesteps, loop, sample, solver, trace
 from lgm.sampling.starts import from_image, inpainting, keys, noise
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "Projected",
     "Rule",
     "Solver",
-    "Walk",
+    "Timesteps",
     "Wrap",
     "bounded",
     "classifier_free",
@@ -53,7 +53,7 @@ __all__ = [
     "sample",
     "skipping",
     "solver",
-    "telling",
+    "informative",
     "times",
     "trace",
 ]

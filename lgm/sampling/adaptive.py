@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process as gaussian
-from lgm.process import Process
+from lgm import gaussian
+from lgm.gaussian import Process
 
 # the tableau of Dormand & Prince 1980; its last row is the step itself, so its slope serves the next one
 STAGES = np.array([

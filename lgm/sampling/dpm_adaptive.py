@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lgm.process import Process
+from lgm.gaussian import Process
 from lgm.sampling import steps
 from lgm.sampling.halfway import FARTHEST
 from lgm.sampling.singlestep import lowest_time
@@ -19,7 +19,7 @@ REACHED = 1e-5  # of s: what is left of a way that is made
 
 
 class Pace(NamedTuple):
-    """What is carried from one attempt, and from one part of a walk, to the next: the width of the next step in s, and
+    """What is carried from one attempt, and from one part of the way, to the next: the width of the next step in s, and
     the inverse errors of the last two steps that were kept; 0 before the first."""
 
     h: jax.Array
@@ -40,7 +40,7 @@ class Way(NamedTuple):
 def dpm_adaptive(order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05, pcoeff: float = 0.0,
                  icoeff: float = 1.0, dcoeff: float = 0.0, accept_safety: float = 0.81, eta: float = 0.0,
                  s_noise: float = 1.0, most: int = 1000) -> Solver:
-    """From t to s, each of a walk's, in as many steps as the error asks for; one step of a walk is the whole way.
+    """From t to s, each of a grid's, in as many steps as the error asks for; a grid of one step is the whole way.
 
     A step's result by order 3 (2) is kept where it is within atol + rtol |y| of that by order 2 (1), rms over the batch
     [B, ...], which shares its steps; `pcoeff`, `icoeff` and `dcoeff` weigh the three parts of the control, and a width

@@ -1,4 +1,4 @@
-"""Grids of times that a solver walks, from noise to data.
+"""Grids of times of a solver's steps, from noise to data.
 
 Where a spacing speaks of noise levels, they are `singlestep.ode`'s coordinate: b / a, or b / (a + b), a rectified
 flow's own t, on a process that ends in pure noise.
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import registry
-from lgm.process import Process, shift_time
-from lgm.sampling.singlestep import ends_in_noise, lowest_time, silent_at
+from lgm.gaussian import Process, shift_time
+from lgm.sampling.singlestep import ends_in_noise, lowest_time, singular_at
 
 Ramp = Callable[[int, float, float], np.ndarray]  # (points, first, last) -> points falling values
 
@@ -133,10 +133,10 @@ def times(process: Process, steps: int, spacing: str = "even", shift: float = 1.
     return shift_time(grid, shift).astype(np.float32)
 
 
-def telling(process: Process, target: str, times: np.ndarray) -> np.ndarray:
+def informative(process: Process, target: str, times: np.ndarray) -> np.ndarray:
     """The grid with a start that is pure noise, where the target "eps" leaves the data open, moved down to where it
     tells them: by 0.001, an entry of a table of 1000, or halfway to the next time. Any other grid as it is."""
-    if not silent_at(process, target, float(times[0])):
+    if not singular_at(process, target, float(times[0])):
         return times
     first = max(times[0] - 1e-3, 0.5 * (times[0] + times[1]))
     return np.concatenate([np.float32([first]), times[1:]])

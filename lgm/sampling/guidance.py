@@ -71,9 +71,9 @@ def classifier_free(predict: Predict, cond, uncond, scale: float, rule: Rule | N
 
     def limited(x, t):
         inside = _inside(t[0], interval)
-        alone = lambda: predict(x, t, cond)
+        conditional = lambda: predict(x, t, cond)
         dtype = jax.eval_shape(guided, x, t).dtype
-        return jax.lax.cond(inside, lambda: guided(x, t), lambda: alone().astype(dtype))
+        return jax.lax.cond(inside, lambda: guided(x, t), lambda: conditional().astype(dtype))
 
     return limited
 

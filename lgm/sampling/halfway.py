@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lgm.process import Process
+from lgm.gaussian import Process
 from lgm.sampling import steps
 from lgm.sampling.singlestep import ends_in_noise, exponential, ode
 from lgm.sampling.steps import Denoise, Level, Solver, arrival, decay, level

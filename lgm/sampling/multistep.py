@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm.process import Process
+from lgm.gaussian import Process
 from lgm.sampling import steps
 from lgm.sampling.singlestep import ode
 from lgm.sampling.steps import Denoise, Solver, arrival, decay, level
@@ -101,7 +101,7 @@ def deis(order: int = 3, limits: tuple[tuple[float, int], ...] = ()) -> Solver:
         memory = steps.push(memory, eps_hat, at.log_ratio)
         h = to.log_ratio - at.log_ratio
         most = jnp.where(to.b > 0, jnp.minimum(memory.count, steps.limited(limits, t, order)), 1)
-        places = (memory.places - at.log_ratio) / jnp.maximum(h, 1e-6)  # a walk's last step may be of no width
+        places = (memory.places - at.log_ratio) / jnp.maximum(h, 1e-6)  # the last step may be of no width
         weights = steps.polynomial_weights(places, jnp.arange(order) < most, lambda u: h * jnp.exp(-h * u))
         change = to.a * at.b / jnp.maximum(at.a, 1e-6) * jnp.tensordot(weights, memory.values - eps_hat, 1)
         return to.a * x_hat + to.b * eps_hat - jnp.where(most > 1, change, 0.0), memory

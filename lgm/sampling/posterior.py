@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lgm.process import Process
+from lgm.gaussian import Process
 from lgm.sampling import steps
 from lgm.sampling.singlestep import ancestral
 from lgm.sampling.steps import Denoise, Solver, arrival, decay, level

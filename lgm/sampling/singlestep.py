@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
-from lgm.process import Endpoints, Process
+from lgm import gaussian
+from lgm.gaussian import Endpoints, Process
 from lgm.sampling import steps
 from lgm.sampling.steps import Denoise, Level, Solver, arrival, decay, level
 
@@ -59,7 +59,7 @@ def lowest_time(process: Process) -> float:
     return 0.0 if process.steps or process.name == "edm" else 1e-3
 
 
-def silent_at(process: Process, target: str, t: float) -> bool:
+def singular_at(process: Process, target: str, t: float) -> bool:
     """Whether a prediction at time t leaves the data open: eps where x_t is nothing but noise."""
     with jax.ensure_compile_time_eval():
         t = jnp.asarray(t, float)
@@ -158,12 +158,12 @@ def dpmpp_2s(noise: bool = False, limits: tuple[tuple[float, int], ...] = (), of
     order, the second from the pair's beginning again with the slope that both outputs give. One evaluation a step; the
     last step, to the data, is of first order, as are those that begin at or below the time of one of `limits`, (time,
     order), whose order is 1. The SDE, as released, is of weak order 1: the noise of a pair's middle is
-    not the first half of the pair's. A walk of the last steps `of` more has the same pairs as the whole; what is left
+    not the first half of the pair's. The last steps of `of` more has the same pairs as the whole; what is left
     of a pair is of first order. `of` may be their number modulo 2."""
 
     def start(x, count=0):
-        alone = 0 if of is None else (of - count) % 2
-        return x.astype(float), jnp.zeros(x.shape, float), jnp.ones(()), jnp.full((), -alone, jnp.int32)
+        unpaired = 0 if of is None else (of - count) % 2
+        return x.astype(float), jnp.zeros(x.shape, float), jnp.ones(()), jnp.full((), -unpaired, jnp.int32)
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
         x_hat, _ = denoise(x, t)

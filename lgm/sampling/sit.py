@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lgm import registry
-from lgm.process import Endpoints, Process
+from lgm.gaussian import Endpoints, Process
 from lgm.sampling import steps
 from lgm.sampling.steps import Denoise, Solver
 

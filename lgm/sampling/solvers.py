@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import process as gaussian
-from lgm import registry
-from lgm.process import Process
+from lgm import gaussian, registry
+from lgm.gaussian import Process
 from lgm.sampling import dpm_adaptive, halfway, multistep, posterior, singlestep, sit, steps, unipc
-from lgm.sampling.singlestep import silent_at
+from lgm.sampling.singlestep import singular_at
 from lgm.sampling.steps import Denoise, Solver
 
 
@@ -95,8 +94,8 @@ def trace(method: Solver, process: Process, target: str, predict: Callable, x_T:
 
     def body(carry, inputs):
         number, t, s = inputs
-        told = functools.partial(_told, predict, s if method.jumps else None)
-        carry = method.step(process, _denoiser(process, target, told, method.variance), *carry, t, s, key_of(number))
+        inputs = functools.partial(_predicted, predict, s if method.jumps else None)
+        carry = method.step(process, _denoiser(process, target, inputs, method.variance), *carry, t, s, key_of(number))
         return carry, carry[0]
 
     inputs = (jnp.arange(len(times) - 1), times[:-1], times[1:])
@@ -104,59 +103,59 @@ def trace(method: Solver, process: Process, target: str, predict: Callable, x_T:
     return x, states
 
 
-class Walk(NamedTuple):
+class Timesteps(NamedTuple):
     """The times of a solver's steps: `times` [steps + 1], falling.
 
-    Schedulers that keep noise levels and the network's timesteps in tables of their own may have `told` [steps], what
+    Schedulers that keep noise levels and the network's timesteps in tables of their own may have `inputs` [steps], what
     the network is told at `times[:-1]`, and `ends` [steps], where steps end if not where the next one begins.
     """
 
     times: np.ndarray
-    told: np.ndarray | None = None
+    inputs: np.ndarray | None = None
     ends: np.ndarray | None = None
 
 
-def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, walk: Walk | np.ndarray,
+def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, grid: Timesteps | np.ndarray,
          arguments, key: jax.Array | None = None, last: int | None = None) -> jax.Array:
     """What `sample` computes with `predict(x_t, t_B, arguments)`, as one compiled step called in turn.
 
     For convolutions on a CPU, which XLA runs many times slower inside a scan. `predict` must be hashable and the same
-    object from call to call, or each call compiles anew. `walk` is a Walk or its times; of it the `last` steps are
+    object from call to call, or each call compiles anew. `grid` is Timesteps or their times; of it the `last` steps are
     made, by default all.
     """
-    if not isinstance(walk, Walk):
-        _check(process, target, walk)
-        walk = Walk(walk)
+    if not isinstance(grid, Timesteps):
+        _check(process, target, grid)
+        grid = Timesteps(grid)
     key_of = _keys(key)
     x_T = jnp.asarray(x_T, float)
-    told = None if walk.told is None else (jnp.asarray(walk.times[:-1], float), walk.told)
-    pairs = list(zip(walk.times[:-1], walk.times[1:] if walk.ends is None else walk.ends, strict=True))
+    inputs = None if grid.inputs is None else (jnp.asarray(grid.times[:-1], float), grid.inputs)
+    pairs = list(zip(grid.times[:-1], grid.times[1:] if grid.ends is None else grid.ends, strict=True))
     pairs = pairs[-last:] if last else pairs
-    _not_silent(process, target, pairs[0][0])
+    _not_singular(process, target, pairs[0][0])
     carry = (x_T, steps.begin(method, x_T, len(pairs)))
     method = method._replace(start=None)  # which may hold arrays of this call; a step depends on none of it
     for number, (t, s) in enumerate(pairs):
         ends = jnp.asarray(t, float), jnp.asarray(s, float)
-        carry = _step(method, process, target, predict, carry, arguments, told, *ends, key_of(jnp.int32(number)))
+        carry = _step(method, process, target, predict, carry, arguments, inputs, *ends, key_of(jnp.int32(number)))
     return carry[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _step(method, process, target, predict, carry, arguments, told, t, s, key):
-    say = lambda t_B: t_B if told is None else _said(t_B, *told)
+def _step(method, process, target, predict, carry, arguments, inputs, t, s, key):
+    say = lambda t_B: t_B if inputs is None else _input_at(t_B, *inputs)
     given = lambda x, t_B, *s_B: predict(x, say(t_B), arguments, *s_B)
-    ask = functools.partial(_told, given, s if method.jumps else None)
+    ask = functools.partial(_predicted, given, s if method.jumps else None)
     denoise = _denoiser(process, target, ask, method.variance)
     return method.step(process, denoise, *carry, t, s, key)
 
 
-def _said(t_B: jax.Array, times: jax.Array, told: jax.Array) -> jax.Array:
-    """What is told at a walk's times; between them, where a step may ask again, the time itself."""
+def _input_at(t_B: jax.Array, times: jax.Array, inputs: jax.Array) -> jax.Array:
+    """What is told at the steps' times; between them, where a step may ask again, the time itself."""
     equal_BS = t_B[:, None] == times
-    return jnp.where(equal_BS.any(1), jnp.asarray(told, t_B.dtype)[equal_BS.argmax(1)], t_B)
+    return jnp.where(equal_BS.any(1), jnp.asarray(inputs, t_B.dtype)[equal_BS.argmax(1)], t_B)
 
 
-def _told(predict: Callable, s: jax.Array | None, x: jax.Array, t_B: jax.Array) -> jax.Array:
+def _predicted(predict: Callable, s: jax.Array | None, x: jax.Array, t_B: jax.Array) -> jax.Array:
     """The prediction of a network that is also told where the step ends, unless `s` is None."""
     return predict(x, t_B) if s is None else predict(x, t_B, jnp.full_like(t_B, s))
 
@@ -187,14 +186,14 @@ def _keys(key: jax.Array | None) -> Callable[[jax.Array], jax.Array]:
 
 
 def _check(process: Process, target: str, times) -> None:
-    """Refuse times that no solver can walk, as far as they are known before the program runs."""
+    """Refuse times that no solver can timesteps, as far as they are known before the program runs."""
     gaussian.coefficients(process, target, jnp.asarray(0.5, float))
     first = steps.check_times(times)
     if first is not None:
-        _not_silent(process, target, first)
+        _not_singular(process, target, first)
 
 
-def _not_silent(process: Process, target: str, first: float) -> None:
-    if silent_at(process, target, first):
+def _not_singular(process: Process, target: str, first: float) -> None:
+    if singular_at(process, target, first):
         raise ValueError(f"target {target!r} says nothing of the data at t={first:g}, which is pure noise under "
                          f"process {process.name!r}; start below, or train another target")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm.process import Endpoints, Process
+from lgm.gaussian import Endpoints, Process
 
 Denoise = Callable[[jax.Array, jax.Array], Endpoints]  # (x_t, t []) -> (x_hat, eps_hat)
 LIMIT = 30.0  # of |lambda|: stands for infinity, so that ratios of steps stay finite
@@ -23,7 +23,7 @@ ROUNDING = 1e-5  # by which a time may leave [0, 1], as in tables of angles and 
 
 
 def check_times(times) -> float | None:
-    """The first of a walk's times, None where they are not known yet. Raises ValueError unless they fall in [0, 1]."""
+    """The first of a grid's times, None where they are not known yet. Raises ValueError unless they fall in [0, 1]."""
     try:
         grid = np.asarray(times, np.float32)
     except jax.errors.TracerArrayConversionError:
@@ -59,7 +59,7 @@ class Spread(NamedTuple):
 
 
 def begin(method: Solver, x: jax.Array, steps: int) -> Any:
-    """The memory with which a walk of so many steps from x begins."""
+    """The memory with which so many steps from x begin."""
     return method.start(x, steps) if method.counts else method.start(x)
 
 

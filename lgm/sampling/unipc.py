@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm.process import Process
+from lgm.gaussian import Process
 from lgm.sampling import steps
 from lgm.sampling.steps import Denoise, History, Level, Solver, arrival, decay, level
 

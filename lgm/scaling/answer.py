@@ -15,13 +15,13 @@ def of(families: list[Family], settings: Settings, budgets, dataset: float | Non
     interval; None where it never does. `seen` is the budget over the largest FLOPs of that family's runs. `epochs` of
     the `dataset`, where its size is known. Budgets for which no family states a loss have a `reason`.
     """
-    able = [family for family in families if not family.silent(settings.method)]
+    able = [family for family in families if not family.refusal(settings.method)]
     rows = []
     for flops in budgets:
         stated = [(predicting.budget(family, settings, flops), family) for family in able]
         stated = sorted((pair for pair in stated if pair[0]["loss"] is not None), key=lambda pair: pair[0]["loss"])
         if not stated:
-            reasons = [f"{f.runs.family}: {f.silent(settings.method) or 'its loss is not known'}" for f in families]
+            reasons = [f"{f.runs.family}: {f.refusal(settings.method) or 'its loss is not known'}" for f in families]
             rows.append({"budget": flops, "family": None, "reason": "; ".join(reasons)})
             continue
         row, best = stated[0]

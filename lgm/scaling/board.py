@@ -25,7 +25,7 @@ class Board:
         self.groups = {name: list(part) for name, part in itertools.groupby(runs, key=lambda run: run.group)}
         self.console = Console(file=sys.stderr, soft_wrap=True)
         self.lines: dict[str, tuple[str, str]] = {}  # group -> (state, loss)
-        self.began, self.told = time.monotonic(), time.monotonic()
+        self.began, self.reported = time.monotonic(), time.monotonic()
         self.work, self.current, self.part = 0.0, None, 0.0
         self.left = sum(run.flops for run in runs if not results.finished(workdir, run))
         for name, part in self.groups.items():
@@ -56,12 +56,12 @@ class Board:
         group, total = self.current[0].group, self.current[0].images[-1]
         self.part = images / total
         self.lines[group] = (f"{images:,} of {total:,} images", f"{loss:.4f}")
-        if not self.live and time.monotonic() - self.told > EVERY:
+        if not self.live and time.monotonic() - self.reported > EVERY:
             self.say(f"{group}: {images:,} of {total:,} images, training loss {loss:.4f}{self.remaining()}")
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.told = time.monotonic()
+        self.reported = time.monotonic()
         self.console.print(line, highlight=False, markup=False)
 
     def done(self, runs: list[Run]) -> None:

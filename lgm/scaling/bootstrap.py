@@ -28,11 +28,11 @@ class Draws:
     noise: noise.Noise
 
 
-def draw(runs: Runs, law: np.ndarray, delta: float, draws: int, seed: int = 0, told: bool = True) -> Draws:
+def draw(runs: Runs, law: np.ndarray, delta: float, draws: int, seed: int = 0, identified: bool = True) -> Draws:
     """Laws that might as well have been found instead of `law` [5].
 
-    delta: Huber's of the method that found it, infinite for least squares. told: whether the plan tells the exponents
-    at all; where it does not, draws start from exponents far apart, for the valley of equally good ones to be seen.
+    delta: Huber's of the method that found it, infinite for least squares. identified: whether the plan tells the
+    exponents at all; where not, draws start from exponents far apart, for the valley of equally good ones to be seen.
     """
     found = cells.gather(runs)
     points = Points.of(found.n, found.d, np.exp(found.mean(np.log(runs.loss))))
@@ -43,10 +43,10 @@ def draw(runs: Runs, law: np.ndarray, delta: float, draws: int, seed: int = 0, t
                    points.centre)
     residual = whole.log_loss - solver.terms(whole, inner[None])[0][0]
     errors = noise.measure(found, residual, jacobian, delta)
-    if max(errors.sizes()) < STILL and told:
+    if max(errors.sizes()) < STILL and identified:
         return Draws(np.repeat(law[None], draws, 0), np.zeros((draws, 5), bool), errors)
     start = np.repeat(law[None, 3:], draws, 0)
-    if not told:
+    if not identified:
         low, high = np.log(VALLEY)
         start = np.exp(np.random.default_rng(seed + 2).uniform(low, high, (draws, 2)))
     drawn, _ = projection.fit(points.x, points.y, np.exp(value), found.rows, 1 + errors.draw(draws, seed), start)

@@ -51,7 +51,7 @@ def _floor(family: Family, settings: Settings) -> list[str]:
 def _beaten(family: Family, settings: Settings) -> list[str]:
     """Runs that are better than the law's best for their compute, by more than its errors and their noise allow."""
     runs = family.runs
-    if family.silent(settings.method):
+    if family.refusal(settings.method):
         return []
     law = family.estimates[settings.method].fit.law
     best = laws.optimum(law, family.cost, runs.flops)[2]
@@ -173,7 +173,7 @@ def _methods(family: Family, predictions: list[dict]) -> list[str]:
 
 def _parabolas(family: Family, settings: Settings) -> list[str]:
     found = family.isoflop
-    if found is None or found.reason or family.silent(settings.method):
+    if found is None or found.reason or family.refusal(settings.method):
         return []
     law = family.estimates[settings.method].fit.law
     worst = max(found.slices, key=lambda s: s.budget if s.reason is None else 0.0)

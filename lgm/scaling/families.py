@@ -67,8 +67,8 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family's runs, cost and estimates; `reason` says why nothing was fitted, `untold` why exponents are not told
-    by the plan itself."""
+    """A family's runs, cost and estimates; `reason` says why nothing was fitted, `unidentified` why the plan itself
+    tells no exponents."""
 
     runs: Runs
     cost: Cost | None
@@ -76,15 +76,15 @@ class Family:
     isoflop: isoflop.Isoflop | None
     checks: dict
     reason: str | None
-    untold: str | None = None
+    unidentified: str | None = None
 
-    def silent(self, method: str) -> str | None:
+    def refusal(self, method: str) -> str | None:
         """Why no best N and D for a budget are stated by a method; None where they are."""
         if self.reason:
             return self.reason
         if self.cost is None:
             return "FLOPs are unknown: give a column 'flops', or --tokens-per-image"
-        return self.untold or self.estimates[method].fit.convergence.reason
+        return self.unidentified or self.estimates[method].fit.convergence.reason
 
 
 def analyse(runs: Runs, settings: Settings) -> Family:
@@ -106,14 +106,14 @@ def analyse(runs: Runs, settings: Settings) -> Family:
             "ranges": sensitivity.ranges(some, chosen.fit, settings.delta),
             "deltas": sensitivity.deltas(some, huber.fit),
         }
-    untold = refused.get("alpha") or refused.get("beta")
-    return Family(runs, cost, estimates, isoflop.fit(runs, settings.draws, settings.seed), checks, None, untold)
+    unidentified = refused.get("alpha") or refused.get("beta")
+    return Family(runs, cost, estimates, isoflop.fit(runs, settings.draws, settings.seed), checks, None, unidentified)
 
 
 def estimate(method: str, runs: Runs, refused: dict[str, str], settings: Settings) -> Estimate:
     """One method's fit, its draws, and what is refused beside what is `refused` by design."""
     fit = parametric.fit(method, runs.n, runs.d, runs.loss, settings.delta, settings.max_steps)
-    told = not ("alpha" in refused or "beta" in refused)
+    identified = not ("alpha" in refused or "beta" in refused)
     drawn = bootstrap.draw(runs, fit.law, parametric.huber_delta(method, settings.delta), settings.draws, settings.seed,
-                           told)
+                           identified)
     return Estimate(fit, drawn, identify.by_fit(runs, fit, drawn, refused))

@@ -42,7 +42,7 @@ def draw(analysed: list[Family], settings: Settings, budgets) -> dict[str, bytes
             figures[f"{name}_residuals"] = residuals(family, settings)
             if "ranges" in family.checks:
                 figures[f"{name}_sensitivity"] = sensitivities(family, settings)
-        able = [family for family in analysed if not family.silent(settings.method)]
+        able = [family for family in analysed if not family.refusal(settings.method)]
         if len(able) > 1:
             figures["comparison"] = comparison(able, settings, budgets)
         return {name: _bytes(figure) for name, figure in figures.items()}
@@ -127,7 +127,7 @@ def losses(family: Family, settings: Settings, budgets) -> Figure:
     if family.cost:
         axes[1].scatter(shown.flops, shown.loss, c=colour(shown.n), s=16)
         axes[1].set(xscale="log", yscale="log", xlabel="training FLOPs", title="Compute frontier")
-        if not family.silent(settings.method):
+        if not family.refusal(settings.method):
             top = max([runs.flops.max(), *budgets])
             c = np.geomspace(runs.flops.min(), top * 1.3, 80)
             axes[1].plot(c, laws.optimum(estimate.fit.law, family.cost, c)[2], color="black", lw=1.5,
@@ -191,7 +191,7 @@ def isoflops(family: Family, settings: Settings, budgets) -> Figure:
         right.plot(c, n, color=COLOURS[1], label="parabolas")
         right.fill_between(c, *between, color=COLOURS[1], alpha=0.15, lw=0)
     estimate = family.estimates[settings.method]
-    if not family.silent(settings.method):
+    if not family.refusal(settings.method):
         right.plot(c, laws.optimum(estimate.fit.law, family.cost, c)[0], color=COLOURS[0],
                    label=f"law, {LABELS[settings.method]}")
         right.fill_between(c, *_band(estimate, family.cost, 0, c),
@@ -200,7 +200,7 @@ def isoflops(family: Family, settings: Settings, budgets) -> Figure:
     right.axvspan(runs.flops.max(), c[-1], color="#f3f3f3", zorder=-2, lw=0)
     right.text(runs.flops.max(), 0.02, " beyond the data", transform=right.get_xaxis_transform(), color="#666",
                fontsize=8)
-    if found.reason is None or not family.silent(settings.method):
+    if found.reason is None or not family.refusal(settings.method):
         right.legend(loc="upper left", fontsize=9)
     return figure
 
@@ -232,7 +232,7 @@ def exponents(family: Family) -> Figure:
 
 def convergence(family: Family) -> Figure:
     """The profile of the least-squares objective over (alpha, beta) with the draws, and where every start ended."""
-    if family.silent("variable_projection"):
+    if family.refusal("variable_projection"):
         figure = Figure(figsize=(6, 4.2))
         _ends(figure.subplots(), family)
         return figure

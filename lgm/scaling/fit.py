@@ -14,8 +14,8 @@ from lgm import __version__
 from lgm.files import place, read_json, write_atomically
 from lgm.scaling import answer, contradictions, families, identify, laws, predicting, table
 from lgm.scaling.bootstrap import interval
+from lgm.scaling.compute import Machine
 from lgm.scaling.families import Estimate, Family, Settings
-from lgm.scaling.machine import Machine
 from lgm.scaling.table import Limits
 
 LIMITS, SETTINGS = Limits(), Settings()
@@ -89,7 +89,7 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
         settings, pod   what was asked for; lgm: the version that answered
         families        by name:
             points          rows used and dropped, with reasons; sizes; ranges; notes of what was derived
-            reason, untold  why nothing was fitted; why the plan tells no exponent
+            reason, unidentified  why nothing was fitted; why the plan tells no exponent
             cost            k, p and scatter of FLOPs = k N^p D
             methods         by method: A, B, E, alpha, beta with `intervals` and the reasons of those `refused`;
                             `frontier`, exponents in compute; `noise` of a run and a row; `scatter`; `convergence`
@@ -134,7 +134,7 @@ def _family(family: Family, settings: Settings, budgets, pod: Machine | None, po
         "reason": family.reason,
         "cost": dataclasses.asdict(family.cost) if family.cost else None,
         "methods": {name: _method(estimate, family) for name, estimate in family.estimates.items()},
-        "untold": family.untold,
+        "unidentified": family.unidentified,
         "isoflop": _isoflop(family, budgets),
         **family.checks,
         "predictions": predictions,

@@ -21,7 +21,7 @@ def budget(family: Family, settings: Settings, flops: float) -> dict:
     """Best N and D for a budget in FLOPs, the loss there, 95% intervals, how far out of the data it is, or why not."""
     unit = family.runs.unit
     nothing = {"budget": flops, "params": None, unit: None, "loss": None, "intervals": {}, "methods": {}, "refused": {},
-               "reason": family.silent(settings.method)}
+               "reason": family.refusal(settings.method)}
     if nothing["reason"]:
         return nothing
     runs = family.runs
@@ -41,7 +41,7 @@ def point(family: Family, settings: Settings, n: float, d: float) -> dict:
     nothing = {"params": n, unit: d, "loss": None, "intervals": {}, "methods": {}, "refused": {},
                "reason": family.reason}
     # along a valley there is no end to come to, and the loss is the same
-    if not (nothing["reason"] or family.untold):
+    if not (nothing["reason"] or family.unidentified):
         nothing["reason"] = family.estimates[settings.method].fit.convergence.reason
     if nothing["reason"]:
         return nothing
@@ -52,7 +52,7 @@ def point(family: Family, settings: Settings, n: float, d: float) -> dict:
 def frontier(family: Family, method: str) -> dict | None:
     """Exponents of N_opt, D_opt and L_opt - E in compute, each with its interval or the reason why it is not stated."""
     estimate = family.estimates[method]
-    if family.cost is None or family.untold or not estimate.fit.convergence.converged:
+    if family.cost is None or family.unidentified or not estimate.fit.convergence.converged:
         return None
     result = {}
     for name in ("N", "D", "loss"):
@@ -81,8 +81,8 @@ def _row(family: Family, settings: Settings, found: dict, loss) -> dict:
         low, high = bootstrap.interval(loss(estimate.draws) * noise, loss(estimate.fit.law))
         low, high = min(low, result["intervals"]["loss"][0]), max(high, result["intervals"]["loss"][1])
         result["intervals"]["loss_of_one_run"] = [float(low), float(high)]
-    silent = all(result[name] is None for name in found)
-    return result | {"reason": next(iter(result["refused"].values())) if silent else None}
+    unknown = all(result[name] is None for name in found)
+    return result | {"reason": next(iter(result["refused"].values())) if unknown else None}
 
 
 def _state(family: Family, settings: Settings, quantity, loose: float) -> tuple[float, list[float], dict, str | None]:
@@ -92,7 +92,7 @@ def _state(family: Family, settings: Settings, quantity, loose: float) -> tuple[
     than noise can make them, the law's form is in doubt, and so is what it says.
     """
     values = {name: float(quantity(e.fit.law)) for name, e in family.estimates.items()
-              if e.fit.convergence.converged or family.untold}
+              if e.fit.convergence.converged or family.unidentified}
     estimate = family.estimates[settings.method]
     low, high = estimate.between(quantity)
     low, high = min(float(low), *values.values()), max(float(high), *values.values())
@@ -110,7 +110,7 @@ def compare(first: Family, second: Family, settings: Settings, budgets: list[flo
     """
     result = {"families": [first.runs.family, second.runs.family], "exponents": {}, "budgets": [], "reason": None}
     for family in (first, second):
-        reason = family.silent(settings.method)
+        reason = family.refusal(settings.method)
         if reason:
             return result | {"reason": f"{family.runs.family}: {reason}"}
     one, two = (family.estimates[settings.method] for family in (first, second))

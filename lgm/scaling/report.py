@@ -75,12 +75,13 @@ def _answers(result: dict) -> str:
         if row["family"] is None:
             rows.append([*head, _refused(row["reason"]), *[""] * 5])
             continue
-        told = lambda name, digits=3, row=row: _refused("not told") if row[name] is None else _with(
+        stated = lambda name, digits=3, row=row: _refused("not stated") if row[name] is None else _with(
             row[name], row["intervals"][name], digits)
         epochs = f"<br><span class=between>{row['epochs']:.2g} epochs</span>" if row["epochs"] else ""
         behind = escape(answer.in_words(row["runner_up"])) if row["runner_up"] else "–"
-        rows.append([*head, f"<b>{escape(row['family'])}</b>", told("params"), f"{told('data')} {row['unit']}{epochs}",
-                     told("loss", 4), f"{_n(row['seen'], 2)}×", f"<span class=wrap>{behind}</span>"])
+        rows.append([*head, f"<b>{escape(row['family'])}</b>", stated("params"),
+                     f"{stated('data')} {row['unit']}{epochs}", stated("loss", 4), f"{_n(row['seen'], 2)}×",
+                     f"<span class=wrap>{behind}</span>"])
     head = ["FLOPs", *(["pod-hours"] if pods else []), "train", "parameters", "on", "for a loss of",
             "of the largest run's FLOPs", "runner-up"]
     return _table(head, rows)
@@ -167,8 +168,8 @@ def _methods(family: dict) -> str:
     for method, fitted in family["methods"].items():
         rows.append([LABELS[method], *(_stated(fitted, name) for name in names), f"{100 * fitted['scatter']:.2g}%",
                      _n(fitted["objective"], 4), _converged(fitted)])
-    told = lambda part: _refused(part["reason"]) if part["value"] is None else _with(part["value"], part["interval"])
-    cells = lambda part, *names: [told(part[name]) for name in names]
+    stated = lambda part: _refused(part["reason"]) if part["value"] is None else _with(part["value"], part["interval"])
+    cells = lambda part, *names: [stated(part[name]) for name in names]
     frontier = [[LABELS[method], *cells(fitted["frontier"], "N", "D", "loss")]
                 for method, fitted in family["methods"].items() if fitted["frontier"]]
     found = family["isoflop"]
@@ -192,10 +193,10 @@ def _predictions(family: dict) -> str:
         if row["reason"]:
             rows.append([*cells, _refused("none: " + row["reason"]), "", "", "", ""])
             continue
-        told = lambda name, digits=3, row=row: _refused(row["refused"][name]) if row[name] is None else _with(
+        stated = lambda name, digits=3, row=row: _refused(row["refused"][name]) if row[name] is None else _with(
             row[name], row["intervals"][name], digits)
         one = row["intervals"].get("loss_of_one_run")
-        rows.append([*cells, told("params"), told(unit), told("loss", 4), _between(one, 4) if one else "",
+        rows.append([*cells, stated("params"), stated(unit), stated("loss", 4), _between(one, 4) if one else "",
                      f"{_n(row['beyond_data']['flops'], 2)}×"])
     head = ["FLOPs", *(["pod-hours"] if pods else []), "parameters", unit, "loss", "one run's loss, 95%",
             "of the largest run's FLOPs"]

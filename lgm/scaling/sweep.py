@@ -25,7 +25,7 @@ from lgm.models.flops import count_flops
 from lgm.parsing import ConfigError, as_dict, parse
 from lgm.planning.abstract import abstract_system
 from lgm.scaling import ladders
-from lgm.scaling.machine import Machine
+from lgm.scaling.compute import Machine
 from lgm.train.optimizer import decay_start
 from lgm.train.work import frozen_flops
 from lgm.weights import autoencoder_of

@@ -98,9 +98,9 @@ def _hours(hours: float) -> str:
 
 
 def _train_one(one: Run, workdir: Path) -> None:
-    from lgm.scaling import alone
+    from lgm.scaling import one_run
 
-    alone.train(one, workdir, say=lambda line: print(line, flush=True))
+    one_run.train(one, workdir, say=lambda line: print(line, flush=True))
 
 
 def _train(plan: Sweep, runs: list[Run], workdir: Path) -> None:
@@ -109,7 +109,7 @@ def _train(plan: Sweep, runs: list[Run], workdir: Path) -> None:
     Compiling a small group takes one core longer than stepping it takes all: the next group's programs are compiled
     meanwhile by a thread.
     """
-    from lgm.scaling import alone, together
+    from lgm.scaling import one_run, together
 
     parts = [part for part in _parts(plan, runs) if not all(results.finished(workdir, one) for one in part)]
     architecture = lambda part: plan.architectures[part[0].architecture]
@@ -129,7 +129,7 @@ def _train(plan: Sweep, runs: list[Run], workdir: Path) -> None:
             if group:
                 together.train(group, board.note, board.say, stop)
             else:
-                alone.train(part[0], workdir, board.say, quiet=True)
+                one_run.train(part[0], workdir, board.say, quiet=True)
             board.done(part)
 
 

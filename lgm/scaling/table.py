@@ -291,12 +291,12 @@ def _repeats(path: Path, lines: list[int], others: dict, numbers: dict, names: d
     tells runs apart. Columns that are not read tell rows of one seed apart too, as a batch size."""
     if not lines:
         raise ValueError(f"{path}: there is no row below the first line")
-    told = "seed" in names or "run" in names
+    named = "seed" in names or "run" in names
     keys = [c for c in (*names, *numbers) if c != "loss"]
     parts = [(names | numbers)[c] for c in keys]
     if "run" not in names:
         parts += others.values()
-    if not told:
+    if not named:
         parts.append(numbers["loss"])
     seen: dict[tuple, int] = {}
     reasons = {}

@@ -17,7 +17,7 @@ def class_names(pipeline: Pipeline) -> ClassNames:
     """The classes, with the names of the folder's id2label."""
     labels = pipeline.options.get("id2label") or {}
     names = {name.strip().lower(): int(key) for key, value in labels.items() for name in value.split(",")}
-    return ClassNames(pipeline.told.classes, names)
+    return ClassNames(pipeline.conditioning.classes, names)
 
 
 def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int) -> Ids:
@@ -27,10 +27,10 @@ def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int) -> Ids:
 DIT = Released(
     "DiTPipeline", "dit", "transformer", "DiTTransformer2DModel",
     encode=lambda pipeline, run, ids, size, score: Conditioning(label=jnp.asarray(ids["label"])[:, 0]),
-    defaults=lambda told: Defaults(50, 4.0),
+    defaults=lambda spec: Defaults(50, 4.0),
     autoencoder="sd15",
     tokenize=tokenize,
-    nothing=lambda pipeline, count: {"label": np.full((count, 1), pipeline.told.classes, np.int32)},
+    nothing=lambda pipeline, count: {"label": np.full((count, 1), pipeline.conditioning.classes, np.int32)},
     old_names={"Transformer2DModel": "DiTTransformer2DModel"},  # as the released folders have it
     form=per_block,
     kohya=None,

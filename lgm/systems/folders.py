@@ -22,14 +22,14 @@ from lgm.interop.components import (
 )
 from lgm.interop.diffusers_configs import SCORED_IDS
 from lgm.interop.fields import FLAG, Kind, check, fixed
-from lgm.interop.lora import LoRA, check_all_used, merge
+from lgm.interop.lora_files import LoRA, check_all_used, merge
 from lgm.interop.original_names import Original
 from lgm.interop.scaled import descaled
 from lgm.interop.schedulers import read_schedule, write_schedule
 from lgm.interop.schedules import Schedule
 from lgm.interop.single_file import original_of, section
 from lgm.interop.tables import SCHEDULER
-from lgm.interop.weights import Weights, open_weights
+from lgm.interop.tensor_files import Weights, open_weights
 from lgm.models import Model, Params, build, family_of
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parsing import near_miss

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm.data.text_tokenizers import TextTokenizer
+from lgm.gaussian import Process, network_input
 from lgm.interop.schedules import Schedule
-from lgm.models import Conditioning, Model, Params, Told, family_of
+from lgm.models import Conditioning, ConditioningSpec, Model, Params, family_of
 from lgm.models.autoencoder import standardize, unstandardize
-from lgm.process import Process, network_input
 
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")  # places of text encoders
 Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]; -1 is padding that does not count
@@ -66,7 +66,7 @@ class Released:
     denoiser: str
     component: str
     encode: Callable[[Pipeline, Run, Ids, tuple[int, int], float], Conditioning]
-    defaults: Callable[[Told], Defaults]
+    defaults: Callable[[ConditioningSpec], Defaults]
     autoencoder: str
     member: Callable[[Any], bool] = lambda config: True
     tokenizer_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -75,7 +75,7 @@ class Released:
     optional: Sequence[str] = ()
     tokenize: Callable[[Pipeline, Sequence[str], int], Ids] = lambda pipeline, prompts, t5: texts(pipeline, prompts, t5)
     nothing: Callable[[Pipeline, int], Ids] | None = None
-    t5_tokens: Callable[[Told], int] = lambda told: 256
+    t5_tokens: Callable[[ConditioningSpec], int] = lambda spec: 256
     words: Collection[str] = ()
     extrapolates: bool = True
     even: bool = False
@@ -128,9 +128,9 @@ class Pipeline:
         return self.schedule.target
 
     @property
-    def told(self) -> Told:
+    def conditioning(self) -> ConditioningSpec:
         """What the denoiser is told."""
-        return family_of(self.denoiser.config).told(self.denoiser.config)
+        return family_of(self.denoiser.config).conditioning(self.denoiser.config)
 
     @property
     def scored(self) -> bool:
@@ -140,12 +140,12 @@ class Pipeline:
     @property
     def inpaints(self) -> bool:
         """Whether the denoiser sees a mask and the picture around it."""
-        return self.told.beside > 0
+        return self.conditioning.beside > 0
 
     @property
     def defaults(self) -> Defaults:
         """The usual steps, guidance and strength."""
-        usual = self.system.defaults(self.told)
+        usual = self.system.defaults(self.conditioning)
         if self.inpaints or self.scored:
             return dataclasses.replace(usual, strength=1.0 if self.inpaints else REFINING)
         return usual

@@ -6,7 +6,7 @@ from lgm.systems.release import Defaults, Released
 SD15 = Released(
     "StableDiffusionPipeline", "unet", "unet", "UNet2DConditionModel",
     encode=lambda pipeline, run, ids, size, score: Conditioning(text=run("text_encoder")[0]),
-    defaults=lambda told: Defaults(50, 7.5),
+    defaults=lambda spec: Defaults(50, 7.5),
     autoencoder="sd15",
     member=lambda config: not config.added_dim,
     tokenizer_of={"text_encoder": "tokenizer"},

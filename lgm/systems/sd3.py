@@ -35,7 +35,7 @@ def encode(pipeline: Pipeline, run: Run, ids: Ids, size: tuple[int, int], score:
 SD3 = Released(
     "StableDiffusion3Pipeline", "mmdit", "transformer", "SD3Transformer2DModel",
     encode=encode,
-    defaults=lambda told: Defaults(28, 7.0),
+    defaults=lambda spec: Defaults(28, 7.0),
     autoencoder="sd3",
     tokenizer_of={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"},
     needed=("text_encoder",),

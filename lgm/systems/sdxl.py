@@ -34,7 +34,7 @@ def check(configs: Mapping[str, Any], folder: Path) -> None:
 SDXL = Released(
     "StableDiffusionXLPipeline", "unet", "unet", "UNet2DConditionModel",
     encode=encode,
-    defaults=lambda told: Defaults(50, 5.0),
+    defaults=lambda spec: Defaults(50, 5.0),
     autoencoder="sdxl",
     member=lambda config: config.added_dim > 0,
     tokenizer_of={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},

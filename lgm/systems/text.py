@@ -39,7 +39,7 @@ def conditions(pipeline: Pipeline, params: Mapping[str, Params], prompts: Sequen
 
 def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int | None = None) -> Ids:
     """The ids [B, L] of `prompts` for every text encoder by its place; of a class-conditional system their labels."""
-    return pipeline.system.tokenize(pipeline, prompts, t5_tokens or pipeline.system.t5_tokens(pipeline.told))
+    return pipeline.system.tokenize(pipeline, prompts, t5_tokens or pipeline.system.t5_tokens(pipeline.conditioning))
 
 
 def nothing(pipeline: Pipeline, count: int, t5_tokens: int | None = None) -> Ids:
@@ -63,7 +63,7 @@ def encode(pipeline: Pipeline, params: Mapping[str, Params], ids: Ids, size: tup
         return _apply(pipeline.models[place], masked, params[place], ids[place])
 
     cond = pipeline.system.encode(pipeline, run, ids, size, score)
-    if not pipeline.told.guidance:
+    if not pipeline.conditioning.guidance:
         return cond
     return dataclasses.replace(cond, guidance=jnp.full(len(next(iter(ids.values()))), guidance, jnp.float32))
 

@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from lgm import files
 from lgm.parsing import ConfigError
 from lgm.processes import member
+from lgm.train.saved import COMMITTED, complete_steps
 from lgm.train.seal import SEAL, check_seal, seal
-from lgm.train.steps import COMMITTED, complete_steps
 
 OVERHEAD = 2048  # bytes that Orbax's files need for each array beside its values (90 KB for one, 1.8 MB for 1,000)
 

@@ -59,11 +59,11 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         arrays = {} if kept is None else {"latent": kept}
     if teacher is not None and config.loss.name in ASKING:
         frozen = frozen | {"teacher": teacher.params}
-    told = feeding.telling(system, captions_of, buckets)
-    told(np.linspace(0, length - 1, min(length, CHECKED)).astype(int))  # what no tokenizer takes is refused at once
+    derived = feeding.conditioning(system, captions_of, buckets)
+    derived(np.linspace(0, length - 1, min(length, CHECKED)).astype(int))  # what no tokenizer takes is refused at once
     part, parts = batch_part(layout)
     quarantine = Quarantine(workdir / "bad_records.jsonl", bad, length, part, parts)
-    iterator = batches(arrays, image=None if in_memory else image, told=told, bad=quarantine, length=length,
+    iterator = batches(arrays, image=None if in_memory else image, derived=derived, bad=quarantine, length=length,
                        groups=None if buckets is None else buckets.groups, batch_size=config.batch_size,
                        seed=config.seed, process_index=part, process_count=parts, threads=images.threads)
     test = feeding.heldout_parts(system, frozen, heldout)

@@ -1,7 +1,7 @@
 """`lgm encode`: the latents of a config's images, made once and kept, and training that reads them.
 
 A cache is a folder with one part for the training and one for the held-out images, in each one for every size, all
-caches of `lgm.data.latents`. It is made of one autoencoder, one choice of images and captions, one size: any other is
+caches of `lgm.data.cache`. It is made of one autoencoder, one choice of images and captions, one size: any other is
 refused by name. Records that cannot be read are left out; each row says which image it is.
 """
 
@@ -15,7 +15,7 @@ from lgm import files, weights
 from lgm.config import Config
 from lgm.data import Bad, ImageSet, read_cache, write_index, write_shard
 from lgm.data.buckets import Bucketed, Ragged, bucketed
-from lgm.data.latents import has_shard, verify
+from lgm.data.cache import has_shard, verify
 from lgm.drawing import encode_pixels
 from lgm.system import System
 from lgm.train.feeding import buckets_of

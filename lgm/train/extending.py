@@ -11,7 +11,7 @@ from typing import Any
 from lgm import config as schema
 from lgm.config import Config
 from lgm.parsing import ConfigError
-from lgm.train.steps import newest_checkpoint
+from lgm.train.saved import newest_checkpoint
 
 EXTENDED = "extended"  # the key of config.json that tells what a run was before each extension
 EXTENDABLE = ("total_images", "optimizer.lr", "optimizer.schedule", "optimizer.warmup_images", "optimizer.decay_images",
@@ -50,14 +50,14 @@ def _changes(config: Config | dict, theirs: Mapping[str, Any]) -> Iterator[tuple
     """(key, ours, theirs) of every value in which two configs differ, but for where a step is computed."""
     ours = json.loads(json.dumps(config if isinstance(config, dict) else schema.to_dict(config)))
 
-    def walk(mine, other, path):
+    def differences(mine, other, path):
         if path in schema.PLACING or mine == other:
             return
         if isinstance(mine, Mapping) and isinstance(other, Mapping) and not may_extend(path):
             for key in {**mine, **other}:
-                yield from walk(mine.get(key), other.get(key), f"{path}.{key}" if path else key)
+                yield from differences(mine.get(key), other.get(key), f"{path}.{key}" if path else key)
         else:
             yield path, mine, other
 
-    yield from walk(ours, theirs, "")
+    yield from differences(ours, theirs, "")
 

@@ -37,18 +37,18 @@ def latents(system: System, frozen, images: ImageSet, buckets: Bucketed | None):
     return Ragged(parts, buckets.groups)
 
 
-def telling(system: System, captions_of: Callable[[np.ndarray], Sequence[str]], buckets: Bucketed | None):
-    """`told(indices)`: tokens and mask of captions and, with buckets, what SDXL is told of sizes."""
-    def told(indices: np.ndarray) -> dict[str, np.ndarray]:
+def conditioning(system: System, captions_of: Callable[[np.ndarray], Sequence[str]], buckets: Bucketed | None):
+    """`derived(indices)`: tokens and mask of captions and, with buckets, what SDXL is told of sizes."""
+    def derived(indices: np.ndarray) -> dict[str, np.ndarray]:
         rows = dict(zip(("tokens", "mask"), system.tokenize(list(captions_of(indices))), strict=True))
         return rows if buckets is None or not micro_ids(system) else rows | {"micro": buckets.micro(indices)}
 
-    return told
+    return derived
 
 
 def micro_ids(system: System) -> bool:
     """Whether the denoiser is told of sizes and crops, as SDXL is."""
-    return system.told.micro == 6
+    return system.conditioning.micro == 6
 
 
 def heldout_parts(system: System, frozen, heldout: ImageSet) -> list[Part]:

@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 from lgm.files import is_remote, local, place, plain
 from lgm.parsing import ConfigError
 from lgm.train.checkpoint import quiet
+from lgm.train.saved import complete_steps
 from lgm.train.seal import check_seal
-from lgm.train.steps import complete_steps
 
 PART = 0.1  # of all bytes that are under way at a time, or one parameter
 

@@ -13,7 +13,7 @@ from lgm import files
 from lgm.config import Config
 from lgm.files import place
 from lgm.interop.imports import open_checked
-from lgm.interop.weights import load
+from lgm.interop.tensor_files import load
 from lgm.models import Model, Params, build, family_of
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError, as_dict

@@ -82,8 +82,8 @@ def drawn(draw: Draw | None, batch: dict, key: jax.Array, progress: jax.Array | 
     """What `draw` draws for a batch; it is told the share of training that is done where it takes `progress`."""
     if draw is None:
         return {}
-    told = {"progress": progress} if "progress" in inspect.signature(draw).parameters else {}
-    return draw(batch, key, **told)
+    share = {"progress": progress} if "progress" in inspect.signature(draw).parameters else {}
+    return draw(batch, key, **share)
 
 
 def in_pieces(loss: Loss, pieces: int):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lgm.config import Config, digest
 from lgm.config.sections import ASKING
 from lgm.data import read_cache, write_index, write_shard
-from lgm.data.latents import CachedArray, has_shard
+from lgm.data.cache import CachedArray, has_shard
 from lgm.drawing import draw_latents
 from lgm.models import Params
 from lgm.parallel import Layout, agreed, fetch
@@ -74,10 +74,10 @@ def pairs(config: Config, teacher: Teacher, captions: list[str],
     stopped meanwhile goes on with the next. They are drawn anew where they were made of anything else.
     """
     options = config.loss.teacher
-    told = [captions[i % len(captions)] for i in range(options.pairs)]
+    chosen = [captions[i % len(captions)] for i in range(options.pairs)]
     changes = dict(solver=options.solver, steps=options.steps, guidance=options.guidance)
     made_of = {"teacher": weights_digest(teacher.params), "run": digest(teacher.system.config),
-               "captions": _hash(told), "drawn": _hash([changes, config.seed])}
+               "captions": _hash(chosen), "drawn": _hash([changes, config.seed])}
     folder, first = workdir / "pairs", jax.process_index() == 0
     if not agreed(_complete(folder, made_of)):
         if first:
@@ -85,7 +85,7 @@ def pairs(config: Config, teacher: Teacher, captions: list[str],
         rows = max(64, SHARD // (8 * math.prod(teacher.system.latent_shape())))
         starts = range(0, options.pairs, rows)
         for number, start in enumerate(starts):
-            some = told[start : start + rows]
+            some = chosen[start : start + rows]
             if agreed(has_shard(folder, number, len(some), made_of)):
                 continue
             latents, noise = draw_latents(teacher.system, teacher.params, teacher.frozen, some, config.seed, start,
@@ -95,7 +95,7 @@ def pairs(config: Config, teacher: Teacher, captions: list[str],
         if first:
             write_index(folder, len(starts), made_of)
         agreed(0)  # the others wait for the index
-    return told, read_cache(folder, made_of)
+    return chosen, read_cache(folder, made_of)
 
 
 def _complete(folder: Path, made_of: Mapping[str, str]) -> bool:

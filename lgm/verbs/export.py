@@ -9,7 +9,7 @@ from lgm.files import place
 from lgm.importing import import_folder
 from lgm.interop.diffusers_configs import write_autoencoder
 from lgm.interop.exports import export_autoencoder
-from lgm.interop.lora import lora_of
+from lgm.interop.lora_files import lora_of
 from lgm.models import build, family_of
 from lgm.parallel import on_first
 from lgm.parsing import ConfigError

@@ -18,7 +18,7 @@ from lgm.data import save_grid
 from lgm.drawing import draw, text_to_image
 from lgm.exporting import is_exported, open_exported
 from lgm.files import place, write_atomically
-from lgm.interop.lora import lora_of
+from lgm.interop.lora_files import lora_of
 from lgm.models import Model
 from lgm.parallel import make_layout, shardings
 from lgm.parsing import ConfigError

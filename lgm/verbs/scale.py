@@ -14,7 +14,7 @@ def sweep(arguments, overrides) -> int:
 
 
 def fit(arguments, overrides) -> int:
-    from lgm.scaling import families, fit, machine, table
+    from lgm.scaling import compute, families, fit, table
 
     pick = lambda *names: {name: getattr(arguments, name) for name in names}
     words = pick("chips", "chip_peak", "mfu")
@@ -32,7 +32,7 @@ def fit(arguments, overrides) -> int:
                                    hold_out=_above("--hold-out", arguments.hold_out)),
         points=_pairs("--predict", arguments.predict),
         budgets=numbers("--budget", arguments.budget), pod_hours=numbers("--pod-hours", arguments.pod_hours),
-        pod=pod if missing else machine.Machine(arguments.chips, arguments.chip_peak, arguments.mfu),
+        pod=pod if missing else compute.Machine(arguments.chips, arguments.chip_peak, arguments.mfu),
     )
     print("\n".join(fit.headline(result)))
     print(f"{arguments.out}/report.html")

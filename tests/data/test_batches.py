@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lgm.data import Bad, Quarantine, batches
+from lgm.data.batches import cores
 from lgm.data.order import grouped, permuted, shuffled
-from lgm.data.pipeline import cores
 
 
 def make(count=23, batch_size=5, seed=3, **options):
@@ -203,7 +203,7 @@ def test_the_next_good_record_stands_in_for_a_bad_one(tmp_path):
         quarantine = Quarantine(tmp_path / f"{name}.jsonl", Bad(share), 24, options.get("process_index", 0),
                                 options.get("process_count", 1))
         return make(count=24, batch_size=6, image=image, bad=quarantine, groups=groups,
-                    told=lambda places: {"words": 10 * places[:, None]}, **options)
+                    derived=lambda places: {"words": 10 * places[:, None]}, **options)
 
     whole = take(serve("one"), 8)
     for batch in whole:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from lgm.data import batches, read_cache, write_index, write_shard
-from lgm.data.latents import has_shard
+from lgm.data.cache import has_shard
 
 MADE_OF = {"autoencoder": "abc", "images": "123"}
 

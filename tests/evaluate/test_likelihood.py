@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
-from lgm import process as gaussian
+from lgm import gaussian
 from lgm.cli import main
 from lgm.evaluate.likelihood import log_density
 from lgm.evaluate.mixture import Mixture

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgm import process as gaussian
+from lgm import gaussian
 from lgm.config import Evaluation
 from lgm.evaluate.bound import bits_per_dimension
 from lgm.evaluate.snr_grid import check_range, snr_errors
+from lgm.gaussian import wide
 from lgm.parsing import ConfigError
-from lgm.process import wide
 
 ENDS = (-5.0, 6.0)
 CASES = [("rectified_flow", "flow"), ("ddpm", "eps"), ("ddpm", "v"), ("edm", "edm"), ("trigonometric", "x")]

@@ -19,7 +19,7 @@ from lgm.interop import original_names
 from lgm.interop.components import component
 from lgm.interop.keys_autoencoder import autoencoder_weights
 from lgm.interop.schedulers import write_schedule
-from lgm.interop.weights import open_weights, save
+from lgm.interop.tensor_files import open_weights, save
 from lgm.parsing import ConfigError
 
 

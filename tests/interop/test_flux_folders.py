@@ -18,8 +18,8 @@ from lgm.cli import main
 from lgm.drawing import draw as draw_run
 from lgm.interop import original_names
 from lgm.interop.keys_flux import flux_rules
-from lgm.interop.lora import read_lora
 from lgm.interop.lora_export import save_lora
+from lgm.interop.lora_files import read_lora
 from lgm.models.lora import LoRAConfig, init, merged
 from lgm.pictures import read_image
 from lgm.systems.folders import load_pipeline, save_pipeline
@@ -115,7 +115,7 @@ def test_pictures_agree_to_rounding_and_times_depend_on_the_size_of_the_image(de
     _, _, pipeline, params, noise, expected = dev
     assert tiny_systems.psnr(draw(pipeline, params, noise), expected) > LEAST_PSNR
     assert pipeline.defaults.steps == 28
-    small, large = (pipeline.schedule.walk(4, tokens, even=True).times for tokens in (16, 4096))
+    small, large = (pipeline.schedule.timesteps(4, tokens, even=True).times for tokens in (16, 4096))
     assert np.all(small[1:-1] < large[1:-1] - 0.05)
 
 

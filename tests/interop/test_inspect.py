@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from lgm.cli import main
-from lgm.models.table import preset, presets
+from lgm.models.listing import preset, presets
 
 
 def counts(table: str) -> tuple[list[int], int]:

@@ -11,7 +11,7 @@ from test_single_file import original_layout
 from lgm.interop.components import component, read_config
 from lgm.interop.lora_export import STEM, save_lora
 from lgm.interop.single_file import original_of
-from lgm.interop.weights import open_weights
+from lgm.interop.tensor_files import open_weights
 from lgm.models import build
 
 

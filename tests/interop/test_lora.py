@@ -19,9 +19,9 @@ from lgm.interop import original_names
 from lgm.interop.components import load_component
 from lgm.interop.keymap import to_theirs
 from lgm.interop.keys_unet import unet_rules
-from lgm.interop.lora import merge, read_lora
 from lgm.interop.lora_export import save_lora
-from lgm.interop.weights import open_weights, save
+from lgm.interop.lora_files import merge, read_lora
+from lgm.interop.tensor_files import open_weights, save
 from lgm.models.lora import LoRAConfig, init, merged
 from lgm.models.unet import UNetConfig
 from lgm.systems.folders import load_pipeline

@@ -8,10 +8,10 @@ import torch
 
 from lgm.interop.components import component, load_component
 from lgm.interop.keymap import to_theirs
-from lgm.interop.lora import merge, read_lora
 from lgm.interop.lora_export import STEM, save_lora
+from lgm.interop.lora_files import merge, read_lora
 from lgm.interop.single_file import original_of
-from lgm.interop.weights import open_weights, save
+from lgm.interop.tensor_files import open_weights, save
 from lgm.models.lora import LoRAConfig, init, merged
 
 SYSTEMS = {"sd": ("unet", tiny_systems.stable_diffusion), "xl": ("unet", tiny_systems.stable_diffusion_xl),

@@ -10,8 +10,8 @@ import torch
 from diffusers.loaders import lora_conversion_utils
 
 from lgm.interop import original_names
-from lgm.interop.lora import merge, read_lora
-from lgm.interop.weights import open_weights, save
+from lgm.interop.lora_files import merge, read_lora
+from lgm.interop.tensor_files import open_weights, save
 
 TOLERANCE = 1e-5  # float32 sums of fewer than a hundred products of normal numbers, in another order
 

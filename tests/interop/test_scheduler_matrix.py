@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from toy_sampling import our_sample, relative_error, their_sample
 
+from lgm.gaussian import ddpm
 from lgm.interop.scheduler_keys import DEFAULTS
 from lgm.interop.schedulers import read_schedule
-from lgm.process import ddpm
 from lgm.sampling.halfway import split
 from lgm.sampling.steps import level_of
 
@@ -74,7 +74,7 @@ def test_what_any_keys_of_a_class_draw_equals_diffusers(name, monkeypatch):
             continue  # diffusers begins an exponential walk of one step at sigma_min, and ends any at sigma_max
         try:
             schedule = read_schedule({**options, "_class_name": name})
-            schedule.walk(steps)
+            schedule.timesteps(steps)
         except ValueError as error:
             assert any(f"{key}=" in str(error) for key in ("steps", *options)), error
             continue

@@ -133,7 +133,7 @@ def test_times_of_flows_equal_diffusers(case, steps):
     sigmas = np.linspace(1.0, 1 / steps, steps) if even else None
     theirs.set_timesteps(steps, sigmas=sigmas, mu=mu)
     schedule = read_schedule(dict(theirs.config, _class_name="FlowMatchEulerDiscreteScheduler"))
-    times = schedule.walk(steps, tokens, even).times
+    times = schedule.timesteps(steps, tokens, even).times
     np.testing.assert_allclose(times, theirs.sigmas.numpy(), atol=1e-6)
     np.testing.assert_allclose(times[:-1] * 1000, theirs.timesteps.numpy(), atol=1e-3)
 
@@ -148,7 +148,7 @@ def test_what_is_written_is_read_back_and_accepted_by_diffusers(case):
     theirs = getattr(diffusers, written["_class_name"]).from_config(written)
     again = read_schedule(dict(theirs.config, _class_name=written["_class_name"]))
     assert again.process == schedule.process and again.target == schedule.target
-    np.testing.assert_array_equal(again.walk(10, 1024).times, schedule.walk(10, 1024).times)
+    np.testing.assert_array_equal(again.timesteps(10, 1024).times, schedule.timesteps(10, 1024).times)
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
@@ -164,12 +164,12 @@ def test_a_class_has_the_keys_that_diffusers_has(name):
     with_others = read_schedule({**foreign, **plain})
     assert with_others == read_schedule(plain)
     if not with_others.dynamic:
-        np.testing.assert_array_equal(with_others.walk(8).times, read_schedule(plain).walk(8).times)
+        np.testing.assert_array_equal(with_others.timesteps(8).times, read_schedule(plain).timesteps(8).times)
 
 
 def test_a_ddim_file_made_from_one_of_dpm_keeps_its_own_timesteps():
     schedule = read_schedule({"_class_name": "DDIMScheduler", **SD, "use_karras_sigmas": True})
-    np.testing.assert_allclose(schedule.walk(8).times[:3] * 1000, [875, 750, 625], atol=1e-3)
+    np.testing.assert_allclose(schedule.timesteps(8).times[:3] * 1000, [875, 750, 625], atol=1e-3)
 
 
 @pytest.mark.parametrize("cls, shift", [(UNIPC, 1.0), (UNIPC, 3.0), (DPM, 1.0), (DPM, 5.0)])
@@ -179,8 +179,8 @@ def test_a_flow_of_whole_timesteps_is_told_those_of_diffusers(cls, shift):
     theirs, schedule = cls(**options), read_schedule(dict(options, _class_name=cls.__name__))
     for steps in range(1, 60):
         theirs.set_timesteps(steps)
-        walk = schedule.walk(steps)
-        told = walk.times[:-1] if walk.told is None else walk.told
+        walk = schedule.timesteps(steps)
+        told = walk.times[:-1] if walk.inputs is None else walk.inputs
         np.testing.assert_array_equal(np.round(told * 1000), theirs.timesteps.numpy())
         np.testing.assert_allclose(walk.times, theirs.sigmas.numpy(), atol=1e-7)
 
@@ -188,7 +188,7 @@ def test_a_flow_of_whole_timesteps_is_told_those_of_diffusers(cls, shift):
 def test_a_prediction_that_says_nothing_of_the_first_state_is_one_line():
     options = dict(SD, rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False)
     schedule = read_schedule(dict(options, _class_name="DDIMScheduler"))
-    walk, process = schedule.walk(4), schedule.build()
+    walk, process = schedule.timesteps(4), schedule.build()
     draw = lambda last: sampling.loop(schedule.method(walk.times), process, "eps", predictor(process),
                                       np.ones((1, 2, 2, 3)), walk, (), last=last)  # fmt: skip
     with pytest.raises(ValueError, match="target 'eps' says nothing of the data at t=0.999"):
@@ -199,7 +199,7 @@ def test_a_prediction_that_says_nothing_of_the_first_state_is_one_line():
 def test_karras_levels_under_zero_terminal_snr_begin_at_4096():
     schedule = read_schedule(dict(SD, _class_name="EulerDiscreteScheduler", prediction_type="v_prediction",
                                   rescale_betas_zero_snr=True, use_karras_sigmas=True, timestep_spacing="trailing"))
-    process, times = schedule.build(), schedule.walk(8).times
+    process, times = schedule.build(), schedule.timesteps(8).times
     sigma = np.asarray(process.b(times[:5]) / process.a(times[:5]))
     np.testing.assert_allclose(sigma, [4096, 1892, 794, 295, 93], rtol=6e-3)
 
@@ -230,7 +230,7 @@ def test_every_grid_is_that_of_diffusers(name):
         theirs = cls(**{k: v for k, v in options.items() if k in keys})
         if steps > 50 and name in ("LCMScheduler", "TCDScheduler"):
             with pytest.raises(ValueError, match="at most the 50"):
-                read_schedule(dict(options, _class_name=name)).walk(steps)
+                read_schedule(dict(options, _class_name=name)).timesteps(steps)
             continue
         theirs.set_timesteps(steps)
         told = theirs.timesteps.numpy().astype(float)
@@ -239,8 +239,8 @@ def test_every_grid_is_that_of_diffusers(name):
         pick = slice(None, None, 2) if name.startswith("KDPM2") else once.get(name, slice(None))
         of_sigmas = halves if name.startswith("KDPM2") else pick
         schedule = read_schedule({**theirs.config, **options, "_class_name": name})
-        walk = schedule.walk(steps)
-        ours = 1000 * (walk.times[:-1] if walk.told is None else walk.told)
+        walk = schedule.timesteps(steps)
+        ours = 1000 * (walk.times[:-1] if walk.inputs is None else walk.inputs)
         # to 5e-3 of an entry: theirs are found in float32 tables of 1 - alpha_bar; where they cut what they find to a
         # whole number, 998.99999 becomes 998
         atol = 1.001 if schedule.whole else 5e-3
@@ -273,9 +273,9 @@ def test_what_has_no_equal_is_one_line():
         read_schedule({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "sigma_max": -1})
     wide = read_schedule({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "sigma_max": 500.0})
     with pytest.raises(ValueError, match="sigma_max=500 must lie between the 0.01.* and 157.* of the noise levels"):
-        wide.walk(4)
+        wide.timesteps(4)
     with pytest.raises(ValueError, match="steps=3 of PNDM's skip_prk_steps=False must be at least 4"):
-        read_schedule({"_class_name": "PNDMScheduler"}).walk(3)
+        read_schedule({"_class_name": "PNDMScheduler"}).timesteps(3)
     with pytest.raises(ValueError, match="scheduler_config.json: shift=inf must be a finite number"):
         read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": float("inf")})
     with pytest.raises(ValueError, match="scheduler_config.json: algorithm_type='dpmsolver' has no equal here"):
@@ -284,9 +284,9 @@ def test_what_has_no_equal_is_one_line():
         read_schedule({"_class_name": "DDIMScheduler", "num_train_timesteps": 500})
     schedule = read_schedule({"_class_name": "DDIMScheduler"})
     with pytest.raises(ValueError, match="steps=1001 must lie between 1 and the 1000 steps"):
-        schedule.walk(1001)
+        schedule.timesteps(1001)
     with pytest.raises(ValueError, match="give the number of tokens"):
-        read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}).walk(4)
+        read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}).timesteps(4)
 
 
 BEGINNINGS = [("StableDiffusionImg2ImgPipeline", EULER, False), ("StableDiffusionXLImg2ImgPipeline", HEUN, False),

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 
 from lgm.interop.keys_sd3 import TABLE, with_positions_of
-from lgm.interop.weights import open_weights, save
+from lgm.interop.tensor_files import open_weights, save
 from lgm.models.embeddings import sincos_2d
 from lgm.models.mmdit import MMDiTConfig
 

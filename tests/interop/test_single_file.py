@@ -14,7 +14,7 @@ from lgm.interop import original_names
 from lgm.interop.components import component
 from lgm.interop.scaled import descaled
 from lgm.interop.single_file import schedule_of, section
-from lgm.interop.weights import open_weights
+from lgm.interop.tensor_files import open_weights
 from lgm.systems.folders import load_pipeline
 
 

@@ -11,7 +11,7 @@ from test_single_file import original_layout
 from lgm.interop import original_names as names
 from lgm.interop.components import component, names_in_library, read_config
 from lgm.interop.single_file import section
-from lgm.interop.weights import open_weights
+from lgm.interop.tensor_files import open_weights
 from lgm.systems.folders import load_pipeline
 
 UNET, VAE, CLIP, T5 = "UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "T5EncoderModel"

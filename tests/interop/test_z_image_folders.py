@@ -16,7 +16,7 @@ from tiny_systems import PROMPTS, SIZE, STEPS
 from lgm.cli import main
 from lgm.drawing import draw as draw_run
 from lgm.drawing import text_to_image
-from lgm.interop.lora import read_lora
+from lgm.interop.lora_files import read_lora
 from lgm.pictures import read_image
 from lgm.systems.folders import load_pipeline
 from lgm.systems.text import tokenize

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lgm import sampling
-from lgm.process import network_input
+from lgm.gaussian import network_input
 
 SHAPE = (1, 2, 2, 3)
 NOISE, PICTURE = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
@@ -36,7 +36,7 @@ def predictor(process):
 
 def our_sample(schedule, steps, key=0, last=None):
     """What `schedule` makes of NOISE; with `last` in so many steps, from PICTURE with NOISE."""
-    process, walk = schedule.build(), schedule.walk(steps)
+    process, walk = schedule.build(), schedule.timesteps(steps)
     method, start = schedule.method(walk.times), NOISE * schedule.noise_scale(process, walk.times)
     if last is not None:
         walk = schedule.part(walk, last)

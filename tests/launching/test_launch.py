@@ -20,7 +20,7 @@ from lgm.launching import site as sites
 from lgm.launching.job import Request
 from lgm.launching.launch import Words, asked_for
 from lgm.parsing import ConfigError, parse
-from lgm.scaling.machine import Machine
+from lgm.scaling.compute import Machine
 
 QUICKSTART = str(jobs.ROOT / "configs/quickstart.py")
 

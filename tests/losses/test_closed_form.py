@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from lgm import losses
-from lgm import process as gaussian
+from lgm import gaussian, losses
 from lgm.evaluate.bound import bits_per_dimension
 from lgm.losses import densities
 from lgm.models import Conditioning

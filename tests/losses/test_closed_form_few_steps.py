@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgm import losses
-from lgm import process as gaussian
+from lgm import gaussian, losses
 
 MEAN, STD, COUNT = 0.4, 0.6, 8192
 FLOW = gaussian.rectified_flow()

@@ -9,8 +9,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from lgm import losses
-from lgm import process as gaussian
+from lgm import gaussian, losses
 from lgm.losses import densities, weightings
 
 DRAWS = 20000

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from lgm import losses
-from lgm import process as gaussian
+from lgm import gaussian, losses
 from lgm.losses.discrete_consistency import doubling, root
 
 EDM = gaussian.edm()

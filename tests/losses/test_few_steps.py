@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgm import losses, sampling
-from lgm import process as gaussian
+from lgm import gaussian, losses, sampling
 from lgm.evaluate import toy
 from lgm.evaluate.mixture import Mixture, energy_distance, ring
 from lgm.evaluate.straightness import straightness

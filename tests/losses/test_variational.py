@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lgm import losses, process
+from lgm import gaussian, losses
 from lgm.losses.variational import bound
 
-DDPM = process.ddpm("linear", 1e-4, 0.02)
+DDPM = gaussian.ddpm("linear", 1e-4, 0.02)
 RNG = np.random.default_rng(0)
 X, EPS, V = (RNG.standard_normal((3, 4, 4, 2)).astype(np.float32) for _ in range(3))
 V = np.tanh(V)
@@ -19,7 +19,7 @@ V = np.tanh(V)
 def test_a_term_is_the_divergence_of_the_step_that_diffusers_makes():
     scheduler = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False, beta_schedule="linear")
     t = np.float32([1, 400, 999])
-    x_t = process.add_noise(DDPM, X, EPS, jnp.asarray(t / 1000))
+    x_t = gaussian.add_noise(DDPM, X, EPS, jnp.asarray(t / 1000))
     x_hat = X + 0.1 * EPS
     ours = bound(DDPM, jnp.asarray(X), jnp.asarray(x_hat), jnp.asarray(V), x_t, jnp.asarray(t / 1000))
     for i, k in enumerate(t.astype(int)):
@@ -60,6 +60,6 @@ def test_the_bound_teaches_variances_alone_and_the_rest_is_the_simple_loss():
 
 
 def test_a_process_without_a_table_has_no_steps():
-    flow = process.rectified_flow()
+    flow = gaussian.rectified_flow()
     with pytest.raises(ValueError, match="belong to the steps of a table, which process 'rectified_flow' has not"):
         losses.hybrid(flow, "flow", losses.density("uniform"), losses.weighting("constant"))

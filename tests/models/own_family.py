@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lgm.models import Family, Ladder, Told
+from lgm.models import ConditioningSpec, Family, Ladder
 from lgm.models.layers import Linear
 
 
@@ -38,7 +38,7 @@ class Net(nnx.Module):
 
 NET = Family(
     "net", NetConfig, Net,
-    told=lambda config: Told(pooled=config.pooled_dim),
+    conditioning=lambda config: ConditioningSpec(pooled=config.pooled_dim),
     ladder=Ladder(lambda size, **options: NetConfig(width=8 * size, **options), widens=True),
 )  # fmt: skip
 NOT_ONE = NetConfig

@@ -8,7 +8,7 @@ import transformers
 
 from lgm.interop.keymap import to_theirs
 from lgm.interop.keys_text import bert
-from lgm.interop.weights import load
+from lgm.interop.tensor_files import load
 from lgm.models import build
 from lgm.models.bert import PRESETS, BERTConfig
 

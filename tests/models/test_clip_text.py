@@ -11,7 +11,7 @@ import transformers
 
 from lgm.interop.keymap import to_ours, to_theirs
 from lgm.interop.keys_text import clip_text, clip_text_weights
-from lgm.interop.weights import load, open_weights
+from lgm.interop.tensor_files import load, open_weights
 from lgm.models import build
 from lgm.models.clip_text import PRESETS, CLIPTextConfig
 

@@ -12,7 +12,7 @@ from lgm import config as schema
 from lgm.cli import main
 from lgm.exporting import open_exported
 from lgm.models import FAMILIES, build, classes, count, families, family, family_of
-from lgm.models.table import preset
+from lgm.models.listing import preset
 from lgm.parsing import ConfigError, parse
 from lgm.planning.plan import plan
 from lgm.scaling import ladders, sweep
@@ -41,7 +41,7 @@ def test_a_record_is_found_by_its_name_and_by_its_configuration(name):
 @pytest.mark.parametrize("record", families("denoiser"), ids=lambda record: record.name)
 def test_a_record_says_what_its_network_takes_and_what_is_embedding(record):
     config = smallest(record)
-    model, told = build(config), record.told(config)
+    model, told = build(config), record.conditioning(config)
     x, t, cond = record.inputs(config, 2, 8, 5)
     y = jax.eval_shape(model.apply, model.abstract(), x, t, cond)
     assert y.shape == x.shape == (2, 8, 8, config.channels)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lgm.models import Conditioning, build
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.models.flops import count_flops
-from lgm.models.table import preset
+from lgm.models.listing import preset
 from lgm.models.unet import UNetConfig
 
 

@@ -11,7 +11,7 @@ import transformers
 
 from lgm.interop.keymap import to_ours, to_theirs
 from lgm.interop.keys_text import t5, t5_weights
-from lgm.interop.weights import load, open_weights
+from lgm.interop.tensor_files import load, open_weights
 from lgm.models import build
 from lgm.models.t5 import PRESETS, T5Config, relative_buckets
 

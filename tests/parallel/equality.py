@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 from lgm import config as schema  # noqa: E402
-from lgm import losses, process  # noqa: E402
+from lgm import gaussian, losses  # noqa: E402
 from lgm.models import Conditioning, build  # noqa: E402
 from lgm.parallel import put_batch  # noqa: E402
 from lgm.train.optimizer import build_optimizer  # noqa: E402
@@ -69,7 +69,7 @@ def trainer(config: schema.Config, devices=None, optimizer=None):
     """(layout, places, step): what `lgm train` makes of a config, on batches as above."""
     layout = layout_of(config, devices)
     model, optimizer = build(config.model), optimizer or build_optimizer(config)
-    objective = losses.denoising(process.build("rectified_flow"), "flow", losses.density("logit_normal"),
+    objective = losses.denoising(gaussian.build("rectified_flow"), "flow", losses.density("logit_normal"),
                                  losses.weighting("constant"))  # fmt: skip
 
     def draw(batch, key):

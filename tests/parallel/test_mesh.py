@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from lgm import config as schema
 from lgm.cli import main
 from lgm.models import build, classes
-from lgm.models.table import presets
+from lgm.models.listing import presets
 from lgm.parallel import AXES, RULES, batch_part, make_layout, make_mesh, partition, with_overrides
 from lgm.parsing import ConfigError
 from lgm.planning import read_topology

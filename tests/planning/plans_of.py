@@ -9,7 +9,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from lgm import config as schema  # noqa: E402
 from lgm.planning import plan  # noqa: E402
-from lgm.planning.report import as_json, page  # noqa: E402
+from lgm.planning.page import as_json, page  # noqa: E402
 
 if __name__ == "__main__":
     for config, topology, slices, overrides in json.loads(sys.argv[1]):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lgm import process as gaussian
+from lgm import gaussian
 
 SHAPE = (2, 4, 4, 3)
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
@@ -34,13 +34,13 @@ def start(seed):
     return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
 
 
-def theirs_trace(scheduler, x, scaled=False, told=None, keywords=None):
+def theirs_trace(scheduler, x, scaled=False, inputs=None, keywords=None):
     """The state before each step and at the end; `scaled` has x scaled for the network. `told` are the times [0, 1]
     that the network is told where they are not the scheduler's own, in thousandths."""
     predict, mix = predictor(torch), torch.from_numpy(MIX)
     x, states, draws = torch.from_numpy(x), [], iter(_noises())
-    told = [float(t) / 1000 for t in scheduler.timesteps] if told is None else told
-    for t, time in zip(scheduler.timesteps[: len(told)], told, strict=True):
+    inputs = [float(t) / 1000 for t in scheduler.timesteps] if inputs is None else inputs
+    for t, time in zip(scheduler.timesteps[: len(inputs)], inputs, strict=True):
         states.append(x.numpy().copy())
         given = scheduler.scale_model_input(x, t) if scaled else x
         with _noise_of(draws):
@@ -72,12 +72,12 @@ def _noises():
         yield np.array(jax.random.normal(jax.random.fold_in(jax.random.key(KEY), n), SHAPE, jnp.float32))
 
 
-def ours_trace(method, process, target, x, times, told=None, ends=None, predict=ours):
+def ours_trace(method, process, target, x, times, inputs=None, ends=None, predict=ours):
     """The state before each step and at the end. The network is told `told` instead of times[:-1]; steps end at `ends`
     instead of times[1:]. One compiled step serves all grids."""
     carry, states = (jnp.asarray(x), method.start(jnp.asarray(x))), [x]
-    told, ends = times[:-1] if told is None else told, times[1:] if ends is None else ends
-    for number, (t, s, said) in enumerate(zip(times[:-1], ends, told, strict=True)):
+    inputs, ends = times[:-1] if inputs is None else inputs, times[1:] if ends is None else ends
+    for number, (t, s, said) in enumerate(zip(times[:-1], ends, inputs, strict=True)):
         key = jax.random.fold_in(jax.random.key(KEY), number)
         # an inner evaluation of a step, at its end, is told the end's own time
         carry = _step(method, process, target, predict, carry, *(jnp.asarray(u, float) for u in (t, s, said)), key)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgm import process as gaussian
-from lgm import sampling
+from lgm import gaussian, sampling
 
 EDM, FLOW, TABLE = gaussian.edm(), gaussian.rectified_flow(), gaussian.ddpm()
 SHAPE = (2, 3)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgm import process as gaussian
-from lgm import sampling
+from lgm import gaussian, sampling
 
 EDM, FLOW = gaussian.edm(), gaussian.rectified_flow()
 LOW, HIGH = np.log(0.002), np.log(80.0)

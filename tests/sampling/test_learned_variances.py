@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lgm import process as gaussian
-from lgm import sampling
+from lgm import gaussian, sampling
 from lgm.interop.schedulers import read_schedule
 from lgm.models import Conditioning
 
@@ -51,7 +50,7 @@ def test_each_step_equals_diffusers(options, steps, monkeypatch):
         out = np.asarray(network(np, x, np.float32(t) / 1000))[..., :channels]
         x = theirs.step(first(out), t, first(x)).prev_sample.numpy().transpose(0, 2, 3, 1)
     schedule = read_schedule(dict(options, _class_name="DDPMScheduler"))
-    walk = schedule.walk(steps)
+    walk = schedule.timesteps(steps)
     method = schedule.method(walk.times)
     assert method.variance == (channels == 8)
     told = lambda x, t_B, _: predict(x, t_B)[..., :channels]

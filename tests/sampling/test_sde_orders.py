@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgm import process as gaussian
-from lgm import sampling
+from lgm import gaussian, sampling
 from lgm.sampling import steps
 
 PROCESSES = {

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lgm import process as gaussian
-from lgm import sampling
+from lgm import gaussian, sampling
 from lgm.evaluate.mixture import Mixture
 from lgm.sampling import steps
 from lgm.sampling.sit import DIFFUSIONS

@@ -8,8 +8,7 @@ import scipy.optimize
 import scipy.stats
 from shared_predictor import ours_trace
 
-from lgm import process as gaussian
-from lgm import sampling
+from lgm import gaussian, sampling
 from lgm.evaluate.mixture import Mixture
 
 PROCESSES = {

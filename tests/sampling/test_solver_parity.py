@@ -24,8 +24,7 @@ from shared_predictor import (
     theirs_trace,
 )
 
-from lgm import process as gaussian
-from lgm import sampling
+from lgm import gaussian, sampling
 
 EPS = dict(SD, timestep_spacing="trailing", clip_sample=False)
 MULTI = dict(SD, timestep_spacing="trailing", final_sigmas_type="zero", lower_order_final=False)
@@ -141,7 +140,7 @@ def test_each_step_of_consistency_sampling_equals_diffusers(steps):
     scheduler.set_timesteps(steps, intermediate_timesteps=1.3 if steps == 2 else None)
     angles = scheduler.timesteps.numpy()
     x = start(steps)
-    theirs = theirs_trace(scheduler, x, told=angles[:-1] / (np.pi / 2))
+    theirs = theirs_trace(scheduler, x, inputs=angles[:-1] / (np.pi / 2))
     process, times = gaussian.trigonometric(), (angles / (np.pi / 2)).astype(np.float32)
     assert_same(ours_trace(sampling.solver("consistency"), process, "v", x, times), theirs)
 
@@ -171,7 +170,7 @@ def test_each_step_of_edm_equals_diffusers(name, steps, ramp):
     times = np.maximum((np.log(sigmas[:-1]) - low) / (high - low), 1e-9)  # sigma_min, which is not yet the data
     times = np.append(times, 0.0).astype(np.float32)
     x = start(steps) * 80
-    theirs = theirs_trace(scheduler, x, scaled=True, told=times[:-1])
+    theirs = theirs_trace(scheduler, x, scaled=True, inputs=times[:-1])
     method = sampling.solver(name, **({"curvature": 0.5} if name == "dpmpp_3m" else {}))
     mine = ours_trace(method, EDM, "edm", x, times, predict=_scaled)
     # step by step in units of each step's own noise level, which falls from 80 to 0.002

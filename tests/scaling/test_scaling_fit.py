@@ -9,7 +9,7 @@ import pytest
 
 from lgm.cli import main
 from lgm.scaling import coverage, families, fit, laws, parametric, sensitivity, table
-from lgm.scaling.machine import Machine
+from lgm.scaling.compute import Machine
 
 COST = laws.Cost(6 * 64, 1.0, 1.0)
 LAWS = {"mmdit / flow": laws.theta(6.0, 30.0, 0.41, 0.28, 0.30), "unet": laws.theta(9.0, 45.0, 0.43, 0.31, 0.32)}

@@ -7,7 +7,7 @@ import pytest
 
 from lgm.models import build, family_of
 from lgm.models.flops import count_flops
-from lgm.models.table import preset
+from lgm.models.listing import preset
 from lgm.models.unet import UNetConfig
 from lgm.scaling import ladders
 

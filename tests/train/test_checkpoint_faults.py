@@ -16,7 +16,7 @@ from lgm.parsing import ConfigError
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.logs import MetricLog
 from lgm.train.loop import _room
-from lgm.train.steps import newest_checkpoint
+from lgm.train.saved import newest_checkpoint
 
 
 def state(step):

@@ -47,7 +47,7 @@ def test_training_from_a_cache_is_training_from_pixels(tmp_path, capsys):
     content[-5] ^= 1
     shards[-1].write_bytes(content)
     index = shards[-1].with_name("index.json")
-    from lgm.data.latents import verify
+    from lgm.data.cache import verify
 
     with pytest.raises(ValueError, match="is damaged: it is not as it was written"):
         verify(index.parent)

@@ -33,7 +33,7 @@ class Beside:
                 texts.setdefault(stem(name), []).append(name)
         if texts:
             self.kind = "images with captions beside them"
-            rows = (row for name in images if (row := self._told(name, texts.get(stem(name), []), bad)))
+            rows = (row for name in images if (row := self._row(name, texts.get(stem(name), []), bad)))
         elif any(class_of(name) for name in images):
             self.kind = "a folder for each class"
             rows = ({"file_name": name, "text": class_of(name), "class": class_of(name)} for name in images
@@ -55,7 +55,7 @@ class Beside:
             bad.add(label, f"{label} lies in no class's folder, as others do; move it to one")
         return bool(class_of(name))
 
-    def _told(self, name: str, texts: list[str], bad: Bad) -> dict[str, Any] | None:
+    def _row(self, name: str, texts: list[str], bad: Bad) -> dict[str, Any] | None:
         label = f"{self.place.label}/{name}"
         if not texts:
             bad.add(label, f"{label} has no caption beside it, as others have; write a .txt of its name")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lgm import process as gaussian
+from lgm import gaussian
 
 PROCESSES = {
     "ddpm": gaussian.ddpm(),

@@ -27,7 +27,7 @@ from lgm.train.lock import hold
 from lgm.train.main import task_of
 from lgm.train.optimizer import decay_start
 from lgm.train.placing import layout_of
-from lgm.train.steps import newest_checkpoint
+from lgm.train.saved import newest_checkpoint
 
 
 def train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool = False) -> None:

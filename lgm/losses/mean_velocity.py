@@ -1,6 +1,6 @@
 """Losses of networks that jump: predict(x_t, t, s, cond) is the mean velocity of the path between s and t >= s.
 
-x_s = x_t - (t - s) predict(x_t, t, s, cond), which `sampling.jump` walks in any number of steps, one among them. At
+x_s = x_t - (t - s) predict(x_t, t, s, cond), which `sampling.jump` takes in any number of steps, one among them. At
 s = t the mean velocity is the velocity itself, so both losses hold flow matching within them.
 """
 
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lgm import process as gaussian
+from lgm import gaussian
+from lgm.gaussian import Process
 from lgm.losses.denoising import mean_square
 from lgm.losses.densities import Density
-from lgm.process import Process
 
 Jump = Callable[[jax.Array, jax.Array, jax.Array, object], jax.Array]  # (x_t, t_B, s_B, cond) -> like x_t
 

@@ -13,7 +13,7 @@ from lgm.interop.lora_names import inner_name, targets_of
 from lgm.interop.lora_scales import scales_of
 from lgm.interop.lora_updates import Update, update_of
 from lgm.interop.original_names import Original
-from lgm.interop.weights import Weights, open_weights
+from lgm.interop.tensor_files import Weights, open_weights
 from lgm.untrusted import finite
 
 # endings of tensors' names -> what the tensor is: peft, diffusers before peft, its text encoders, its attention

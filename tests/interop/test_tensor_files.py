@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from lgm.interop.keymap import Rule, linear, to_theirs
-from lgm.interop.weights import load, open_weights, save
+from lgm.interop.tensor_files import load, open_weights, save
 
 
 def tensors():

@@ -26,7 +26,7 @@ def presets(arguments, overrides) -> int:
 
 def inspect(arguments, overrides) -> int:
     from lgm.models import build
-    from lgm.models.table import parameter_table, preset
+    from lgm.models.listing import parameter_table, preset
 
     if arguments.folder is None:
         models = {name: build(preset(name)) for name in arguments.preset}

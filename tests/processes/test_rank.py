@@ -7,7 +7,7 @@ import pytest
 
 from lgm.parsing import ConfigError
 from lgm.processes import Bounds, find
-from lgm.processes.place import expand_nodes, tasks_per_node
+from lgm.processes.rank import expand_nodes, tasks_per_node
 
 SLURM = {
     "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2",
@@ -102,7 +102,7 @@ def test_a_tpu_vm_asks_its_metadata_server(monkeypatch):
     env = {"GCE_METADATA_HOST": f"127.0.0.1:{server.server_port}"}
     try:
         assert find(environment=env) is None  # no TPU in this machine, so nobody is asked
-        monkeypatch.setattr("lgm.processes.place.glob.glob", lambda pattern: ["/dev/accel0"])
+        monkeypatch.setattr("lgm.processes.rank.glob.glob", lambda pattern: ["/dev/accel0"])
         place = find(environment=env)
         assert (place.index, place.count, place.address) == (3, 4, "10.0.9.9:8476")
         values["tpu-env"] = ""

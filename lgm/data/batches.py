@@ -33,7 +33,7 @@ def batches(
     batch_size: int,
     seed: int,
     image: Callable[[int], np.ndarray] | None = None,
-    told: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
+    derived: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
     bad: Quarantine | None = None,
     groups: np.ndarray | None = None,
     length: int | None = None,
@@ -44,8 +44,8 @@ def batches(
     """A grain iterator over dicts of arrays [batch_size / process_count, ...], with "index" int64 [B]; it never ends.
 
     arrays: equally long arrays, one record a row, taken by `array[indices]`; without any, `length` says how many
-    records there are. told: more of them, made of a batch's indices, as tokens of captions are. image: a function of an
-    index that gives uint8 [H, W, 3]; `threads` threads, by default one a core, read the images of a batch, which is
+    records there are. derived: more of them, made of a batch's indices, as tokens of captions are. image: a function of
+    an index that gives uint8 [H, W, 3]; `threads` threads, by default one a core, read the images of a batch, which is
     served as "image". bad: where a record is noted whose image or caption cannot be read; the next good one of its
     group stands in for it, in every epoch and on every number of processes. Without it the error is raised.
     groups: a label of every record; a batch then holds records of one label (images of one shape, say), the same for
@@ -78,19 +78,19 @@ def batches(
         mine = lambda n: whole(n)[first : first + share]
     pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="read") if image else None
 
-    said = told or (lambda indices: {})
+    derived = derived or (lambda indices: {})
 
     def whole_record(index: int) -> tuple[int, np.ndarray, Mapping[str, np.ndarray]]:
-        """(a record, its image, what is told of it): the one asked for or, where that is bad, the next of its group
+        """(a record, its image, what is derived of it): the one asked for or, where that is bad, the next of its group
         that is not."""
         if bad is None:
-            return index, image(index), said(np.array([index]))
+            return index, image(index), derived(np.array([index]))
         same = range(count) if groups is None else np.flatnonzero(groups == groups[index])
         first = index if groups is None else int(np.searchsorted(same, index))
         for step in range(len(same)):
             other = int(same[(first + step) % len(same)])
             try:
-                return other, image(other), said(np.array([other]))
+                return other, image(other), derived(np.array([other]))
             except ValueError as error:
                 bad.note(other, str(error))
         raise ValueError(f"none of {len(same)} images of a group can be read; see {bad.path}")
@@ -102,7 +102,7 @@ def batches(
             indices, made = np.array(found, np.int64), {"image": np.stack(pixels)}
             made |= {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         else:
-            made |= said(indices)
+            made |= derived(indices)
         if bad is not None:
             bad.write()
         return {name: np.asarray(array[indices]) for name, array in arrays.items()} | made | {"index": indices}
