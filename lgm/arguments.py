@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     import_.add_argument("--from", dest="folder", required=True, help="a folder of diffusers")
     import_.add_argument("--workdir", required=True, help="the new run's folder")
 
-    plan = verb("plan", "machines:plan",
+    plan = verb("plan", "cluster:plan",
                 "Compile a config's train step for a machine that is not here: does it fit, how fast?")
     plan.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     plan.add_argument("--topology", required=True,
@@ -145,12 +145,12 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--jobs", type=int, help="compiled at a time (default: what cores and memory allow)")
     plan.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write JSON to PATH, or print it instead")
 
-    config = verb("config", "describe:config",
+    config = verb("config", "info:config",
                   "What a config may say: every key, its type and default; or what one file says.")
     config.add_argument("--config", help="file.py or file.py:arg, whose values to print; override with "
                                          "--config.KEY=VALUE")
     config.add_argument("--diff", action="store_true", help="those alone that are not the defaults")
-    verb("presets", "describe:presets", "Every published shape by name, for --preset of `lgm inspect` and for configs.")
+    verb("presets", "info:presets", "Every published shape by name, for --preset of `lgm inspect` and for configs.")
 
     encode = verb("encode", "encode:run", "Encode a config's images once, for config.data.cache; run again to go on.")
     encode.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
@@ -159,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--rows", type=int, default=1024, help="images a shard (default: 1024)")
     encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of latents on disk")
 
-    data = verb("data", "describe:data",
+    data = verb("data", "info:data",
                 "Say what a collection of images is: kind, sizes, buckets, captions, bad files.")
     data.add_argument("path", help="a folder, a zip, shards, a shipped name or KIND:PATH, as config.data.source")
     data.add_argument("--caption", default="text", help="the field that is the caption (default: text)")
@@ -173,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
                                                              "config.text.tokenizer (default: emoji64)")
     data.add_argument("--sheet", metavar="PNG", help="write a sheet of some pictures with their captions")
 
-    inspect = verb("inspect", "describe:inspect", "Print a table of parameters; no weights are read or made.")
+    inspect = verb("inspect", "info:inspect", "Print a table of parameters; no weights are read or made.")
     what = inspect.add_mutually_exclusive_group(required=True)
     what.add_argument("--preset", action="append", help="a published shape, NAME or FAMILY/NAME; may be repeated")
     what.add_argument("--from", dest="folder", help="a folder of diffusers, all networks of it")
@@ -190,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--only", type=int, help="train the run of this number, by itself, as a cluster's job")
     what.add_argument("--gather", action="store_true", help="write runs.csv from what is finished; train nothing")
 
-    launch = verb("launch", "machines:launch", "Run a config on a cluster: Slurm, GKE, Cloud TPU VMs or this machine.")
+    launch = verb("launch", "cluster:launch", "Run a config on a cluster: Slurm, GKE, Cloud TPU VMs or this machine.")
     launch.add_argument("what", nargs="?", choices=("train", "sweep"), default="train",
                         help="one training run (default), or a sweep's runs, each a job of its own")
     launch.add_argument("--on", required=True, choices=("slurm", "gke", "tpu-vm", "local"))
@@ -206,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
     launch.add_argument("--plan", action="store_true", help="ask the compiler first whether it fits")
     launch.add_argument("--dry-run", action="store_true", help="print the job, submit and write nothing")
 
-    status = verb("status", "machines:status",
+    status = verb("status", "cluster:status",
                   "Where launched runs are: queue, images, loss, MFU, checkpoint, time left.")
     status.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folders of runs or sweeps")
     status.add_argument("--json", action="store_true", help="as JSON, times in seconds")
