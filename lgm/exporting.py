@@ -223,9 +223,10 @@ def open_exported(folder: str, layout: Layout | None = None) -> tuple[System, Pa
 
 def _trusted(folder: str, values: dict[str, Any]) -> None:
     text = values.get("text")
-    for section in (values.get("model"), text.get("encoder") if isinstance(text, dict) else None):
-        name = section.get("family") if isinstance(section, dict) else None
+    for section, key in ((values.get("model"), "family"), (values.get("loss"), "name"),
+                         (text.get("encoder") if isinstance(text, dict) else None, "family")):  # fmt: skip
+        name = section.get(key) if isinstance(section, dict) else None
         module, colon, _ = name.partition(":") if isinstance(name, str) else ("", "", "")
         if colon and module not in sys.modules and module not in os.environ.get("LGM_TRUST", "").split(","):
-            raise ConfigError(f"{folder} has a network of the module {module}, whose code would be run; where you know "
-                              f"it, set LGM_TRUST={module}")
+            raise ConfigError(f"{folder} names the module {module}, whose code would be run; where you know it, set "
+                              f"LGM_TRUST={module}")

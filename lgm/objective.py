@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from lgm import losses, registry
-from lgm.config import Config, DenoisingLoss
+from lgm.config import Config
 from lgm.gaussian import Process
 from lgm.parsing import ConfigError
 
 Shift = Callable[[Any], float]  # the number that a config's shift of times stands for
-
-# what some losses are stated for: the process and what the network predicts
-STATED_FOR = {
-    "mean_flow": ("rectified_flow", "flow"),
-    "shortcut": ("rectified_flow", "flow"),
-    "consistency": ("trigonometric", "v"),
-    "discrete_consistency": ("edm", "edm"),
-}
-
 
 def named(make, section: str | Mapping[str, Any], key: str):
     """`make(name, **options)` of a config section {"name": ..., **options} or of its short form "name:option=value";
@@ -41,39 +33,22 @@ def build_loss(of: Config, process: Process, shift: Shift):
     `draw(key, shape)`, what is random for a whole batch, and `given(predict, x, cond, *drawn)`. A loss that changes as
     training goes on has `draw(key, shape, progress)`, the share of it that is done. Raises ConfigError, one line."""
     config = of.loss
-    _check(config, process)
-    target, (density, weighting) = config.target, _density_and_weighting(of, process, shift)
-    simple = lambda: losses.denoising(process, target, density, weighting)
+    record, target = losses.loss(config.name), config.target
+    if record.of is not None and (process.name, target) != record.of:
+        wanted, other = record.of
+        raise ConfigError(f"config.loss.name={config.name!r} is stated for config.process.name={wanted!r} and "
+                          f"config.loss.target={other!r}, not {process.name!r} and {target!r}")
+    setting = losses.Setting(process, target, *_density_and_weighting(of, process, shift))
     if config.variance:
         try:
-            return losses.hybrid(process, target, density, weighting, config.variance)
+            return losses.hybrid(*setting, config.variance)
         except ValueError as error:
             raise ConfigError(f"config.loss.variance={config.variance}: {error}") from None
-    table = {
-        "denoising": simple,
-        "reflow": simple,  # on pairs
-        "one_step": lambda distance="squared": losses.one_step(
-            process, target, named(losses.distance, distance, "config.loss.distance")),
-        "contrastive": lambda weight=0.05: losses.contrastive(process, target, density, weighting, weight),
-        "mean_flow": lambda same=0.75, power=1.0, offset=0.01, scale=1.0, kappa=0.0, interval=(0.0, 1.0):
-            losses.mean_flow(process, density, same, power, offset, scale, kappa, interval),
-        "shortcut": lambda share=0.25, levels=7, scale=1.0: losses.shortcut(process, density, share, levels, scale),
-        "progressive": lambda steps=8: losses.progressive(process, target, weighting, steps),
-        "consistency": lambda offset=0.1: losses.consistency(density, offset),
-        "discrete_consistency": lambda distance="pseudo_huber", start=10, end=1280, growth="doubling", mean=-1.1,
-            std=2.0, even=False, rho=7.0, weighted=True, solver="heun": losses.discrete_consistency(
-                process, target, named(losses.distance, distance, "config.loss.distance"), start, end, growth, mean,
-                std, even, rho, weighted, solver),
-    }  # fmt: skip
-    make = lambda name, **options: registry.make("loss", table, name, options)
-    return named(make, {"name": config.name, **config.options}, "config.loss")
-
-
-def _check(config: DenoisingLoss, process: Process) -> None:
-    if config.name in STATED_FOR and (process.name, config.target) != STATED_FOR[config.name]:
-        wanted, target = STATED_FOR[config.name]
-        raise ConfigError(f"config.loss.name={config.name!r} is stated for config.process.name={wanted!r} and "
-                          f"config.loss.target={target!r}, not {process.name!r} and {config.target!r}")
+    options = dict(config.options)
+    if "distance" in options:
+        options["distance"] = named(losses.distance, options["distance"], "config.loss.distance")
+    make = lambda name, **options: registry.make("loss", {name: functools.partial(record.make, setting)}, name, options)
+    return named(make, {"name": config.name, **options}, "config.loss")
 
 
 def _density_and_weighting(of: Config, process: Process, shift: Shift) -> tuple[losses.Density, losses.Weighting]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import math
 import numbers
@@ -33,6 +34,23 @@ def make(kind: str, table: Mapping[str, Callable], name: str, options: Mapping[s
         if parameter.default is inspect.Parameter.empty and key not in options:
             raise ValueError(f"{kind} {name!r} needs option {key!r}")
     return table[name](**options)
+
+
+def located(kind: str, name: str, places: Mapping[str, str], cls: type) -> Any:
+    """The record of a name among `places`, "package.module:RECORD" each, or of such a place itself, which imports that
+    module. Raises ValueError, one line, where there is none of the class `cls`."""
+    place = places.get(name, name)
+    module, colon, attribute = place.partition(":")
+    if not colon:
+        raise ValueError(f"unknown{near_miss(name, places)}; of a {kind} of your own give package.module:RECORD")
+    try:
+        record = getattr(importlib.import_module(module), attribute, None)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{module} cannot be imported ({error})") from None
+    if not isinstance(record, cls):
+        public = ".".join(cls.__module__.split(".")[:2])
+        raise ValueError(f"{attribute} of {module} is no {public}.{cls.__name__}")
+    return record
 
 
 def known(kind: str, table: Mapping[str, Callable], name: str) -> None:

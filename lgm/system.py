@@ -97,7 +97,10 @@ class System:
             if self.text is None:
                 return Conditioning()
             hidden_BLD, pooled_BP = self.text.apply(params["text"], tokens_BL, mask_BL)
-            return Conditioning(text=hidden_BLD, text_mask=mask_BL, pooled=pooled_BP)
+            cond = Conditioning(text=hidden_BLD, text_mask=mask_BL, pooled=pooled_BP)
+            if not self.conditioning.guidance:
+                return cond
+            return dataclasses.replace(cond, guidance=jnp.full(len(tokens_BL), float(self.config.sampling.guidance)))
 
     def tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids [B, L] int32, mask [B, L] bool), L being the text encoder's length. Raises on one that does not fit."""

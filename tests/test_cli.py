@@ -1,5 +1,6 @@
 """Bad input: one clear line on stderr, a non-zero exit, nothing half-written."""
 
+import importlib
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from lgm.arguments import EXAMPLES
+from lgm.arguments import EXAMPLES, parser
 from lgm.cli import main
 
 
@@ -138,6 +139,14 @@ def test_help_shows_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
     assert stop.value.code == 0 and f"examples:\n  lgm {verb}" in capsys.readouterr().out
+
+
+def test_every_verb_is_there():
+    choices = next(action.choices for action in parser()._actions if action.dest == "verb")
+    assert set(EXAMPLES) <= set(choices)
+    for sub in choices.values():
+        module, _, function = sub.get_default("run").partition(":")
+        assert callable(getattr(importlib.import_module(f"lgm.verbs.{module}"), function))
 
 
 @pytest.mark.parametrize("words", [["--debug"], []])

@@ -235,7 +235,7 @@ SPIRAL = Mixture(TURNS[:, None] / 2.2 * np.stack([np.cos(TURNS), np.sin(TURNS)],
 def reflowed(rounds=2, pairs=8192, steps=3000, batch=256):
     """Paths and one-step samples of the exact flow and of the networks of each round of reflow."""
     flow, even, constant = gaussian.rectified_flow(), losses.density("uniform"), losses.weighting("constant")
-    objective = losses.reflow(flow, "flow", even, constant)
+    objective = losses.denoising(flow, "flow", even, constant)  # on pairs
     heun, euler = sampling.solver("heun"), sampling.solver("euler")
     draw = lambda model, eps, times, solver: sampling.trace(solver, flow, "flow", model, eps, times)[1]
     models = [SPIRAL.predictor(flow, "flow")]
@@ -244,8 +244,8 @@ def reflowed(rounds=2, pairs=8192, steps=3000, batch=256):
         x = jax.jit(lambda e, m=models[-1]: draw(m, e, np.linspace(1, 0, 65), heun)[-1])(eps)
 
         def loss(params, averaged, key, x=x, eps=eps):
-            rows = jax.random.randint(key, (batch,), 0, pairs)
-            return objective(lambda x_t, t, cond: toy.apply(params, x_t, t), (x[rows], eps[rows]), None, key)[0]
+            rows, t_B = jax.random.randint(key, (batch,), 0, pairs), even(jax.random.fold_in(key, 1), (batch,))
+            return objective.given(lambda x_t, t, cond: toy.apply(params, x_t, t), x[rows], None, t_B, eps[rows])[0]
 
         params = toy.fit(loss, toy.init(jax.random.key(number)), steps, jax.random.key(20 + number))
         models.append(functools.partial(toy.apply, params))

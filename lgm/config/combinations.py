@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lgm import losses
 from lgm.config.sections import Config, need
 from lgm.data.buckets import bucket_sizes
 from lgm.models import ConditioningSpec, families, family_of
@@ -57,9 +58,10 @@ def check(config: Config) -> None:
     need(network.role == "denoiser",
          f"config.model.family={config.family!r} cannot be trained alone; choose "
          f"{', '.join(found.name for found in families('denoiser'))} or autoencoder")
-    need(not spec.guidance or (config.text is not None and config.text.folder is not None),
-         "config.model.guidance=True is for a Flux distilled from guidance, which needs its config.text.folder; set it "
-         "to False")
+    distilled = config.text is not None and config.text.folder is not None
+    need(not spec.guidance or distilled or losses.loss(config.loss.name).guidance,
+         "config.model.guidance=True is for config.loss.name='guidance_distillation', or a network so distilled with "
+         "its config.text.folder; set it to False")
     _check_classes(config, spec)
     _check_loss(config, spec)
     if config.text is not None and config.text.encoder is not None:
@@ -147,12 +149,21 @@ def _check_classes(config: Config, spec: ConditioningSpec) -> None:
 
 
 def _check_loss(config: Config, spec: ConditioningSpec) -> None:
-    loss, jumps = config.loss, spec.jump
-    mean = loss.name in ("mean_flow", "shortcut")
-    need(not mean or jumps, f"config.loss.name={loss.name!r} needs config.model.jump=True, of an mmdit or a unet")
-    need(mean or not jumps, f"config.model.jump=True is for the losses mean_flow and shortcut, not {loss.name}")
-    need(loss.name not in ("mean_flow", "consistency") or config.attention == "xla",
-         f"config.loss.name={loss.name!r} takes a forward derivative of the network; set config.attention='xla'")
-    if loss.teacher is not None:
-        need(loss.teacher.pairs >= config.batch_size,
-             f"config.loss.teacher.pairs={loss.teacher.pairs} is less than config.batch_size={config.batch_size}")
+    record = losses.loss(config.loss.name)
+    need(not record.jump or spec.jump,
+         f"config.loss.name={record.name!r} needs config.model.jump=True, of an mmdit or a unet")
+    need(record.jump or not spec.jump, f"config.model.jump=True is for the losses {_names('jump')}, not {record.name}")
+    need(not record.guidance or spec.guidance,
+         f"config.loss.name={record.name!r} needs a network that is told a scale, as a flux of "
+         "config.model.guidance=True")
+    need(not record.forward or config.attention == "xla",
+         f"config.loss.name={record.name!r} takes a forward derivative of the network; set config.attention='xla'")
+    if config.loss.teacher is not None:
+        need(config.loss.teacher.pairs >= config.batch_size,
+             f"config.loss.teacher.pairs={config.loss.teacher.pairs} is less than "
+             f"config.batch_size={config.batch_size}")
+
+
+def _names(what: str) -> str:
+    """The losses of which a record says so."""
+    return " and ".join(name for name in losses.LOSSES if getattr(losses.loss(name), what))

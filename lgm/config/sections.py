@@ -8,12 +8,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from lgm import losses
 from lgm.models import family_of
 from lgm.models.attention import Implementation
 from lgm.models.lora import LoRAConfig
 from lgm.parsing import ConfigError
-
-ASKING = ("consistency", "discrete_consistency", "progressive")  # losses that ask a teacher in every step
 
 
 def need(ok: Any, line: str) -> None:
@@ -78,10 +77,6 @@ class Text:
              "config.text.classes has a name twice")
 
 
-LossName = Literal["denoising", "contrastive", "reflow", "one_step", "mean_flow", "shortcut", "consistency",
-                   "discrete_consistency", "progressive"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     """A finished run whose averaged weights teach. `pairs` of the noise and the data that its ODE joins, for as many
@@ -101,11 +96,13 @@ class DenoisingLoss:
 
     name: "denoising"; "contrastive" (weight); "reflow" and, in one step from the noise, "one_step" (distance), on a
     `teacher`'s pairs; of mean velocities, which need config.model.jump, "mean_flow" (same, power, offset, scale, kappa,
-    interval) and "shortcut" (share, levels, scale), drawn from by the solver "jump"; "consistency" (offset), with a
-    `teacher` its distillation, drawn from by the solver "consistency", as is "discrete_consistency" (distance, start,
-    end, growth, mean, std, even, rho, weighted, solver), between noise levels; "progressive" (steps), which does in one
-    step what its `teacher` does in two. What stands in brackets stands beside the name as options; `lgm.losses` says
-    what each does.
+    interval) and "shortcut" (share, levels, scale, averaged), drawn from by the solver "jump"; "consistency" (offset),
+    with a `teacher` its distillation, drawn from by the solver "consistency", as is "discrete_consistency" (distance,
+    start, end, growth, mean, std, even, rho, weighted, solver), between noise levels; "progressive" (steps), which does
+    in one step what its `teacher` does in two; "guidance_distillation" (scales), with config.model.guidance, in one
+    pass what its `teacher` does with guidance in two. What stands in brackets stands beside the name as options;
+    `lgm.losses` says what each does. One of your own is named by its record, "package.module:RECORD"
+    (`lgm.losses.Loss`).
 
     density: a name and options of `losses.density`, or dict(name="weighting"): t is drawn in proportion to the
     weighting instead, which leaves the expectation alone. weighting: a name and options of `losses.weighting`, or
@@ -113,7 +110,7 @@ class DenoisingLoss:
     `variance` weighs the variational bound from which a network with learned sigma learns its variances; 1 is DiT's.
     """
 
-    name: LossName = "denoising"
+    name: str = "denoising"
     target: Literal["eps", "x", "v", "flow", "edm"] = "flow"
     density: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"})
     weighting: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "constant"})
@@ -124,11 +121,20 @@ class DenoisingLoss:
     def __post_init__(self):
         need(self.variance == 0 or self.name == "denoising",
              f"config.loss.variance={self.variance} needs name='denoising'")
-        need(self.teacher is not None or self.name not in ("reflow", "one_step", "progressive"),
+        try:
+            record = losses.loss(self.name)
+        except ValueError as error:
+            raise ConfigError(f"config.loss.name={self.name!r}: {error}") from None
+        need(self.teacher is not None or record.teacher is None or record.optional,
              f"config.loss.name={self.name!r} needs config.loss.teacher, dict(workdir=...) of a finished run")
-        need(self.teacher is None or self.name in ("reflow", "one_step", *ASKING),
-             f"config.loss.teacher is for reflow, one_step, consistency and progressive, and for discrete_consistency, "
-             f"not {self.name}")
+        taught = ", ".join(name for name in losses.LOSSES if losses.loss(name).teacher)
+        need(self.teacher is None or record.teacher,
+             f"config.loss.teacher is for the losses {taught}, not {self.name}; leave it out")
+
+    @property
+    def asks(self) -> bool:
+        """Whether its teacher is asked in every step."""
+        return self.teacher is not None and losses.loss(self.name).teacher == "predictions"
 
 
 @dataclasses.dataclass(frozen=True)

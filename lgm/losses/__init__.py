@@ -1,13 +1,17 @@
-"""Pure-function losses: `loss(predict, x, cond, key) -> (scalar, metrics)`."""
+"""Pure-function losses: `loss(predict, x, cond, key) -> (scalar, metrics)`; a config's by its name in `LOSSES`."""
 
-from lgm.losses.alignment import aligned, contrastive, info_nce, repa
 from lgm.losses.consistency import consistency
+from lgm.losses.contrastive import contrastive
 from lgm.losses.denoising import denoising, denoising_at
 from lgm.losses.densities import DENSITIES, Density, density, pdf
 from lgm.losses.discrete_consistency import discrete_consistency
-from lgm.losses.mean_velocity import mean_flow, shortcut
+from lgm.losses.distances import DISTANCES, distance
+from lgm.losses.guidance_distillation import guidance_distillation
+from lgm.losses.mean_flow import mean_flow
 from lgm.losses.progressive import progressive
-from lgm.losses.reflow import DISTANCES, distance, guidance_distillation, one_step, reflow
+from lgm.losses.records import LOSSES, Loss, Setting, loss
+from lgm.losses.reflow import one_step
+from lgm.losses.shortcut import shortcut
 from lgm.losses.variational import hybrid
 from lgm.losses.weightings import WEIGHTINGS, Weighting, importance, traded, weighting
 
@@ -15,9 +19,11 @@ __all__ = [
     "DENSITIES",
     "DISTANCES",
     "Density",
+    "LOSSES",
+    "Loss",
+    "Setting",
     "WEIGHTINGS",
     "Weighting",
-    "aligned",
     "consistency",
     "contrastive",
     "denoising",
@@ -28,13 +34,11 @@ __all__ = [
     "guidance_distillation",
     "hybrid",
     "importance",
-    "info_nce",
+    "loss",
     "mean_flow",
     "one_step",
     "pdf",
     "progressive",
-    "reflow",
-    "repa",
     "shortcut",
     "traded",
     "weighting",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from lgm import gaussian
 from lgm.losses.denoising import Drawn, Predict, drawn, mean_square
 from lgm.losses.densities import Density
+from lgm.losses.records import Loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,3 +75,7 @@ def consistency(density: Density, offset: float = 0.1) -> Consistency:
     if offset < 0:
         raise ValueError(f"offset={offset} must be at least 0")
     return Consistency(density, offset)
+
+
+CONSISTENCY = Loss("consistency", lambda setting, offset=0.1: consistency(setting.density, offset),
+                   of=("trigonometric", "v"), teacher="predictions", optional=True, taught="v", forward=True)

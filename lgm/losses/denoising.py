@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from lgm import gaussian
 from lgm.gaussian import Process
 from lgm.losses.densities import Density
+from lgm.losses.records import Loss
 from lgm.losses.weightings import Weighting
 
 
@@ -75,12 +76,9 @@ def drawn(density: Density, shape: tuple[int, ...], key: jax.Array) -> Drawn:
     return Drawn(density(time_key, shape[:1]), jax.random.normal(noise_key, shape, jnp.float32))
 
 
-def noised(process: Process, density: Density, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(t [B], eps, x_t) drawn for a batch x [B, ...]."""
-    t_B, eps = drawn(density, x.shape, key)
-    return t_B, eps, gaussian.add_noise(process, x, eps, t_B)
-
-
 def mean_square(error: jax.Array) -> jax.Array:
     """[B] mean square over everything but the batch."""
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+
+
+DENOISING = Loss("denoising", lambda setting: denoising(*setting))

@@ -19,7 +19,8 @@ from jax.scipy.stats import norm
 from lgm import gaussian, registry
 from lgm.gaussian import Process
 from lgm.losses.denoising import Predict
-from lgm.losses.reflow import Distance
+from lgm.losses.distances import Distance, pseudo_huber
+from lgm.losses.records import Loss, Setting
 
 STEPS = ("euler", "heun")  # of the teacher's ODE
 
@@ -147,3 +148,13 @@ def discrete_consistency(process: Process, target: str, between: Distance, start
     gaussian.coefficients(process, target, jnp.float32(0.5))
     return DiscreteConsistency(process, target, between, GROWTHS[growth](start, end), mean, std, even, rho, weighted,
                                solver)
+
+
+def _of_config(setting: Setting, distance: Distance | None = None, start=10, end=1280, growth="doubling", mean=-1.1,
+               std=2.0, even=False, rho=7.0, weighted=True, solver="heun") -> DiscreteConsistency:
+    between = pseudo_huber() if distance is None else distance
+    return discrete_consistency(setting.process, setting.target, between, start, end, growth, mean, std, even, rho,
+                                weighted, solver)
+
+
+DISCRETE_CONSISTENCY = Loss("discrete_consistency", _of_config, of=("edm", "edm"), teacher="predictions", optional=True)

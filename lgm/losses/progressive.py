@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from lgm import gaussian
 from lgm.gaussian import Process
 from lgm.losses.denoising import Drawn, Predict, mean_square
+from lgm.losses.records import Loss
 from lgm.losses.weightings import Weighting
 
 
@@ -86,3 +87,8 @@ def progressive(process: Process, target: str, weighting: Weighting, steps: int 
 def latest(process: Process) -> float:
     """Where a sampler's first step starts: a table's last entry, or 1."""
     return 1.0 if process.steps is None else 1.0 - 1.0 / process.steps
+
+
+PROGRESSIVE = Loss(
+    "progressive", lambda setting, steps=8: progressive(setting.process, setting.target, setting.weighting, steps),
+    teacher="predictions")  # fmt: skip

@@ -8,7 +8,6 @@ joined ends cross less than lines between independent ones, so a network trained
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,51 +15,9 @@ import jax.numpy as jnp
 
 from lgm import gaussian
 from lgm.gaussian import Process
-from lgm.losses.denoising import Predict, denoising_at, mean_square, noised
-from lgm.losses.densities import Density
-from lgm.losses.weightings import Weighting
-from lgm.registry import make
-
-Distance = Callable[[jax.Array, jax.Array], jax.Array]  # ([B, ...], [B, ...]) -> [B]
-
-
-def reflow(process: Process, target: str, density: Density, weighting: Weighting):
-    """`loss(predict, (x, eps), cond, key) -> (scalar float32, metrics)`: `denoising` on given pairs."""
-    gaussian.coefficients(process, target, jnp.float32(0.5))
-
-    def loss(predict: Predict, pair: tuple[jax.Array, jax.Array], cond, key: jax.Array):
-        x, eps = pair
-        t_B = density(key, x.shape[:1])
-        error_B = denoising_at(process, target, predict, x, cond, t_B, eps)
-        return jnp.mean(weighting(process, target, t_B) * error_B), {}
-
-    return loss
-
-
-def squared() -> Distance:
-    """Mean squared difference."""
-    return lambda x, y: mean_square(x - y)
-
-
-def pseudo_huber(scale: float = 0.00054) -> Distance:
-    """sqrt(|x - y|^2 + c^2) - c with c = scale sqrt(dimensions) (Song & Dhariwal 2024, 2310.14189, section 3.3)."""
-    if scale <= 0:
-        raise ValueError(f"distance option scale={scale} must be above 0")
-
-    def distance(x, y):
-        axes = tuple(range(1, x.ndim))
-        c = scale * (x.size // max(len(x), 1)) ** 0.5
-        return jnp.sqrt(jnp.sum(jnp.square(x - y), axis=axes) + c**2) - c
-
-    return distance
-
-
-DISTANCES = {"squared": squared, "pseudo_huber": pseudo_huber}
-
-
-def distance(name: str, **options) -> Distance:
-    """The distance of that name; ValueError, one line, for a name or option there is not."""
-    return make("distance", DISTANCES, name, options)
+from lgm.losses.denoising import Predict, denoising
+from lgm.losses.distances import Distance, squared
+from lgm.losses.records import Loss
 
 
 class Noise(NamedTuple):
@@ -104,25 +61,7 @@ def one_step(process: Process, target: str, between: Distance | None = None) -> 
     return OneStep(process, target, squared() if between is None else between)
 
 
-def guidance_distillation(process: Process, target: str, density: Density, weighting: Weighting,
-                          scales: tuple[float, float] = (1.0, 8.0)):
-    """`loss(predict, x, cond, key, teacher, uncond)`: a student that is told the guidance scale predicts what the
-    `teacher` predicts with classifier-free guidance of that scale (Meng et al. 2023, 2210.03142, section 3.1).
-
-    The scale is drawn evenly from `scales`, one an example, and stands in `cond.guidance`; at sampling a guided image
-    then costs one pass, as with Flux.1-dev.
-    """
-    low, high = scales
-    if not low <= high:
-        raise ValueError(f"scales={scales} must rise")
-
-    def loss(predict: Predict, x: jax.Array, cond, key: jax.Array, teacher: Predict, uncond):
-        key, scale_key = jax.random.split(key)
-        t_B, _, x_t = noised(process, density, x, key)
-        scale_B = jax.random.uniform(scale_key, x.shape[:1], minval=low, maxval=high)
-        c, u = teacher(x_t, t_B, cond), teacher(x_t, t_B, uncond)
-        goal = jax.lax.stop_gradient((u + gaussian.wide(scale_B, x) * (c - u)).astype(jnp.float32))
-        drawn = predict(x_t, t_B, dataclasses.replace(cond, guidance=scale_B)).astype(jnp.float32)
-        return jnp.mean(weighting(process, target, t_B) * mean_square(drawn - goal)), {}
-
-    return loss
+# the loss on pairs is the plain one: what is straighter is the lines between their ends
+REFLOW = Loss("reflow", lambda setting: denoising(*setting), teacher="pairs")
+ONE_STEP = Loss("one_step", lambda setting, distance=None: one_step(setting.process, setting.target, distance),
+                teacher="pairs")

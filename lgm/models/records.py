@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
@@ -19,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm import registry
 from lgm.models.base import Conditioning
-from lgm.parsing import near_miss
 
 # name -> where the record stands
 FAMILIES: dict[str, str] = {
@@ -139,17 +138,8 @@ class Family:
 @functools.cache
 def family(name: str) -> Family:
     """The family of a name, or of "package.module:RECORD". Raises ValueError, one line, where there is none."""
-    place = FAMILIES.get(name, name)
-    module, colon, attribute = place.partition(":")
-    if not colon:
-        raise ValueError(f"unknown{near_miss(name, FAMILIES)}; of a family of your own give package.module:RECORD")
-    try:
-        record = getattr(importlib.import_module(module), attribute, None)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"{module} cannot be imported ({error})") from None
-    if not isinstance(record, Family):
-        raise ValueError(f"{attribute} of {module} is no lgm.models.Family")
-    if record.config.__module__ != module:
+    record = registry.located("family", name, FAMILIES, Family)
+    if record.config.__module__ != FAMILIES.get(name, name).partition(":")[0]:
         raise ValueError(f"{record.config.__name__} is defined in {record.config.__module__}, where its record must "
                          "stand, too")
     return dataclasses.replace(record, name=name)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lgm import losses
 from lgm.config import Config
-from lgm.config.sections import ASKING
 from lgm.data import Bad, ImageSet, Quarantine, batches, open_data, save_grid
 from lgm.data.grid import same_size
 from lgm.drawing import draw
@@ -38,7 +38,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         check_range(system)
     bad = Bad(config.data.bad_share)
     images, heldout = open_data(config.data, bad)
-    teacher = open_teacher(config, system, layout)
+    record, teacher = losses.loss(config.loss.name), open_teacher(config, system, layout)
     in_memory = config.data.latents == "memory" or config.data.cache is not None
     if config.data.cache is not None:
         images, buckets, kept = encoding.cached(config, images, "train")
@@ -48,7 +48,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     heldout = heldout.take(range(min(len(heldout), config.evaluation.max_images))).whole(bad)
     check_enough(system, heldout)
     image = images.image if buckets is None else lambda index: images.image(index, buckets.size(index))
-    if config.loss.name in ("reflow", "one_step"):
+    if record.teacher == "pairs":
         drawn, arrays = pairs(config, teacher, images.captions, workdir)
         captions_of, length = lambda places: [drawn[place] for place in places], len(drawn)
         in_memory = True
@@ -57,7 +57,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         if config.data.cache is None:
             kept = feeding.latents(system, frozen, images, buckets) if in_memory else None
         arrays = {} if kept is None else {"latent": kept}
-    if teacher is not None and config.loss.name in ASKING:
+    if config.loss.asks:
         frozen = frozen | {"teacher": teacher.params}
     derived = feeding.conditioning(system, captions_of, buckets)
     derived(np.linspace(0, length - 1, min(length, CHECKED)).astype(int))  # what no tokenizer takes is refused at once
@@ -119,8 +119,13 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
     objective = system.objective
     method = "with_variance" if config.loss.variance else "__call__"
     names = jax.eval_shape(lambda: objective.draw(jax.random.key(0), (8, *system.latent_shape())))._fields
-    jumps = config.loss.name in ("mean_flow", "shortcut")
-    guided = jumps and (config.loss.options.get("scale", 1.0) != 1.0 or config.loss.options.get("kappa", 0.0) != 0.0)
+    record = losses.loss(config.loss.name)
+    wanted = record.extra(objective)
+
+    def predictor(params):
+        if record.jump:
+            return lambda x_t, t, s, cond: system.denoise(params, x_t, t, dataclasses.replace(cond, jump=t - s))
+        return lambda x_t, t, cond: system.denoise(params, x_t, t, cond, method)
 
     def loss(trained, frozen, batch, key):
         params = system.whole(trained, frozen)
@@ -130,17 +135,21 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
             none, none_mask = system.unconditional(len(tokens))
             tokens, mask = jnp.where(batch["drop"], none, tokens), jnp.where(batch["drop"], none_mask, mask)
         micro = batch.get("micro")
-        cond = system.condition(params, tokens, mask, micro)
-        extra = {"uncond": system.condition(params, *system.unconditional(len(tokens)), micro)} if guided else {}
-        if guided and config.loss.name == "mean_flow" and "drop" in batch:
+        nothing = system.unconditional(len(tokens))
+        conditions = lambda params: (system.condition(params, tokens, mask, micro),
+                                     system.condition(params, *nothing, micro) if "uncond" in wanted else None)
+        cond, uncond = conditions(params)
+        extra = {"uncond": uncond} if "uncond" in wanted else {}
+        if "dropped" in wanted and "drop" in batch:
             extra["dropped"] = batch["drop"][:, 0]
+        if "averaged" in wanted:
+            averaged = system.whole(frozen["averaged"], frozen)
+            extra["averaged"] = predictor(averaged), *conditions(averaged)
         if "teacher" in frozen:
             extra["teacher"] = teacher.predictor(frozen["teacher"], tokens, mask)
-        if jumps:
-            predict = lambda x_t, t, s, cond: system.denoise(params, x_t, t, dataclasses.replace(cond, jump=t - s))
-        else:
-            predict = lambda x_t, t, cond: system.denoise(params, x_t, t, cond, method)
-        return objective.given(predict, x, cond, *(batch[name] for name in names), **extra)
+        if "unguided" in wanted:
+            extra["unguided"] = teacher.predictor(frozen["teacher"], *nothing)
+        return objective.given(predictor(params), x, cond, *(batch[name] for name in names), **extra)
 
     return loss
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from lgm.files import write_atomically
 from lgm.parallel import Layout, fetch, using
-from lgm.train.state import drawn, in_pieces
+from lgm.train.state import beside, drawn, in_pieces
 
 
 class NonFinite(RuntimeError):
@@ -39,7 +39,7 @@ def report_non_finite(workdir: Path, task, config, layout: Layout, state, step: 
             _, gradients = in_pieces(task.loss, config.accumulate)(params, frozen, rows, key)
         return jax.tree.map(lambda g: jnp.isfinite(g).all(), gradients)
 
-    leaves = jax.tree_util.tree_leaves_with_path(finite(state.params, task.frozen, batch))
+    leaves = jax.tree_util.tree_leaves_with_path(finite(state.params, beside(state, task.frozen), batch))
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in leaves if not fetch(ok)]
     folder = workdir / "failure"
     arrays = {k: fetch(v) for k, v in batch.items()}

@@ -62,7 +62,8 @@ def make_step(config: Config, loss: Loss, optimizer: optax.GradientTransformatio
     def step(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         batch = batch | drawn(draw, batch, key, state.step / config.steps)
-        (value, metrics), gradients = in_pieces(loss, config.accumulate)(state.params, frozen, batch, key)
+        gradient = in_pieces(loss, config.accumulate)
+        (value, metrics), gradients = gradient(state.params, beside(state, frozen), batch, key)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -76,6 +77,11 @@ def make_step(config: Config, loss: Loss, optimizer: optax.GradientTransformatio
         return state, {"loss": value, "grad_norm": norm, **metrics}
 
     return step
+
+
+def beside(state: TrainState, frozen: dict) -> dict:
+    """What a loss reads beside the weights: what is frozen and, for those that learn from it, their average."""
+    return frozen | {"averaged": state.ema}
 
 
 def drawn(draw: Draw | None, batch: dict, key: jax.Array, progress: jax.Array | float) -> dict:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lgm import losses
 from lgm.config import Config, digest
-from lgm.config.sections import ASKING
 from lgm.data import read_cache, write_index, write_shard
 from lgm.data.cache import CachedArray, has_shard
 from lgm.drawing import draw_latents
@@ -55,12 +55,12 @@ def open_teacher(config: Config, system: System, layout: Layout) -> Teacher | No
         if mine != other:
             raise ConfigError(f"config.{name}={mine!r}, but that of config.loss.teacher.workdir={workdir!r} is "
                               f"{other!r}; pairs are of one latent space")
-    if config.loss.name in ASKING and theirs.config.text != config.text:
+    if config.loss.asks and theirs.config.text != config.text:
         raise ConfigError(f"config.text is not that of config.loss.teacher.workdir={workdir!r}; {config.loss.name} "
                           "asks both networks about the same tokens")
-    wanted = "v" if config.loss.name == "consistency" else config.loss.target
+    wanted = losses.loss(config.loss.name).taught or config.loss.target
     found = theirs.config.loss.target
-    if config.loss.name in ASKING and (theirs.process, found) != (system.process, wanted):
+    if config.loss.asks and (theirs.process, found) != (system.process, wanted):
         raise ConfigError(f"config.loss.teacher.workdir={workdir!r} is of process {theirs.process.name!r} and target "
                           f"{found!r}; {config.loss.name} is distilled of {system.process.name!r} and {wanted!r}")
     return Teacher(theirs, params, frozen)

@@ -47,13 +47,14 @@ def nothing(x, t, *rest):
 
 
 def test_a_reflow_of_a_network_that_predicts_nothing_errs_by_what_joins_the_pair():
-    objective = losses.reflow(FLOW, "flow", UNIFORM, EVEN)
-    value = float(objective(nothing, PAIRS, None, jax.random.key(2))[0])
+    objective = losses.denoising(FLOW, "flow", UNIFORM, EVEN)  # on pairs
+    t_B = UNIFORM(jax.random.key(2), PAIRS[0].shape[:1])
+    value = float(objective.given(nothing, PAIRS[0], None, t_B, PAIRS[1])[0])
     assert value == pytest.approx((1 - STD) ** 2 + MEAN**2, rel=0.01)  # 130,000 squared normals
     # what its minimum is: the velocity of the pair's straight line, which is that of the same path
     line = lambda x, t, cond: (x - gaussian.wide((1 - t) * MEAN, x)) * gaussian.wide(
         (1 - STD) / (t + (1 - t) * STD), x) - MEAN
-    assert float(objective(line, PAIRS, None, jax.random.key(2))[0]) < 1e-10
+    assert float(objective.given(line, PAIRS[0], None, t_B, PAIRS[1])[0]) < 1e-10
 
 
 @pytest.mark.parametrize("name", losses.DISTANCES)

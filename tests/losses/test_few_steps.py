@@ -49,12 +49,13 @@ def reflowed(rounds):
     eps = noise(10 + rounds, 8192)
     solver = sampling.solver("heun")
     x = jax.jit(lambda e: sampling.sample(solver, FLOW, "flow", teacher, e, np.linspace(1.0, 0.0, 65)))(eps)
-    objective = losses.reflow(FLOW, "flow", UNIFORM, EVEN)
+    objective = losses.denoising(FLOW, "flow", UNIFORM, EVEN)
 
     def loss(params, averaged, key):
         rows_key, key = jax.random.split(key)
         rows = jax.random.randint(rows_key, (BATCH,), 0, len(x))
-        return objective(lambda x_t, t, cond: toy.apply(params, x_t, t), (x[rows], eps[rows]), None, key)[0]
+        t_B = UNIFORM(key, (BATCH,))
+        return objective.given(lambda x_t, t, cond: toy.apply(params, x_t, t), x[rows], None, t_B, eps[rows])[0]
 
     params = toy.fit(loss, toy.init(jax.random.key(rounds)), STEPS, jax.random.key(20 + rounds))
     return lambda x, t: toy.apply(params, x, t)
@@ -100,11 +101,12 @@ def network_of(params):
     return lambda x, t: toy.apply(params, x, t)
 
 
-def jumper(objective, teacher=False):
+def jumper(objective, by_average=False):
     def loss(params, averaged, key):
         data_key, key = jax.random.split(key)
         predict = lambda x, t, s, cond: toy.apply(params, x, t, t - s)
-        extra = {"teacher": lambda x, t, s, cond: toy.apply(averaged, x, t, t - s)} if teacher else {}
+        means = lambda x, t, s, cond: toy.apply(averaged, x, t, t - s)
+        extra = {"averaged": (means, None, None)} if by_average else {}
         return objective(predict, RING.sample(data_key, BATCH), None, key, **extra)[0]
 
     params = toy.fit(loss, toy.init(jax.random.key(6), times=2), 4000, jax.random.key(7))
@@ -113,7 +115,7 @@ def jumper(objective, teacher=False):
 
 JUMPS = {
     "mean flow": lambda: jumper(losses.mean_flow(FLOW, UNIFORM, same=0.5)),
-    "shortcut": lambda: jumper(losses.shortcut(FLOW, UNIFORM), teacher=True),
+    "shortcut": lambda: jumper(losses.shortcut(FLOW, UNIFORM), by_average=True),
 }
 
 
@@ -161,6 +163,7 @@ def test_guidance_is_distilled_into_one_pass():
     right = lambda x, t, cond: x * (1.0 + cond.guidance[:, None] * cond.pooled)
     wrong = lambda x, t, cond: x * (1.0 + cond.pooled)
     x = jax.random.normal(jax.random.key(0), (64, 2))
-    value = lambda predict: float(objective(predict, x, cond, jax.random.key(1), teacher, uncond)[0])
+    both = dict(teacher=teacher, unguided=lambda x, t, _: teacher(x, t, uncond))
+    value = lambda predict: float(objective(predict, x, cond, jax.random.key(1), **both)[0])
     assert value(right) < 1e-12
     assert value(wrong) > 0.1

@@ -1,6 +1,9 @@
 """Losses of few-step training and of teachers, from a config to a picture."""
 
 import dataclasses
+import importlib
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import optax
 import pytest
 
 from lgm import config as schema
+from lgm import gaussian, losses
 from lgm.cli import main
 from lgm.drawing import draw, draw_latents
 from lgm.parallel import make_layout
@@ -23,6 +27,9 @@ TRIGONOMETRIC = (("process", "{'name': 'trigonometric'}"), ("loss.target", "v"),
                  ("loss.density", "{'name': 'log_tangent'}"))  # fmt: skip
 EDM = (("process", "{'name': 'edm'}"), ("loss.target", "edm"))
 BARE = (("evaluation.every_images", "0"), ("sampling.count", "0"))  # what a run is besides is tested elsewhere
+FLUX = ("--config.model={'family': 'flux', 'channels': 32, 'patch_size': 1, 'width': 32, 'depth': 1, "
+        "'single_depth': 1, 'heads': 2, 'text_dim': 32, 'pooled_dim': 32, 'rotary_axes': (4, 6, 6), "
+        "'guidance': False}")  # fmt: skip
 CAPTION = ["face with cowboy hat, noto style"]
 
 
@@ -39,7 +46,7 @@ def step_of(path, overrides, batch=None):
     batch = {"latent": jax.random.normal(jax.random.key(1), (8, *system.latent_shape())), "tokens": tokens,
              "mask": mask} | (batch or {})  # fmt: skip
     drawn = batch | denoise.make_draw(config, system)(batch, jax.random.key(2))
-    loss = denoise.make_loss(config, system)
+    loss, frozen = denoise.make_loss(config, system), frozen | {"averaged": params}
     return jax.jit(jax.value_and_grad(lambda p: loss(p, frozen, drawn, jax.random.key(2))[0]))(params)
 
 
@@ -60,6 +67,44 @@ def test_a_loss_by_name_has_finite_gradients_that_reach_the_network(tiny_config,
     moved = {name: float(max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(part)))
              for name, part in gradient["denoiser"].items()}  # fmt: skip
     assert np.isfinite(list(moved.values())).all() and moved["out"] > 0, moved
+
+
+def test_every_loss_stands_in_the_table_by_its_own_name():
+    for name, place in losses.LOSSES.items():
+        assert losses.loss(name).name == name and f'Loss("{name}"' in re.sub(r"\(\s+", "(", source(place))
+
+
+def source(place):
+    return Path(importlib.import_module(place.partition(":")[0]).__file__).read_text()
+
+
+def test_a_loss_of_ones_own_is_trained_by_name(tiny_config, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "losses"))
+    own = ("loss.name", "own_loss:ABSOLUTE")
+    (one, _), (two, gradient) = (step_of(tiny_config, (own, ("loss.factor", factor))) for factor in ("1.0", "2.0"))
+    assert float(two) == pytest.approx(2 * float(one), rel=1e-5)  # a rounding or two of float32
+    assert float(jnp.abs(gradient["denoiser"]["out"]["kernel"]).max()) > 0
+    assert schema.load(tiny_config, [own]).loss.name == own[1]
+
+
+def test_a_shortcut_learns_its_jumps_from_the_averaged_network(tiny_config):
+    """A step whose EMA is moved by hand has another loss, unless it is told to learn from the network itself."""
+    values = {}
+    for averaged in ("True", "False"):
+        config = schema.load(tiny_config, (*JUMP, ("loss.name", "shortcut"), ("loss.averaged", averaged)))
+        system, frozen = build_system(config)
+        tokens, mask = system.tokenize(CAPTION * 8)
+        batch = {"latent": jax.random.normal(jax.random.key(1), (8, *system.latent_shape())), "tokens": tokens,
+                 "mask": mask}  # fmt: skip
+        optimizer = optax.sgd(0.0)
+        loss, draw_for = denoise.make_loss(config, system), denoise.make_draw(config, system)
+        step = jax.jit(make_step(config, loss, optimizer, draw_for))
+        state = init_state(system.init(jax.random.key(0)), optimizer)
+        moved = jax.tree.map(lambda leaf: leaf + 0.05, state.ema)
+        values[averaged] = [float(step(one, frozen, batch)[1]["loss"]) for one in (
+            state, dataclasses.replace(state, ema=moved))]  # fmt: skip
+    assert values["False"][0] == values["False"][1] == pytest.approx(values["True"][0], rel=1e-5)
+    assert abs(values["True"][1] - values["True"][0]) > 1e-4
 
 
 def test_a_draw_that_changes_as_training_goes_on_is_told_how_far_it_is():
@@ -173,7 +218,7 @@ def test_a_consistency_model_is_distilled_of_a_run(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("overrides, part", [
-    ([("loss.name", "meanflow")], "config.loss.name='meanflow' is not one of 'denoising', .*'mean_flow'"),
+    ([("loss.name", "meanflow")], "config.loss.name='meanflow': unknown; did you mean 'mean_flow'"),
     ([("loss.name", "mean_flow")], "needs config.model.jump=True"),
     ([("model.jump", "True")], "config.model.jump=True is for the losses mean_flow and shortcut"),
     ([*JUMP[:1], ("loss.name", "mean_flow")], "takes a forward derivative .* set config.attention='xla'"),
@@ -183,8 +228,12 @@ def test_a_consistency_model_is_distilled_of_a_run(tiny_config, tmp_path):
     ([("attention", "xla"), ("loss.name", "consistency")], "is stated for config.process.name='trigonometric'"),
     ([("loss.name", "reflow")], "needs config.loss.teacher"),
     ([("loss.teacher", "{'workdir': 'x'}")],
-     "config.loss.teacher is for reflow, one_step, consistency and progressive"),
+     "config.loss.teacher is for the losses reflow, one_step, .*guidance_distillation, not denoising"),
     ([("loss.name", "reflow"), ("loss.teacher", "{'workdir': 'x', 'pairs': 4}")], "pairs=4 is less than"),
+    ([("loss.name", "guidance_distillation"), ("loss.teacher", "{'workdir': 'x'}")], "needs a network that is "),
+    ([("loss.name", "own_los:ABSOLUTE")], "config.loss.name='own_los:ABSOLUTE': own_los cannot be imported"),
+    ([("loss.name", "own_loss:Absolute")], "Absolute of own_loss is no lgm.losses.Loss"),
+    ([("loss.name", "own_loss:ABSOLUTE"), ("loss.facto", "2.0")], "has no option 'facto'; did you mean 'factor'"),
     ([("sampling.solver", "jump")], "is for models of mean velocities"),
     ([("loss.targt", "v")], "config.loss.targt is an unknown key; did you mean 'target'"),
     ([("loss.name", "contrastive"), ("loss.weight", "1.0")], "weight=1.0 must lie between 0 and 1"),
@@ -200,3 +249,38 @@ def test_losses_that_cannot_be_are_one_line(tiny_config, overrides, part):
 def test_a_config_with_a_loss_of_its_own_survives_json(tiny_config):
     config = schema.load(tiny_config, [*JUMP, ("loss.name", "mean_flow"), ("loss.same", "0.5")])
     assert config.loss.options == {"same": 0.5} and schema.from_dict(schema.to_dict(config)) == config
+
+
+@pytest.mark.slow
+def test_guidance_is_distilled_of_a_run_into_a_network_that_is_told_the_scale(tiny_config, tmp_path):
+    """The student's goal is the teacher's guided prediction; it is drawn in one pass a step by the scale it is told."""
+    teacher, student, out = tmp_path / "teacher", tmp_path / "student", tmp_path / "x.png"
+    flux = [f"--config.{key}={value}" for key, value in BARE] + [FLUX]
+    assert main(["train", f"--config={tiny_config}", f"--workdir={teacher}", *flux]) == 0
+    told = [FLUX.replace("'guidance': False", "'guidance': True"), "--config.loss.name=guidance_distillation",
+            "--config.loss.scales=(2.0, 2.0)", f"--config.loss.teacher={dict(workdir=str(teacher))}"]  # fmt: skip
+    assert main(["train", f"--config={tiny_config}", f"--workdir={student}", *words(BARE), *told]) == 0
+    drawn = []
+    for scale in (1.0, 5.0):
+        assert main(["sample", f"--workdir={student}", f"--prompt={CAPTION[0]}", f"--out={out}", "--steps=1",
+                     f"--guidance={scale}"]) == 0  # fmt: skip
+        drawn.append(out.read_bytes())
+    assert drawn[0] != drawn[1]
+
+    overrides = [(key.removeprefix("--config."), value) for key, _, value in (word.partition("=") for word in told)]
+    config = schema.load(tiny_config, [*BARE, *overrides])
+    task = denoise.make_task(config, task_layout(), tmp_path)
+    batch = next(task.batches)
+    batch |= task.draw(batch, jax.random.key(0))
+    system, params, _, _ = load_run(str(teacher), "ema")
+    x_t = gaussian.add_noise(system.process, batch["latent"], batch["eps"], batch["t"])
+    c, u = (system.denoise(params, x_t, batch["t"], system.condition(params, *words)) for words in (
+        (batch["tokens"], batch["mask"]), system.unconditional(8)))  # fmt: skip
+    trained = task.init(jax.random.key(0))
+    theirs = build_system(config)[0]
+    whole = theirs.whole(trained, task.frozen)
+    cond = dataclasses.replace(theirs.condition(whole, batch["tokens"], batch["mask"]), guidance=jnp.full(8, 2.0))
+    goal = u + 2.0 * (c - u)
+    error = np.asarray(theirs.denoise(whole, x_t, batch["t"], cond) - goal, np.float64)
+    value = float(task.loss(trained, task.frozen, batch, None)[0])
+    assert value == pytest.approx(np.mean(error**2), rel=1e-4)  # float32 networks, summed in another order

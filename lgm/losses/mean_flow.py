@@ -1,7 +1,7 @@
-"""Losses of networks that jump: predict(x_t, t, s, cond) is the mean velocity of the path between s and t >= s.
+"""MeanFlow: predict(x_t, t, s, cond) is the mean velocity of the path between s and t >= s.
 
 x_s = x_t - (t - s) predict(x_t, t, s, cond), which `sampling.jump` takes in any number of steps, one among them. At
-s = t the mean velocity is the velocity itself, so both losses hold flow matching within them.
+s = t the mean velocity is the velocity itself, so the loss holds flow matching within it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lgm import gaussian
 from lgm.gaussian import Process
 from lgm.losses.denoising import mean_square
 from lgm.losses.densities import Density
+from lgm.losses.records import Loss, Setting
 
 Jump = Callable[[jax.Array, jax.Array, jax.Array, object], jax.Array]  # (x_t, t_B, s_B, cond) -> like x_t
 
@@ -46,6 +47,11 @@ class MeanFlow:
     def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, **options) -> tuple[jax.Array, dict]:
         return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
 
+    @property
+    def guided(self) -> bool:
+        """Whether it trains the guided field."""
+        return self.scale != 1.0 or self.kappa != 0.0
+
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Spans:
         """Times and noise for a batch of `shape` [B, ...]."""
         time_key, other_key, same_key, noise_key = jax.random.split(key, 4)
@@ -59,7 +65,7 @@ class MeanFlow:
         """The loss at times and noise that are drawn. `dropped` [B] bool: whose caption is left out."""
         x_t = gaussian.add_noise(self.process, x, eps, t_B)
         v = gaussian.target(self.process, "flow", x, eps, t_B)
-        if self.scale != 1.0 or self.kappa:
+        if self.guided:
             v = self._guided(predict, x_t, t_B, v, cond, uncond, dropped)
         # the derivative along the path while s stays: dx/dt = v, dt/dt = 1
         tangents = v.astype(x_t.dtype), jnp.ones_like(t_B)
@@ -112,91 +118,10 @@ def mean_flow(process: Process, density: Density, same: float = 0.75, power: flo
     return MeanFlow(process, density, same, power, offset, scale, kappa, tuple(interval))
 
 
-class Pairs(NamedTuple):
-    """What `Shortcut` draws for a batch: for each example the level and the place of its jumps, for those that are
-    trained on jumps, and its time and noise [B, ...]."""
-
-    level: jax.Array
-    place: jax.Array
-    t: jax.Array
-    eps: jax.Array
+def _of_config(setting: Setting, same=0.75, power=1.0, offset=0.01, scale=1.0, kappa=0.0, interval=(0.0, 1.0)
+               ) -> MeanFlow:  # fmt: skip
+    return mean_flow(setting.process, setting.density, same, power, offset, scale, kappa, interval)
 
 
-@dataclasses.dataclass(frozen=True)
-class Shortcut:
-    """`loss(predict, x, cond, key, teacher=None, uncond=None) -> (scalar, metrics)`; see `shortcut`. It is `given` what
-    `draw` draws."""
-
-    process: Process
-    density: Density
-    share: float = 0.25
-    levels: int = 7
-    scale: float = 1.0
-
-    def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, **options):
-        return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
-
-    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Pairs:
-        """Levels, places, times and noise for a batch of `shape` [B, ...]."""
-        time_key, level_key, place_key, noise_key = jax.random.split(key, 4)
-        return Pairs(
-            jax.random.randint(level_key, shape[:1], 1, self.levels + 1),
-            jax.random.uniform(place_key, shape[:1]),
-            self.density(time_key, shape[:1]),
-            jax.random.normal(noise_key, shape, jnp.float32),
-        )
-
-    def given(self, predict: Jump, x: jax.Array, cond, level_B: jax.Array, place_B: jax.Array, t_B: jax.Array,
-              eps: jax.Array, teacher: Jump | None = None, uncond=None) -> tuple[jax.Array, dict]:
-        """The loss at what is drawn; the first `share` of the examples are trained on jumps."""
-        batch = len(x)
-        paired = round(self.share * batch)
-        if not 0 < paired < batch:
-            raise ValueError(f"share={self.share} of a batch of {batch} leaves one part empty; use a larger batch")
-        level_P = level_B[:paired]
-        jumps_P = 2 ** (level_P - 1)  # of width 2 d that fit into [0, 1]
-        t_P, d_P = (jnp.floor(place_B[:paired] * jumps_P) + 1.0) / jumps_P, 0.5 / jumps_P
-        t_B = jnp.concatenate([t_P, t_B[paired:]])
-        x_t = gaussian.add_noise(self.process, x, eps, t_B)
-        v = gaussian.target(self.process, "flow", x, eps, t_B)
-
-        first = jax.tree.map(lambda leaf: leaf[:paired], cond)
-        if self.scale != 1.0 and uncond is None:
-            raise ValueError(f"scale={self.scale} guides the smallest jumps; give uncond, the condition without a "
-                             "caption")
-        make = predict if teacher is None else teacher
-        finest_P = level_P == self.levels
-
-        def velocity(x_P, t_P):
-            land_P = jnp.where(finest_P, t_P, t_P - d_P)
-            told = make(x_P, t_P, land_P, first).astype(jnp.float32)
-            if self.scale == 1.0:
-                return told
-            none = jax.tree.map(lambda leaf: leaf[:paired], uncond)
-            free = make(x_P, t_P, land_P, none).astype(jnp.float32)
-            return jnp.where(gaussian.wide(finest_P, x_P), free + self.scale * (told - free), told)
-
-        u1 = velocity(x_t[:paired], t_P)
-        u2 = velocity(x_t[:paired] - gaussian.wide(d_P, x) * u1, t_P - d_P)
-        goal = jax.lax.stop_gradient(jnp.concatenate([0.5 * (u1 + u2), v[paired:]]))
-
-        s_B = jnp.concatenate([t_P - 2.0 * d_P, t_B[paired:]])
-        error_B = mean_square(predict(x_t, t_B, s_B, cond).astype(jnp.float32) - goal)
-        metrics = {"consistency_error": jnp.mean(error_B[:paired]), "velocity_error": jnp.mean(error_B[paired:])}
-        return jnp.mean(error_B), metrics
-
-
-def shortcut(process: Process, density: Density, share: float = 0.25, levels: int = 7, scale: float = 1.0) -> Shortcut:
-    """Shortcut models (Frans et al. 2025, 2410.12557, algorithm 1).
-
-    A `share` of the batch learns that one jump of 2 d is two of d, where d = 2^-k, k in 1 .. levels, and t a
-    multiple of 2 d; the rest learns the velocity, a jump of no width. Below the smallest d the two halves are Euler
-    steps of the velocity, guided by `scale` (uncond + scale (cond - uncond), as in the released code): what they learn,
-    larger jumps inherit, and a guided sample costs one pass a jump. `teacher`, the network with averaged weights, makes
-    the jumps of d; `predict` itself if None.
-    """
-    if not 0.0 < share < 1.0:
-        raise ValueError(f"share={share} of the batch must lie between 0 and 1, both left out")
-    if levels < 1:
-        raise ValueError(f"levels={levels} must be at least 1")
-    return Shortcut(process, density, share, levels, scale)
+MEAN_FLOW = Loss("mean_flow", _of_config, of=("rectified_flow", "flow"), jump=True, forward=True,
+                 extra=lambda loss: ("uncond", "dropped") if loss.guided else ())
