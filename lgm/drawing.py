@@ -19,6 +19,7 @@ import numpy as np
 from lgm import sampling
 from lgm.config import Sampling
 from lgm.models import Params
+from lgm.models.autoencoder import AutoencoderConfig, side
 from lgm.models.tiling import tiled_decode
 from lgm.parallel import constrain, even, fetch, spread, using
 from lgm.pictures import NOT_FINITE, Start, latent_mask
@@ -247,7 +248,7 @@ def text_to_image(
     times, method, factor = resolve(
         pipeline.process, pipeline.target, steps, pipeline.schedule if schedule is None else schedule,
         solver if schedule is None else solver or pipeline.schedule.solver,
-        shape[1] * shape[2] // 4, pipeline.system.even,  # flow models cut latents into patches of 2 x 2
+        shape[1] * shape[2] // 4, pipeline.system.even, pipeline.system.log_shift,  # flow models have patches of 2 x 2
     )  # fmt: skip
     if method.variance and not pipeline.conditioning.variance:
         raise ValueError("the variances of the solver 'ddpm:variance=learned' are not among what this network gives; "
@@ -266,7 +267,7 @@ def text_to_image(
     x = _solve(pipeline, sampler, (network, (cond, uncond)), noise, keys, start, how, away)
     decode = lambda z: fetch(_decode(pipeline, vae, z))
     if tile is not None:
-        images = tiled_decode(decode, fetch(x), factor=autoencoder.factor, tile=_tile(tile, autoencoder.factor))
+        images = tiled_decode(decode, fetch(x), factor=autoencoder.factor, tile=_tile(tile, autoencoder))
     else:
         images = np.concatenate([decode(x[i : i + 1]) for i in range(len(x))])  # one by one: less memory
     if not np.isfinite(images).all():
@@ -284,9 +285,11 @@ def _beside(pipeline: Pipeline, vae: Params, image, mask_HW) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(corners, (*latents.shape[:3], 1)), latents], -1)
 
 
-def _tile(pixels: int, factor: int) -> int:
-    if pixels < 4 * factor or pixels % factor:
-        raise ValueError(f"tile={pixels} must be a multiple of {factor} pixels, at least {4 * factor}")
+def _tile(pixels: int, autoencoder: AutoencoderConfig) -> int:
+    factor, patch = autoencoder.factor, side(autoencoder)
+    unit = factor if patch == 1 else 4 * patch * factor  # tiles start every 3 / 4 of one, at a patch's edge
+    if pixels < 4 * factor or pixels % unit:
+        raise ValueError(f"tile={pixels} must be a multiple of {unit} pixels, at least {max(unit, 4 * factor)}")
     return pixels // factor
 
 

@@ -142,7 +142,7 @@ def _carried(config: schema.Config, theirs: Pipeline) -> dict[str, Mapping[str, 
 def _standard(system: System, theirs: Released) -> AutoencoderConfig:
     """The autoencoder's configuration, if the program of `theirs` standardizes latents as it does."""
     config = system.autoencoder.config
-    if config.latents_mean is not None and theirs.standardizes != "means":
+    if config.latents_mean is not None and theirs.standardizes not in ("means", "patches"):
         raise ConfigError(f"config.autoencoder={system.config.autoencoder!r} standardizes each channel by its mean; "
                           f"diffusers' {theirs.name} knows one scale and shift, so that the run cannot be exported")
     return config

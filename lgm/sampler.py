@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lgm import sampling
 from lgm.gaussian import Process, pure_noise
-from lgm.interop.schedules import Schedule
+from lgm.interop.schedules import LogShift, Schedule
 from lgm.registry import section
 
 
@@ -26,14 +26,14 @@ class Sampler(NamedTuple):
 
 
 def resolve(process: Process, target: str, steps: int, schedule: Schedule | Mapping[str, Any],
-            solver: str | Mapping[str, Any] | None, tokens: int, even: bool = False
+            solver: str | Mapping[str, Any] | None, tokens: int, even: bool = False, log_shift: LogShift | None = None
             ) -> tuple[sampling.Timesteps, sampling.Solver, float]:  # fmt: skip
     """(times, solver, factor of the noise) of a scheduler, for so many image tokens, or of what `sampling.times` takes.
 
-    `even` as `Schedule.timesteps` has it; with a scheduler the `solver` may be None, for its own.
+    `even` and `log_shift` as `Schedule.timesteps` has them; with a scheduler the `solver` may be None, for its own.
     """
     if isinstance(schedule, Schedule):
-        timesteps = schedule.timesteps(steps, tokens, even=even)
+        timesteps = schedule.timesteps(steps, tokens, even, log_shift)
         return timesteps, schedule.method(timesteps.times, solver), schedule.noise_scale(process, timesteps.times)
     with jax.ensure_compile_time_eval():  # known when a program that draws is traced
         times = sampling.informative(process, target, sampling.times(process, steps, **schedule))

@@ -173,7 +173,8 @@ class System:
             raise ConfigError(f"config.process.{key}={mine} is not {schedule.process.get(key, 'its default')}, as "
                               f"config.sampling.schedule, a {name}, has it; make them one: runs are exported with it")
         system = released(self.config.model)
-        found = sampler(schedule, even=system is not None and system.even)
+        found = sampler(schedule) if system is None else sampler(schedule, even=system.even,
+                                                                  log_shift=system.log_shift)
         return *found, schedule if options.solver == schedule.solver else None
 
     def _rule(self, options: Sampling) -> sampling.Rule | sampling.Projected | None:

@@ -18,8 +18,16 @@ from lgm.interop import keys_text, tables, text_configs
 from lgm.interop.fields import Table, WrongKind, carried
 from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
+from lgm.interop.keys_autoencoder_flux2 import (
+    AUTOENCODER_FLUX2,
+    autoencoder_flux2_rules,
+    read_autoencoder_flux2,
+    with_statistics,
+    write_autoencoder_flux2,
+)
 from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, with_positions, write_dit, write_sit
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
+from lgm.interop.keys_flux2 import FLUX2, flux2_rules, read_flux2, write_flux2
 from lgm.interop.keys_frame_autoencoder import (
     FRAME_AUTOENCODER,
     frame_autoencoder_rules,
@@ -86,6 +94,10 @@ COMPONENTS: dict[str, Component] = {
         "diffusers", configs.read_autoencoder, configs.write_autoencoder, autoencoder_rules, tables.AUTOENCODER,
         autoencoder_weights,
     ),
+    "AutoencoderKLFlux2": Component(
+        "diffusers", read_autoencoder_flux2, write_autoencoder_flux2, autoencoder_flux2_rules, AUTOENCODER_FLUX2,
+        autoencoder_weights, with_statistics,
+    ),
     "AutoencoderKLQwenImage": Component("diffusers", read_frame_autoencoder, write_frame_autoencoder,
                                         frame_autoencoder_rules, FRAME_AUTOENCODER),
     "BertModel": Component("transformers", text_configs.read_bert, text_configs.write_bert, keys_text.bert,
@@ -93,6 +105,7 @@ COMPONENTS: dict[str, Component] = {
     "CLIPTextModel": _clip(projected=False),
     "CLIPTextModelWithProjection": _clip(projected=True),
     "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules, tables.DIT, refine=with_positions),
+    "Flux2Transformer2DModel": Component("diffusers", read_flux2, write_flux2, flux2_rules, FLUX2),
     "FluxTransformer2DModel": Component("diffusers", read_flux, write_flux, flux_rules, tables.FLUX),
     "MistralModel": _causal(causal.read_mistral, causal.write_mistral, causal.MISTRAL),
     "Qwen2_5_VLTextModel": _causal(causal.read_qwen25, causal.write_qwen25, causal.QWEN25),
@@ -112,7 +125,7 @@ COMPONENTS: dict[str, Component] = {
 }
 
 
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderKLQwenImage")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLQwenImage")
 
 
 def component(name: str) -> Component:

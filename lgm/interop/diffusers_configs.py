@@ -42,6 +42,9 @@ def write_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
     """config.json of an AutoencoderKL."""
     if config.patch_size != 1 or config.linear_skip:
         raise ValueError("diffusers' AutoencoderKL has no patch_size and no linear_skip; train one without to export")
+    if config.latents_mean is not None and len(config.latents_mean) != config.latent_channels:
+        raise ValueError("diffusers' AutoencoderKL has one mean a channel; one for each place in a patch cannot be "
+                         "exported")  # fmt: skip
     levels = len(config.block_channels)
     return {
         "_class_name": "AutoencoderKL",

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ TINY_TIME = 1e-7  # above 0, so that the last step keeps the noise of the table'
 END_TIME = 0.5 * TINY_TIME  # the same level, seen from a step's beginning
 FEW = 15  # below so many steps, multistep solvers may end at a lower order
 FLOW_ENTRIES = 1000
+LogShift = Callable[[int, int], float]  # (image tokens, steps) -> log of the shift of a dynamic flow's times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +135,16 @@ class Schedule:
         inputs = None if timesteps.inputs is None else timesteps.inputs[rows]
         return Timesteps(times, inputs, None if (ends == times[1:]).all() else ends)
 
-    def timesteps(self, steps: int, tokens: int | None = None, even: bool = False) -> Timesteps:
+    def timesteps(self, steps: int, tokens: int | None = None, even: bool = False,
+                  log_shift: LogShift | None = None) -> Timesteps:
         """`steps` falling times and where they end. A dynamic flow needs the number of image `tokens`.
 
         `even` spaces a flow's times evenly from 1 to 1 / steps before they are shifted (Flux's pipeline), instead of to
-        the scheduler's own lowest noise level (SD3's). Raises ValueError for a number of steps that cannot be.
+        the scheduler's own lowest noise level (SD3's); `log_shift` stands in the place of the scheduler's own line, if
+        that is dynamic. Raises ValueError for a number of steps that cannot be.
         """
         if self.spacing in ("flow", "flow_levels"):
-            return self._flow_timesteps(steps, tokens, even)
+            return self._flow_timesteps(steps, tokens, even, log_shift)
         if self.spacing == "edm":
             return self._edm_timesteps(steps)
         entries = self.process["steps"]
@@ -210,7 +213,7 @@ class Schedule:
             k = (np.arange(count) * (used // count))[::-1][:steps] + self.offset
         return np.minimum(k, entries - 1).astype(np.float64)
 
-    def _flow_timesteps(self, steps: int, tokens: int | None, even: bool) -> Timesteps:
+    def _flow_timesteps(self, steps: int, tokens: int | None, even: bool, log_shift: LogShift | None) -> Timesteps:
         if steps < 1:
             raise ValueError(f"steps={steps} must be at least 1")
         if self.spacing == "flow_levels" and not even:  # of one step more, without the last
@@ -226,6 +229,7 @@ class Schedule:
                 raise ValueError("the times of this schedule depend on the image's size; give the number of tokens")
             (base, base_shift), (most, most_shift) = self.dynamic
             mu = base_shift + (most_shift - base_shift) * (tokens - base) / (most - base)
+            mu = mu if log_shift is None else log_shift(tokens, steps)
             t = shift_time(t, math.exp(mu) if self.dynamic_kind == "exponential" else mu)
         if self.terminal:
             t = 1.0 - (1.0 - t) * (1.0 - self.terminal) / (1.0 - t[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import einops
@@ -29,7 +30,8 @@ class AutoencoderConfig:
     (likewise) adds a linear map of f x f patches to latents and back around encoder and decoder, whose last
     convolutions then start at zero: the network begins as a linear autoencoder and learns what a linear one cannot do,
     as the shortcuts of DC-AE (Chen et al. 2024, 2410.10733) let it. `scale`, `shift` or, a channel,
-    `latents_mean` and `latents_std` say how latents are standardized for a denoiser (see `standardize`).
+    `latents_mean` and `latents_std` say how latents are standardized for a denoiser (see `standardize`); with k x k
+    values a channel they are those of each place in patches of k x k latent pixels, as Flux.2 has them.
     """
 
     channels: int = 3
@@ -56,8 +58,9 @@ class AutoencoderConfig:
             raise ValueError("latents_mean and latents_std go together; give both or neither")
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)
-            if values is not None and len(values) != self.latent_channels:
-                raise ValueError(f"{name} has {len(values)} values; latent_channels={self.latent_channels} are needed")
+            if values is not None and len(values) != self.latent_channels * side(self) ** 2:
+                raise ValueError(f"{name} has {len(values)} values; latent_channels={self.latent_channels} are needed, "
+                                 "or as many for each place in a square patch")
 
     @property
     def factor(self) -> int:
@@ -74,6 +77,7 @@ PRESETS = {
     "sdxl": dict(_RELEASED, **_QUANT, latent_channels=4, scale=0.13025),
     "sd3": dict(_RELEASED, latent_channels=16, scale=1.5305, shift=0.0609),
     "flux": dict(_RELEASED, latent_channels=16, scale=0.3611, shift=0.1159),
+    "flux2": dict(_RELEASED, **_QUANT, latent_channels=32),  # whose statistics stand with its weights
 }
 
 
@@ -232,10 +236,25 @@ def unfold(x_BHWC: jax.Array, patch: int) -> jax.Array:
     return einops.rearrange(x_BHWC, "b h w (p q c) -> b (h p) (w q) c", p=patch, q=patch)
 
 
+def side(config: AutoencoderConfig) -> int:
+    """How many latent pixels a side the patches have, for whose places latents are standardized each."""
+    return math.isqrt(len(config.latents_mean) // config.latent_channels) if config.latents_mean else 1
+
+
+def _statistics(config: AutoencoderConfig, z_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Means and deviations that broadcast to latents."""
+    k, (h, w) = side(config), z_BHWC.shape[1:3]
+    if h % k or w % k:
+        raise ValueError(f"latents of {h} x {w} do not divide into patches of {k}, for which they are standardized")
+    both = (jnp.asarray(values).reshape(-1, k, k) for values in (config.latents_mean, config.latents_std))
+    return tuple(jnp.tile(values.transpose(1, 2, 0), (1, 1, 1) if k == 1 else (h // k, w // k, 1)) for values in both)
+
+
 def standardize(config: AutoencoderConfig, z_BHWC: jax.Array) -> jax.Array:
     """Latents as the denoiser sees them, of about unit variance: (z - shift) * scale, or (z - mean) / std * scale."""
     if config.latents_mean is not None:
-        z_BHWC = (z_BHWC - jnp.asarray(config.latents_mean)) / jnp.asarray(config.latents_std)
+        mean, std = _statistics(config, z_BHWC)
+        z_BHWC = (z_BHWC - mean) / std
     return (z_BHWC - config.shift) * config.scale
 
 
@@ -243,7 +262,8 @@ def unstandardize(config: AutoencoderConfig, z_BHWC: jax.Array) -> jax.Array:
     """The inverse of `standardize`: what `decode` takes."""
     z_BHWC = z_BHWC / config.scale + config.shift
     if config.latents_mean is not None:
-        z_BHWC = z_BHWC * jnp.asarray(config.latents_std) + jnp.asarray(config.latents_mean)
+        mean, std = _statistics(config, z_BHWC)
+        z_BHWC = z_BHWC * std + mean
     return z_BHWC
 
 

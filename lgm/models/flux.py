@@ -79,9 +79,9 @@ PRESETS = {
 class Heads(nnx.Module):
     """Queries and keys, normalized, and values [B, T, N, D / N] from one product."""
 
-    def __init__(self, width: int, heads: int, *, rngs: Keys):
+    def __init__(self, width: int, heads: int, *, bias: bool = True, rngs: Keys):
         self.heads = heads
-        self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, bias=bias, rngs=rngs)
         self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
 
     def __call__(self, x_BTD: jax.Array) -> list[jax.Array]:
@@ -121,14 +121,15 @@ class Stream(nnx.Module):
 
 
 class DoubleBlock(nnx.Module):
-    """Joint attention over image and text tokens, whose weights are apart."""
+    """Joint attention over image and text tokens, whose weights, a `stream` each, are apart; the signal of the text is
+    that of the image unless it is given."""
 
-    def __init__(self, config: Shape, *, rngs: Keys):
-        self.image, self.text = Stream(config, rngs=rngs), Stream(config, rngs=rngs)
+    def __init__(self, config: Shape, stream: type[nnx.Module] = Stream, *, rngs: Keys):
+        self.image, self.text = stream(config, rngs=rngs), stream(config, rngs=rngs)
 
-    def __call__(self, image_BTD, text_BLD, signal_BD, table: Table, mask):
+    def __call__(self, image_BTD, text_BLD, signal_BD, table: Table, mask, text_signal_BD=None):
         image_qkv, image_rest = self.image.start(image_BTD, signal_BD)
-        text_qkv, text_rest = self.text.start(text_BLD, signal_BD)
+        text_qkv, text_rest = self.text.start(text_BLD, signal_BD if text_signal_BD is None else text_signal_BD)
         q, k, v = (join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
         image, text = part(attention(rotate(q, table), rotate(k, table), v, mask), image_BTD.shape[1])
         return self.image.finish(image_BTD, image, image_rest), self.text.finish(text_BLD, text, text_rest)

@@ -74,10 +74,10 @@ class Linear(nnx.Module):
 class MLP(nnx.Module):
     """Linear, activation, linear."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, rngs: Keys):
+    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, bias: bool = True, rngs: Keys):
         self.activation = activation
-        self.fc1 = Linear(inputs, hidden, ("embed", "mlp"), rngs=rngs)
-        self.fc2 = Linear(hidden, outputs, ("mlp", "embed"), rngs=rngs)
+        self.fc1 = Linear(inputs, hidden, ("embed", "mlp"), bias=bias, rngs=rngs)
+        self.fc2 = Linear(hidden, outputs, ("mlp", "embed"), bias=bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(self.activation(self.fc1(x)))

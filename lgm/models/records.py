@@ -33,6 +33,7 @@ FAMILIES: dict[str, str] = {
     "mmdit": "lgm.models.mmdit:MMDIT",
     "dit": "lgm.models.dit:DIT",
     "flux": "lgm.models.flux:FLUX",
+    "flux2": "lgm.models.flux2:FLUX2",
     "z_image": "lgm.models.z_image:Z_IMAGE",
     "qwen_image": "lgm.models.qwen_image:QWEN_IMAGE",
 }

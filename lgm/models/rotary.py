@@ -18,13 +18,21 @@ PERIOD = 10_000.0
 def rotary_grid(rows: int, columns: int, text: int, axes: tuple[int, int, int]) -> Table:
     """The angles of rows * columns image tokens, rows first, and of `text` tokens after them.
 
-    A token's place is (0, row, column); text stands at the origin, where nothing is rotated. The `axes` say how many
-    channels of a head each coordinate turns: channels 2 i and 2 i + 1 of n by place x 10,000^(-2 i / n).
+    A token's place is (0, row, column); text stands at the origin, where nothing is rotated.
     """
     row, column = np.indices((rows, columns)).reshape(2, -1)
     places = np.zeros((rows * columns + text, 3))
     places[: rows * columns, 1], places[: rows * columns, 2] = row, column
-    angles = [places[:, i, None] * PERIOD ** (-np.arange(0, n, 2) / n) for i, n in enumerate(axes)]
+    return rotary_table(places, axes, PERIOD)
+
+
+def rotary_table(places_TA: np.ndarray, axes: Sequence[int], period: float) -> Table:
+    """The angles [T, D / 2] of tokens at the places [T, A], in float64 until they are turned by.
+
+    The `axes` say how many channels of a head each coordinate turns: channels 2 i and 2 i + 1 of n by place x
+    period^(-2 i / n).
+    """
+    angles = [places_TA[:, i, None] * period ** (-np.arange(0, n, 2) / n) for i, n in enumerate(axes)]
     angles_TD = np.concatenate(angles, -1)
     return np.cos(angles_TD).astype(np.float32), np.sin(angles_TD).astype(np.float32)
 

@@ -183,9 +183,9 @@ def check_tokenizer(tokenizer: TextTokenizer, encoder: Any, folder: Path, words:
 
 def check_autoencoder(config: AutoencoderConfig, system: Released, folder: Path) -> None:
     """Raise ValueError, one line, for a standardization of latents that a system's program does not make."""
-    if config.shift and system.standardizes != "shift":
+    if config.shift and system.standardizes not in ("shift", "patches"):
         raise ValueError(f"{folder}: shift_factor={config.shift} has no part in a {system.name}; give null")
-    if config.latents_mean is not None and system.standardizes != "means":
+    if config.latents_mean is not None and system.standardizes not in ("means", "patches"):
         raise ValueError(f"{folder}: latents_mean and latents_std have no part in a {system.name}; give null")
 
 

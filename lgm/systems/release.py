@@ -13,7 +13,7 @@ import numpy as np
 
 from lgm.data.text_tokenizers import TextTokenizer
 from lgm.gaussian import Process, network_input
-from lgm.interop.schedules import Schedule
+from lgm.interop.schedules import LogShift, Schedule
 from lgm.models import Conditioning, ConditioningSpec, Model, Params, family_of
 from lgm.models.autoencoder import standardize, unstandardize
 
@@ -50,9 +50,11 @@ class Released:
         words: tokens that its tokenizers must have.
       extrapolates: whether it is guided away from an unconditional prediction; if not, its network is told a scale or
         knows none.
-      even: whether its program spaces a flow's times evenly, whatever the scheduler. rounds_up: whether a step that is
-        only begun by a picture's strength is made, whatever the scheduler. scored: whether there is a form of it that
-        is told an aesthetic score. standardizes: by what else than one scale its latents are, "shift" or "means".
+      even: whether its program spaces a flow's times evenly, whatever the scheduler. log_shift: its own rule for times
+        that the scheduler shifts by the number of image tokens. rounds_up: whether a step that is only begun by a
+        picture's strength is made, whatever the scheduler. scored: whether there is a form of it that is told an
+        aesthetic score. standardizes: by what else than one scale its latents are, "shift" or "means", or in "patches"
+        by any.
       default_size: latent side that is meant where the denoiser's configuration says none. old_names: classes that
         released folders name otherwise. corrected: what its program sets in any scheduler's configuration, by variant.
       check: raises ValueError, one line, for configurations by place that do not fit each other.
@@ -79,6 +81,7 @@ class Released:
     words: Collection[str] = ()
     extrapolates: bool = True
     even: bool = False
+    log_shift: LogShift | None = None
     rounds_up: bool = False
     scored: bool = False
     standardizes: str | None = None
