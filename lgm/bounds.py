@@ -1,15 +1,16 @@
-"""What the numbers of a configuration may be: one table, by the name of a field, for every record that a config has.
+"""What the numbers of a configuration may be, said in their types: `width: Count = 1024`.
 
-A field of several records means the same in all, unless "Record.field" says otherwise. Numbers are finite everywhere;
-what holds between fields stands in the records and in `lgm.config`.
+Numbers are finite everywhere; what holds between fields stands in the records and in `lgm.config`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,42 +35,35 @@ class Bound:
         return "be finite"
 
 
-COUNT = Bound(1)  # of things there must be at least one of
-SOME = Bound(0)  # of things there may be none of, and weights
-POSITIVE = Bound(0, above=True)
-SHARE = Bound(0, 1)
-PROPER = Bound(0, 1, below=True)
+Count = Annotated[int, Bound(1)]  # of things there must be at least one of
+Several = Annotated[int, Bound(2)]
+Whole = Annotated[int, Bound(0)]  # of things there may be none of
+NonNegative = Annotated[float, Bound(0)]
+Positive = Annotated[float, Bound(0, above=True)]
+Share = Annotated[float, Bound(0, 1)]
+Proper = Annotated[float, Bound(0, 1, below=True)]  # a share that is not all
+Finite = Annotated[float, Bound()]
 FINITE = Bound()
 
-_GROUPS = {
-    COUNT: """total_images batch_size accumulate resolution crop pairs steps times noises keep microbatches rank
-        channels latent_channels block_channels layers_per_block patch_size width depth single_depth heads head_width
-        group unroll classes base_size position_size vocab_size max_length mlp_width projection_dim token_types
-        norm_groups refiner_depth kv_heads base_channels multipliers threads Data.buckets Log.every_images""",
-    SOME: """variance l1 l2 gradient kl noise warmup_images decay_images weight_decay clip_norm ramp count every_images
-        max_images levels distance checkpoint_every_images replicate_below transformer_depth mid_depth text_dim
-        pooled_dim micro_ids beside dual_attention pool""",
-    POSITIVE: "lr eps half_life_images clip alpha mlp_ratio scale latents_std position_scale rotary_period epsilon",
-    SHARE: "interval final bad_share",
-    PROPER: "b1 b2 caption_dropout",
-    FINITE: "guidance log_snr shift latents_mean position_offset CausalTextConfig.hidden",
-    Bound(0, 2**32 - 1): "seed",
-    Bound(2): "micro_dim rotary_axes MMDiTConfig.depth",
-    Bound(4): "buckets max_distance",
-    Bound(-1): "data fsdp context tensor stage",  # -1 takes what is left; `parallel.make_mesh` says the rest
-}
-BOUNDS: dict[str, Bound] = {name: bound for bound, names in _GROUPS.items() for name in names.split()}
+
+@functools.cache
+def bounds_of(record: type) -> dict[str, Bound]:
+    """The bounds of a dataclass's fields, as their annotations say them, those of a list's items too."""
+    hints = typing.get_type_hints(record, include_extras=True)
+    return {name: bound for name, hint in hints.items() if (bound := _bound(hint)) is not None}
 
 
-def bound_of(record: str, field: str) -> Bound | None:
-    """The bound of a record's field; None where it has none but finiteness."""
-    return BOUNDS.get(f"{record}.{field}", BOUNDS.get(field))
+def _bound(hint: Any) -> Bound | None:
+    if typing.get_origin(hint) is Annotated:
+        return next((extra for extra in hint.__metadata__ if isinstance(extra, Bound)), None)
+    return next((found for part in typing.get_args(hint) if (found := _bound(part)) is not None), None)
 
 
-def check_bounds(record: str, values: Mapping[str, Any], path: str = "") -> None:
+def check_bounds(record: type, values: Mapping[str, Any], path: str = "") -> None:
     """Raise ValueError, one line, for the first of a record's values, or of a list's items, that cannot be."""
+    bounds = bounds_of(record)
     for name, value in values.items():
-        bound = bound_of(record, name) or FINITE
+        bound = bounds.get(name, FINITE)
         for item in value if isinstance(value, (list, tuple)) else (value,):
             number = isinstance(item, (int, float)) and not isinstance(item, bool)
             if number and not (is_finite(item) and bound.holds(item)):

@@ -31,7 +31,7 @@ def parse(cls: type, values: Mapping[str, Any], path: str):
             raise ConfigError(f"{path}.{name} is missing; give it a value of type {describe(hints[name])}")
     values = {key: _value(hints[key], value, f"{path}.{key}") for key, value in values.items()}
     try:
-        check_bounds(cls.__name__, values, f"{path}.")
+        check_bounds(cls, values, f"{path}.")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     try:

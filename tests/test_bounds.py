@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lgm import config as schema
-from lgm.bounds import bound_of
+from lgm.bounds import bounds_of
 from lgm.cli import main
 from lgm.models import FAMILIES, build, classes
 from lgm.models import lora as low_rank
@@ -69,7 +69,7 @@ def test_every_number_has_a_bound_and_every_default_lies_within(name):
         hint = typing.get_type_hints(cls)[field.name]
         if not numeric(hint) or typing.get_origin(hint) is dict:
             continue
-        bound = bound_of(name, field.name)
+        bound = bounds_of(cls).get(field.name)
         assert bound is not None, f"{name}.{field.name} has no bound"
         default = field.default
         for value in default if isinstance(default, tuple) else (default,):

@@ -6,13 +6,16 @@ Sizes of time are counted in images seen, never in steps.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lgm import losses
+from lgm.bounds import Bound, Count, Finite, NonNegative, Positive, Proper, Share, Whole
 from lgm.models import family_of
 from lgm.models.attention import Implementation
 from lgm.models.lora import LoRAConfig
 from lgm.parsing import ConfigError
+
+Axis = Annotated[int, Bound(-1)]  # devices along a mesh axis; -1 takes what is left
 
 
 def need(ok: Any, line: str) -> None:
@@ -41,13 +44,13 @@ class Data:
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
     heldout_where: dict[str, Any] = dataclasses.field(default_factory=dict)
     caption: str = "text"
-    resolution: int = 64
-    crop: int | None = None
-    buckets: int | None = None
+    resolution: Count = 64
+    crop: Count | None = None
+    buckets: Count | None = None
     latents: Literal["memory", "step"] = "memory"
     cache: str | None = None
-    threads: int | None = None
-    bad_share: float = 0.01
+    threads: Count | None = None
+    bad_share: Share = 0.01
 
     def __post_init__(self):
         need(self.crop is None or self.crop <= self.resolution,
@@ -68,7 +71,7 @@ class Text:
     folder: str | None = None
     classes: tuple[str, ...] = ()
     tokenizer: str = "emoji64"
-    caption_dropout: float = 0.1
+    caption_dropout: Proper = 0.1
 
     def __post_init__(self):
         need(self.encoder is None or self.folder is None,
@@ -84,10 +87,10 @@ class Teacher:
     goes on."""
 
     workdir: str
-    pairs: int = 4096
+    pairs: Count = 4096
     solver: str | dict[str, Any] = "heun"
-    steps: int = 50
-    guidance: float = 1.0
+    steps: Count = 50
+    guidance: Finite = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,7 @@ class DenoisingLoss:
     target: Literal["eps", "x", "v", "flow", "edm"] = "flow"
     density: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"})
     weighting: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "constant"})
-    variance: float = 0.0
+    variance: NonNegative = 0.0
     teacher: Teacher | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -145,11 +148,11 @@ class AutoencoderLoss:
     errors will: it learns to draw what is likely instead of seams between patches.
     """
 
-    l1: float = 1.0
-    l2: float = 0.0
-    gradient: float = 0.5
-    kl: float = 1e-6
-    noise: float = 0.0
+    l1: NonNegative = 1.0
+    l2: NonNegative = 0.0
+    gradient: NonNegative = 0.5
+    kl: NonNegative = 1e-6
+    noise: NonNegative = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,16 +168,16 @@ class Optimizer:
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup_images: int = 0
-    decay_images: int = 0
-    final: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    warmup_images: Whole = 0
+    decay_images: Whole = 0
+    final: Share = 0.0
+    b1: Proper = 0.9
+    b2: Proper = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip_norm: NonNegative = 1.0
     mup_base: dict[str, Any] | None = None
     offload: bool = False
 
@@ -187,8 +190,8 @@ class Optimizer:
 class EMA:
     """Moving average of the weights: half-life in images, at most `ramp` of the images seen so far."""
 
-    half_life_images: int = 10_000
-    ramp: float = 0.1
+    half_life_images: Count = 10_000
+    ramp: NonNegative = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,16 +205,16 @@ class Sampling:
     """
 
     solver: str | dict[str, Any] = "euler"
-    steps: int = 30
-    guidance: float = 2.0
+    steps: Count = 30
+    guidance: Finite = 2.0
     rule: str | dict[str, Any] = "plain"
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[Share, Share] = (0.0, 1.0)
     negative: str = ""
-    clip: float | None = None
+    clip: Positive | None = None
     schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
     prompts: tuple[str, ...] = ()
-    count: int = 16
-    every_images: int = 0
+    count: Whole = 16
+    every_images: Whole = 0
 
     def __post_init__(self):
         first, last = self.interval
@@ -227,14 +230,14 @@ class Evaluation:
     from held-out captions are from the real ones (`lgm.evaluate.drawn`).
     """
 
-    every_images: int = 0
-    times: int = 8
-    noises: int = 1
-    batch_size: int = 64
-    max_images: int = 2048
-    levels: int = 0
-    distance: int = 0
-    log_snr: tuple[float, float] = (-5.0, 6.0)
+    every_images: Whole = 0
+    times: Count = 8
+    noises: Count = 1
+    batch_size: Count = 64
+    max_images: Whole = 2048
+    levels: Whole = 0
+    distance: Whole = 0
+    log_snr: tuple[Finite, Finite] = (-5.0, 6.0)
 
     def __post_init__(self):
         need(self.distance == 0 or self.distance >= 3,
@@ -247,9 +250,9 @@ class Evaluation:
 class Log:
     """Cadence in images of metric rows and checkpoints, and how many checkpoints are kept."""
 
-    every_images: int = 1_000
-    checkpoint_every_images: int = 50_000
-    keep: int = 2
+    every_images: Count = 1_000
+    checkpoint_every_images: Whole = 50_000
+    keep: Count = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,15 +265,15 @@ class Mesh:
     each other through the pipeline's stages; by default as many as there are stages, more leave them less idle.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    context: int = 1
-    tensor: int = 1
-    stage: int = 1
+    data: Axis = -1
+    fsdp: Axis = 1
+    context: Axis = 1
+    tensor: Axis = 1
+    stage: Axis = 1
     dcn: dict[str, int] = dataclasses.field(default_factory=dict)
     rules: dict[str, Any] = dataclasses.field(default_factory=dict)
-    replicate_below: int = 0
-    microbatches: int | None = None
+    replicate_below: Whole = 0
+    microbatches: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,10 +288,10 @@ class Config:
 
     name: str
     model: Any
-    total_images: int
-    batch_size: int = 32
-    accumulate: int = 1
-    seed: int = 0
+    total_images: Count
+    batch_size: Count = 32
+    accumulate: Count = 1
+    seed: Annotated[int, Bound(0, 2**32 - 1)] = 0
     data: Data = Data()
     autoencoder: str = "emoji64"
     init_from: str | None = None

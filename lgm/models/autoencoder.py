@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.bounds import Count, Finite, Positive
 from lgm.models.attention import attention
 from lgm.models.convolution import Conv, GroupNorm, ResBlock, upsample
 from lgm.models.keys import Keys
@@ -34,20 +35,20 @@ class AutoencoderConfig:
     values a channel they are those of each place in patches of k x k latent pixels, as Flux.2 has them.
     """
 
-    channels: int = 3
-    latent_channels: int = 4
-    block_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    patch_size: int = 1
+    channels: Count = 3
+    latent_channels: Count = 4
+    block_channels: tuple[Count, ...] = (128, 256, 512, 512)
+    layers_per_block: Count = 2
+    patch_size: Count = 1
     linear_skip: bool = False
-    norm_groups: int = 32
+    norm_groups: Count = 32
     mid_attention: bool = True
     use_quant_conv: bool = False
     use_post_quant_conv: bool = False
-    scale: float = 1.0
-    shift: float = 0.0
-    latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
+    scale: Positive = 1.0
+    shift: Finite = 0.0
+    latents_mean: tuple[Finite, ...] | None = None
+    latents_std: tuple[Positive, ...] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):

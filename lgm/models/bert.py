@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.bounds import Count
 from lgm.models.blocks import stack
 from lgm.models.keys import Keys
 from lgm.models.layers import Embedding, LayerNorm, Linear
@@ -26,18 +27,18 @@ class BERTConfig:
     pooler; `normalize` gives the vector unit length. Without `pooler` the model has no weights for the latter.
     """
 
-    vocab_size: int = 30522
-    width: int = 384
-    depth: int = 6
-    heads: int = 12
-    mlp_width: int | None = None  # 4 x width by default
-    max_length: int = 512
-    token_types: int = 2
+    vocab_size: Count = 30522
+    width: Count = 384
+    depth: Count = 6
+    heads: Count = 12
+    mlp_width: Count | None = None  # 4 x width by default
+    max_length: Count = 512
+    token_types: Count = 2
     pooler: bool = True
     pooling: Literal["mean", "cls"] = "mean"
     normalize: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
-    unroll: int = 1
+    unroll: Count = 1
 
     def __post_init__(self):
         if self.width % self.heads:

@@ -8,13 +8,14 @@ parameter has logical axes and blocks are scanned, so that they shard like a den
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lgm.bounds import Bound, Count, Positive
 from lgm.models.attention import attention
 from lgm.models.blocks import stack
 from lgm.models.keys import Keys
@@ -33,21 +34,21 @@ class CausalTextConfig:
     from the end, -1 being that one.
     """
 
-    vocab_size: int = 151_936
-    width: int = 2560
-    depth: int = 36
-    heads: int = 32
-    kv_heads: int = 8
-    head_width: int = 128
-    mlp_width: int = 9728
-    max_length: int = 40_960
+    vocab_size: Count = 151_936
+    width: Count = 2560
+    depth: Count = 36
+    heads: Count = 32
+    kv_heads: Count = 8
+    head_width: Count = 128
+    mlp_width: Count = 9728
+    max_length: Count = 40_960
     qk_norm: bool = True
     qkv_bias: bool = False
-    rotary_period: float = 1_000_000.0
-    epsilon: float = 1e-6
-    hidden: tuple[int, ...] = (-1,)
+    rotary_period: Positive = 1_000_000.0
+    epsilon: Positive = 1e-6
+    hidden: tuple[Annotated[int, Bound()], ...] = (-1,)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    unroll: int = 1
+    unroll: Count = 1
     remat: bool = False
 
     def __post_init__(self):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.bounds import Count, Whole
 from lgm.models.blocks import stack
 from lgm.models.keys import Keys
 from lgm.models.layers import Embedding, LayerNorm, Linear
@@ -33,19 +34,19 @@ class CLIPTextConfig:
     `unroll` blocks are laid out in each iteration of the scan over depth: more compile time, less overhead on a CPU.
     """
 
-    vocab_size: int = 49408
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int | None = None  # 4 x width by default
-    max_length: int = 77
+    vocab_size: Count = 49408
+    width: Count = 768
+    depth: Count = 12
+    heads: Count = 12
+    mlp_width: Count | None = None  # 4 x width by default
+    max_length: Count = 77
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     causal: bool = True
     hidden: Literal["last", "penultimate"] = "last"
-    pool: int | Literal["last", "largest", "mean"] = "last"
-    projection_dim: int | None = None
+    pool: Whole | Literal["last", "largest", "mean"] = "last"
+    projection_dim: Count | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    unroll: int = 1
+    unroll: Count = 1
     remat: bool = False
 
     def __post_init__(self):

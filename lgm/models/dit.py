@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.bounds import Count
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks, stack
@@ -37,18 +38,18 @@ class DiTConfig:
     remat and group as in MMDiTConfig.
     """
 
-    channels: int = 4
-    patch_size: int = 2
-    width: int = 1152
-    depth: int = 28
-    heads: int = 16
-    classes: int = 1000
+    channels: Count = 4
+    patch_size: Count = 2
+    width: Count = 1152
+    depth: Count = 28
+    heads: Count = 16
+    classes: Count = 1000
     learned_sigma: bool = True
-    base_size: int = 16
+    base_size: Count = 16
     embedders: Literal["shared", "per_block"] = "shared"
     time: Literal["steps", "reversed"] = "steps"
     remat: Remat = "none"
-    group: int = 1
+    group: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):

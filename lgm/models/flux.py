@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from lgm.bounds import Count, Several, Whole
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks, stack
@@ -39,18 +40,18 @@ class FluxConfig:
     Flux.1-dev is. remat and group as in MMDiTConfig.
     """
 
-    channels: int = 16
-    patch_size: int = 2
-    width: int = 3072
-    depth: int = 19
-    single_depth: int = 38
-    heads: int = 24
-    text_dim: int = 4096
-    pooled_dim: int = 768
-    rotary_axes: tuple[int, int, int] = (16, 56, 56)
+    channels: Count = 16
+    patch_size: Count = 2
+    width: Count = 3072
+    depth: Count = 19
+    single_depth: Count = 38
+    heads: Count = 24
+    text_dim: Whole = 4096
+    pooled_dim: Whole = 768
+    rotary_axes: tuple[Several, Several, Several] = (16, 56, 56)
     guidance: bool = False
     remat: Remat = "none"
-    group: int = 1
+    group: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):

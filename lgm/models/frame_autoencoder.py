@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.bounds import Count, Finite, Positive
 from lgm.models.attention import attention
 from lgm.models.convolution import Conv, convolve, upsample
 from lgm.models.keys import Keys
@@ -38,16 +39,16 @@ class FrameAutoencoderConfig:
     `shift` as in AutoencoderConfig.
     """
 
-    channels: int = 3
-    latent_channels: int = 16
-    base_channels: int = 96
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    layers_per_block: int = 2
+    channels: Count = 3
+    latent_channels: Count = 16
+    base_channels: Count = 96
+    multipliers: tuple[Count, ...] = (1, 2, 4, 4)
+    layers_per_block: Count = 2
     temporal: tuple[bool, ...] = (False, True, True)
-    scale: float = 1.0
-    shift: float = 0.0
-    latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
+    scale: Positive = 1.0
+    shift: Finite = 0.0
+    latents_mean: tuple[Finite, ...] | None = None
+    latents_std: tuple[Positive, ...] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.bounds import Count, Positive
 from lgm.models.base import Model, Params
 from lgm.models.keys import Keys
 from lgm.models.layers import Linear
@@ -27,8 +28,8 @@ Adapter = dict[str, dict[str, jax.Array]]  # path of a matrix -> {"down": [..., 
 class LoRAConfig:
     """`targets` are regular expressions of the paths of matrices to adapt, anywhere in "blocks/attn/qkv/kernel"."""
 
-    rank: int = 16
-    alpha: float | None = None  # the rank by default
+    rank: Count = 16
+    alpha: Positive | None = None  # the rank by default
     targets: tuple[str, ...] = (r"/(qkv|q|kv|out)/kernel$",)
 
     def __post_init__(self):

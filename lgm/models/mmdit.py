@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from lgm.bounds import Count, Finite, Positive, Several, Whole
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks, stack
@@ -36,23 +37,23 @@ class MMDiTConfig:
     group: blocks laid out in one iteration of the scan over depth; 1 compiles fastest, `depth` runs fastest.
     """
 
-    channels: int = 16
-    patch_size: int = 2
-    width: int = 1536
-    depth: int = 24
-    heads: int = 24
-    mlp_ratio: float = 4.0
-    text_dim: int = 4096
-    pooled_dim: int = 2048
-    position_size: int = 192
-    base_size: int = 64
-    position_scale: float | None = None
-    position_offset: float = 0.0
+    channels: Count = 16
+    patch_size: Count = 2
+    width: Count = 1536
+    depth: Several = 24
+    heads: Count = 24
+    mlp_ratio: Positive = 4.0
+    text_dim: Whole = 4096
+    pooled_dim: Whole = 2048
+    position_size: Count = 192
+    base_size: Count = 64
+    position_scale: Positive | None = None
+    position_offset: Finite = 0.0
     qk_norm: Literal["none", "rms"] = "none"
-    dual_attention: int = 0
+    dual_attention: Whole = 0
     jump: bool = False
     remat: Remat = "none"
-    group: int = 1
+    group: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lgm.bounds import Count, Several, Whole
 from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import timestep_embedding
@@ -35,15 +36,15 @@ class QwenImageConfig:
     as in MMDiTConfig.
     """
 
-    channels: int = 16
-    patch_size: int = 2
-    width: int = 3072
-    depth: int = 60
-    heads: int = 24
-    text_dim: int = 3584
-    rotary_axes: tuple[int, int, int] = (16, 56, 56)
+    channels: Count = 16
+    patch_size: Count = 2
+    width: Count = 3072
+    depth: Count = 60
+    heads: Count = 24
+    text_dim: Whole = 3584
+    rotary_axes: tuple[Several, Several, Several] = (16, 56, 56)
     remat: Remat = "none"
-    group: int = 1
+    group: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):

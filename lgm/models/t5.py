@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lgm.bounds import Bound, Count
 from lgm.models.blocks import stack
 from lgm.models.keys import Keys
 from lgm.models.layers import Embedding, Linear, RMSNorm
@@ -28,18 +29,18 @@ EPSILON = 1e-6  # of every norm
 class T5Config:
     """Tokens [B, L] to features [B, L, width]. `buckets` relative distances up to `max_distance` are told apart."""
 
-    vocab_size: int = 32128
-    width: int = 4096
-    depth: int = 24
-    heads: int = 64
-    head_width: int = 64
-    mlp_width: int = 10240
+    vocab_size: Count = 32128
+    width: Count = 4096
+    depth: Count = 24
+    heads: Count = 64
+    head_width: Count = 64
+    mlp_width: Count = 10240
     activation: Literal["gelu_tanh", "relu"] = "gelu_tanh"
     gated: bool = True  # False: the original T5
-    buckets: int = 32
-    max_distance: int = 128
+    buckets: Annotated[int, Bound(4)] = 32
+    max_distance: Annotated[int, Bound(4)] = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
-    unroll: int = 1
+    unroll: Count = 1
     remat: bool = False
 
     def __post_init__(self):

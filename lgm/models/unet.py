@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.bounds import Count, Several, Whole
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, recomputed, run_blocks, stack
@@ -41,22 +42,22 @@ class UNetConfig:
     those of an inpainting model: the mask, and the latents of the picture without what it covers.
     """
 
-    channels: int = 4
-    block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    transformer_depth: tuple[int, ...] = (1, 1, 1, 0)
-    mid_depth: int = 1
-    heads: tuple[int, ...] = (8, 8, 8, 8)
-    text_dim: int = 768
-    pooled_dim: int = 0
-    micro_ids: int = 0
-    micro_dim: int = 256
-    norm_groups: int = 32
+    channels: Count = 4
+    block_channels: tuple[Count, ...] = (320, 640, 1280, 1280)
+    layers_per_block: Count = 2
+    transformer_depth: tuple[Whole, ...] = (1, 1, 1, 0)
+    mid_depth: Whole = 1
+    heads: tuple[Count, ...] = (8, 8, 8, 8)
+    text_dim: Whole = 768
+    pooled_dim: Whole = 0
+    micro_ids: Whole = 0
+    micro_dim: Several = 256
+    norm_groups: Count = 32
     linear_projection: bool = False
     residual: bool = False
     jump: bool = False
-    beside: int = 0
-    group: int = 1
+    beside: Whole = 0
+    group: Count = 1
     remat: Remat = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from lgm.bounds import Count, Positive, Several, Whole
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks, stack
@@ -41,17 +42,17 @@ class ZImageConfig:
     turn with a token's time, row and column, with periods up to rotary_period. remat and group as in MMDiTConfig.
     """
 
-    channels: int = 16
-    patch_size: int = 2
-    width: int = 3840
-    depth: int = 30
-    refiner_depth: int = 2
-    heads: int = 30
-    text_dim: int = 2560
-    rotary_axes: tuple[int, int, int] = (32, 48, 48)
-    rotary_period: float = 256.0
+    channels: Count = 16
+    patch_size: Count = 2
+    width: Count = 3840
+    depth: Count = 30
+    refiner_depth: Count = 2
+    heads: Count = 30
+    text_dim: Whole = 2560
+    rotary_axes: tuple[Several, Several, Several] = (32, 48, 48)
+    rotary_period: Positive = 256.0
     remat: Remat = "none"
-    group: int = 1
+    group: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):

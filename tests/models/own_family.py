@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lgm.bounds import Count, Whole
 from lgm.models import ConditioningSpec, Family, Ladder
 from lgm.models.layers import Linear
 
@@ -17,9 +18,9 @@ from lgm.models.layers import Linear
 class NetConfig:
     """Two products a pixel, of x, time and, where pooled_dim is above 0, a caption's vector."""
 
-    channels: int = 32
-    width: int = 16
-    pooled_dim: int = 0
+    channels: Count = 32
+    width: Count = 16
+    pooled_dim: Whole = 0
     dtype: Literal["float32"] = "float32"
 
 

@@ -62,6 +62,8 @@ def test_a_family_from_outside_is_a_config_like_any_other():
     assert family_of(config.model) is family(OWN) and build(config.model).count() == 33 * 8 + 8 + 8 * 32 + 32
     with pytest.raises(ConfigError, match="config.model.wide is an unknown key"):
         schema.from_dict(RUN | {"model": dict(family=OWN, wide=8)})
+    with pytest.raises(ConfigError, match="config.model.width=0 must be at least 1"):
+        schema.from_dict(RUN | {"model": dict(family=OWN, width=0)})
     with pytest.raises(ConfigError, match="pooled_dim=8 must equal the 16"):
         schema.from_dict(RUN | {"model": dict(family=OWN, pooled_dim=8), "text": TEXT})
 
