@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from lgm.bounds import Count, Several, Whole
 from lgm.models.attention import attention
 from lgm.models.base import Conditioning
 from lgm.models.blocks import Remat, run_blocks, stack
@@ -41,17 +42,17 @@ class Flux2Config:
     guidance scale, as Flux.2-dev is. remat and group as in MMDiTConfig.
     """
 
-    channels: int = 32
-    patch_size: int = 2
-    width: int = 6144
-    depth: int = 8
-    single_depth: int = 48
-    heads: int = 48
-    text_dim: int = 15_360
-    rotary_axes: tuple[int, int, int, int] = (32, 32, 32, 32)
+    channels: Count = 32
+    patch_size: Count = 2
+    width: Count = 6144
+    depth: Count = 8
+    single_depth: Count = 48
+    heads: Count = 48
+    text_dim: Whole = 15_360
+    rotary_axes: tuple[Several, Several, Several, Several] = (32, 32, 32, 32)
     guidance: bool = True
     remat: Remat = "none"
-    group: int = 1
+    group: Count = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
