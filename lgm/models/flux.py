@@ -24,7 +24,7 @@ from lgm.models.embeddings import timestep_embedding
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
 from lgm.models.records import ConditioningSpec, Family, Ladder
-from lgm.models.rotary import Table, rotary_grid, rotate
+from lgm.models.rotary import Table, check_axes, rotary_grid, rotate, share_axes
 from lgm.parallel.tokens import join, padded, part
 
 TIME_FEATURES = 256
@@ -55,18 +55,10 @@ class FluxConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}; choose a divisor")
         for name in ("channels", "patch_size", "depth", "single_depth", "group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if len(self.rotary_axes) != 3 or any(n < 2 or n % 2 for n in self.rotary_axes):
-            raise ValueError(f"rotary_axes={self.rotary_axes} must be three even numbers, for channels turn in pairs")
-        if sum(self.rotary_axes) != self.width // self.heads:
-            raise ValueError(
-                f"rotary_axes={self.rotary_axes} must sum to the width of a head, width / heads = "
-                f"{self.width // self.heads}"
-            )
+        check_axes(self.rotary_axes, self.width, self.heads)
 
 
 PRESETS = {
@@ -225,12 +217,9 @@ def rung(size: int, *, aspect: float = 54.0, head_size: int = 128, **options) ->
     width = head_size * size
     depth = max(round(width / aspect), 1)
     double = max(round(depth / 3), 1)
-    side = 2 * (head_size * 7 // 32)  # 16, 56, 56 of Flux's 128
-    if side < 2 or head_size % 2:
-        raise ValueError(f"head_size={head_size} of Flux must be even and 6 or more: three even axes share its "
-                         "channels")  # fmt: skip
+    axes = share_axes(head_size, 7 / 16)  # 16, 56, 56 of Flux's 128
     return FluxConfig(**{"width": width, "depth": double, "single_depth": max(depth - double, 1), "heads": size,
-                         "rotary_axes": (head_size - 2 * side, side, side)} | options)
+                         "rotary_axes": axes} | options)
 
 
 FLUX = Family(

@@ -15,6 +15,25 @@ Table = tuple[Array, Array]  # cosines and sines [T, D / 2] or [B, T, D / 2], fl
 PERIOD = 10_000.0
 
 
+def check_axes(axes: Sequence[int], width: int, heads: int) -> None:
+    """Raise ValueError, one line, unless `heads` divide a `width` and three even `axes` share a head's channels."""
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads={heads} does not divide width={width}; choose a divisor")
+    if len(axes) != 3 or any(n < 2 or n % 2 for n in axes):
+        raise ValueError(f"rotary_axes={axes} must be three even numbers, for channels turn in pairs")
+    if sum(axes) != width // heads:
+        raise ValueError(f"rotary_axes={axes} must sum to the width of a head, width / heads = {width // heads}")
+
+
+def share_axes(head_size: int, share: float) -> tuple[int, int, int]:
+    """The channels of a head that turn with the first coordinate, the row and the column, of which the latter two get
+    about a `share` each. Raises ValueError, one line, where there are too few."""
+    side = 2 * int(head_size * share / 2)
+    if side < 2 or head_size % 2:
+        raise ValueError(f"head_size={head_size} must be even and 6 or more: three even axes share its channels")
+    return head_size - 2 * side, side, side
+
+
 def rotary_grid(rows: int, columns: int, text: int, axes: tuple[int, int, int]) -> Table:
     """The angles of rows * columns image tokens, rows first, and of `text` tokens after them.
 

@@ -25,7 +25,7 @@ from lgm.models.embeddings import patchify, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
 from lgm.models.records import ConditioningSpec, Family, Ladder
-from lgm.models.rotary import Table, rotary_places, rotate
+from lgm.models.rotary import Table, check_axes, rotary_places, rotate, share_axes
 from lgm.parallel.tokens import join, padded, part
 
 EPSILON = 1e-5  # of every norm but the last
@@ -56,16 +56,10 @@ class ZImageConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}; choose a divisor")
         for name in ("channels", "patch_size", "depth", "refiner_depth", "text_dim", "group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if len(self.rotary_axes) != 3 or any(n < 2 or n % 2 for n in self.rotary_axes):
-            raise ValueError(f"rotary_axes={self.rotary_axes} must be three even numbers, for channels turn in pairs")
-        if sum(self.rotary_axes) != self.width // self.heads:
-            raise ValueError(f"rotary_axes={self.rotary_axes} must sum to the width of a head, width / heads = "
-                             f"{self.width // self.heads}")
+        check_axes(self.rotary_axes, self.width, self.heads)
 
     @property
     def signal(self) -> int:
@@ -191,13 +185,9 @@ def filled(text_BLD: jax.Array, mask_BL: jax.Array | None):
 
 def rung(size: int, *, aspect: float = 128.0, head_size: int = 128, **options) -> ZImageConfig:
     """A Z-Image of `size` heads whose width is about aspect x depth."""
-    side = 2 * (head_size * 3 // 16)  # 32, 48, 48 of Z-Image's 128
-    if side < 2 or head_size % 2:
-        raise ValueError(f"head_size={head_size} of Z-Image must be even and 6 or more: three even axes share its "
-                         "channels")  # fmt: skip
-    width = head_size * size
+    width, axes = head_size * size, share_axes(head_size, 3 / 8)  # 32, 48, 48 of Z-Image's 128
     return ZImageConfig(**{"width": width, "depth": max(round(width / aspect), 1), "heads": size,
-                           "rotary_axes": (head_size - 2 * side, side, side)} | options)
+                           "rotary_axes": axes} | options)
 
 
 Z_IMAGE = Family(

@@ -6,17 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from parity import assert_close, assert_gradients_close, assert_same_parameters, differentiated, randomized
 
 from lgm import config as schema
-from lgm.interop.keymap import names_of, to_ours, to_theirs
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
 from lgm.models import Conditioning, build
 from lgm.models.flux import PRESETS, FluxConfig, pack, unpack
 from lgm.models.rotary import rotary_grid, rotate
-
-# Norm of the difference over norm of the reference, which computes in float64: what is left is our float32 rounding.
-TOLERANCE = 1e-5
-ONE_PARAMETER = 1e-4  # a single parameter's gradient may be a small difference of large terms
 
 TINY = dict(width=32, depth=2, single_depth=3, heads=2, text_dim=12, pooled_dim=10, rotary_axes=(4, 6, 6), channels=3)
 CASES = {
@@ -41,22 +37,6 @@ def diffusers_model(config: FluxConfig) -> diffusers.FluxTransformer2DModel:
     )
 
 
-def randomized(module: torch.nn.Module) -> torch.nn.Module:
-    """Float64, every parameter random and large enough to show in the output."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (p[0].numel() ** -0.5 if p.ndim > 1 else 0.3))
-    return module.double().eval()
-
-
-def assert_close(ours, theirs, name, tolerance=TOLERANCE, floor=0.0):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape, name
-    error = np.linalg.norm(ours - theirs) - floor
-    assert error <= tolerance * np.linalg.norm(theirs), (name, error / np.linalg.norm(theirs))
-
-
 def packed(x_BHWC) -> torch.Tensor:
     """As diffusers' pipeline packs latents."""
     x = torch.tensor(np.asarray(x_BHWC, np.float64)).permute(0, 3, 1, 2)
@@ -72,23 +52,13 @@ def unpacked(x_BTD: torch.Tensor, h: int, w: int) -> np.ndarray:
 def test_forward_and_gradients_equal_diffusers(name):
     config = CASES[name]
     theirs, model, rules = randomized(diffusers_model(config)), build(config), flux_rules(config)
-    state = {name: tensor.float().numpy() for name, tensor in theirs.state_dict().items()}
-    params = to_ours(rules, model.abstract(), state.__getitem__, state)
     rng = np.random.default_rng(0)
     new = lambda *shape: rng.normal(size=shape).astype(np.float32)
     h, w, length = 6, 10, 5
     x, weight, text, pooled = new(2, h, w, 3), new(2, h, w, 3), new(2, length, 12), new(2, 10)
     t, guidance = np.float32([0.25, 0.9]), np.float32([1.0, 3.5]) if config.guidance else None
-
-    @jax.jit
-    def ours(params, x, text):
-        def scalar(params, x, text):
-            y = model.apply(params, x, t, Conditioning(text=text, pooled=pooled, guidance=guidance))
-            return jnp.sum(y * weight), y
-
-        return jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(params, x, text)
-
-    (in_params, in_x, in_text), y = ours(params, x, text)
+    y, in_params, in_x, in_text = differentiated(theirs, model, rules, x, text, t, weight, pooled=pooled,
+                                                 guidance=guidance)
     tensor = lambda a: torch.tensor(np.asarray(a, np.float64))
     their_x, their_text = packed(x).requires_grad_(), tensor(text).requires_grad_()
     their_y = theirs(
@@ -100,13 +70,7 @@ def test_forward_and_gradients_equal_diffusers(name):
     assert_close(y, unpacked(their_y, h, w), "prediction")
     assert_close(in_x, unpacked(their_x.grad, h, w), "gradient of x")
     assert_close(in_text, their_text.grad, "gradient of the text")
-    mine = to_theirs(rules, in_params)
-    reference = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    assert set(mine) == set(reference)
-    flat = lambda tree: np.concatenate([np.asarray(tree[name], np.float64).ravel() for name in reference])
-    assert_close(flat(mine), flat(reference), "the whole gradient")
-    for name, gradient in reference.items():
-        assert_close(mine[name], gradient, name, ONE_PARAMETER, 1e-6 * np.linalg.norm(flat(reference)))
+    assert_gradients_close(rules, in_params, theirs)
 
 
 def test_masked_text_changes_nothing():
@@ -164,10 +128,7 @@ def test_presets_have_the_parameters_of_the_originals(name):
     config = FluxConfig(**PRESETS[name])
     with torch.device("meta"):
         theirs = diffusers_model(config)
-    model = build(config)
-    count = sum(p.numel() for p in theirs.parameters())
-    assert model.count() == count == COUNTS.get(name, count)
-    assert set(names_of(flux_rules(config), model.abstract())) == set(theirs.state_dict())
+    assert_same_parameters(config, theirs, flux_rules(config), COUNTS.get(name))
     assert read_flux(write_flux(config)) == config == read_flux(dict(theirs.config))
 
 

@@ -1,20 +1,15 @@
 """Qwen-Image against diffusers' QwenImageTransformer2DModel with the same random weights."""
 
 import diffusers
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from parity import assert_close, assert_gradients_close, assert_same_parameters, differentiated, randomized
 
-from lgm.interop.keymap import names_of, to_ours, to_theirs
 from lgm.interop.keys_qwen_image import qwen_image_rules, read_qwen_image, write_qwen_image
-from lgm.models import Conditioning, build
+from lgm.models import build
 from lgm.models.qwen_image import PRESETS, QwenImageConfig
 
-# Norm of the difference over norm of the reference, which computes in float64: what is left is our float32 rounding.
-TOLERANCE = 1e-5
-ONE_PARAMETER = 1e-4  # a single parameter's gradient may be a small difference of large terms
 TINY = dict(width=32, depth=3, heads=2, text_dim=12, rotary_axes=(4, 6, 6), channels=3)
 
 
@@ -24,22 +19,6 @@ def diffusers_model(config: QwenImageConfig) -> diffusers.QwenImageTransformer2D
         attention_head_dim=config.width // config.heads, num_attention_heads=config.heads,
         joint_attention_dim=config.text_dim, axes_dims_rope=config.rotary_axes,
     )  # fmt: skip
-
-
-def randomized(module: torch.nn.Module) -> torch.nn.Module:
-    """Float64, every parameter random and large enough to show in the output."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (p[0].numel() ** -0.5 if p.ndim > 1 else 0.3))
-    return module.double().eval()
-
-
-def assert_close(ours, theirs, name, tolerance=TOLERANCE, floor=0.0):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape, name
-    error = np.linalg.norm(ours - theirs) - floor
-    assert error <= tolerance * np.linalg.norm(theirs), (name, error / np.linalg.norm(theirs))
 
 
 def packed(x_BHWC) -> torch.Tensor:
@@ -61,23 +40,12 @@ def test_forward_and_gradients_equal_diffusers(options):
     """An odd number of rows, of which one more lies above the middle, and texts of two lengths."""
     config = QwenImageConfig(**TINY, **options)
     theirs, model, rules = randomized(diffusers_model(config)), build(config), qwen_image_rules(config)
-    state = {name: tensor.float().numpy() for name, tensor in theirs.state_dict().items()}
-    params = to_ours(rules, model.abstract(), state.__getitem__, state)
     rng = np.random.default_rng(0)
     new = lambda *shape: rng.normal(size=shape).astype(np.float32)
     h, w, length = 6, 10, 7
     x, weight, text = new(2, h, w, 3), new(2, h, w, 3), new(2, length, 12)
     mask, t = np.arange(length) < np.array([[7], [4]]), np.float32([0.25, 0.9])
-
-    @jax.jit
-    def ours(params, x, text):
-        def scalar(params, x, text):
-            y = model.apply(params, x, t, Conditioning(text=text, text_mask=mask))
-            return jnp.sum(y * weight), y
-
-        return jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(params, x, text)
-
-    (in_params, in_x, in_text), y = ours(params, x, text)
+    y, in_params, in_x, in_text = differentiated(theirs, model, rules, x, text, t, weight, text_mask=mask)
     their_x = packed(x).requires_grad_()
     their_text = torch.tensor(text.astype(np.float64)).requires_grad_()
     their_y = theirs(their_x, their_text, torch.from_numpy(mask), torch.tensor(t.astype(np.float64)),
@@ -86,15 +54,7 @@ def test_forward_and_gradients_equal_diffusers(options):
     assert_close(y, unpacked(their_y, h, w), "prediction")
     assert_close(in_x, unpacked(their_x.grad, h, w), "gradient of x")
     assert_close(in_text, their_text.grad, "gradient of the text")
-    mine = to_theirs(rules, in_params)
-    # what the last block makes of the text nobody reads
-    reference = {name: np.zeros(p.shape) if p.grad is None else p.grad.numpy()
-                 for name, p in theirs.named_parameters()}  # fmt: skip
-    assert set(mine) == set(reference)
-    flat = lambda tree: np.concatenate([np.asarray(tree[name], np.float64).ravel() for name in reference])
-    assert_close(flat(mine), flat(reference), "the whole gradient")
-    for name, gradient in reference.items():
-        assert_close(mine[name], gradient, name, ONE_PARAMETER, 1e-6 * np.linalg.norm(flat(reference)))
+    assert_gradients_close(rules, in_params, theirs)
 
 
 COUNTS = {"qwen_image": 20_430_401_088}
@@ -105,10 +65,7 @@ def test_presets_have_the_parameters_of_the_originals(name):
     config = QwenImageConfig(**PRESETS[name])
     with torch.device("meta"):
         theirs = diffusers_model(config)
-    model = build(config)
-    count = sum(p.numel() for p in theirs.parameters())
-    assert model.count() == count == COUNTS.get(name, count)
-    assert set(names_of(qwen_image_rules(config), model.abstract())) == set(theirs.state_dict())
+    assert_same_parameters(config, theirs, qwen_image_rules(config), COUNTS.get(name))
     assert read_qwen_image(write_qwen_image(config)) == config == read_qwen_image(dict(theirs.config))
 
 

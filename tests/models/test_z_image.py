@@ -6,15 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from parity import assert_close, assert_gradients_close, assert_same_parameters, differentiated, randomized
 
-from lgm.interop.keymap import names_of, to_ours, to_theirs
 from lgm.interop.keys_z_image import read_z_image, write_z_image, z_image_rules
 from lgm.models import Conditioning, build
 from lgm.models.z_image import PRESETS, ZImageConfig
 
-# Norm of the difference over norm of the reference, which computes in float64: what is left is our float32 rounding.
-TOLERANCE = 1e-5
-ONE_PARAMETER = 1e-4  # a single parameter's gradient may be a small difference of large terms
 TINY = dict(width=32, depth=2, refiner_depth=1, heads=2, text_dim=12, rotary_axes=(4, 6, 6), channels=3)
 
 
@@ -25,23 +22,6 @@ def diffusers_model(config: ZImageConfig) -> diffusers.ZImageTransformer2DModel:
     )  # fmt: skip
 
 
-def randomized(module: torch.nn.Module) -> torch.nn.Module:
-    """Float64, every parameter random and large enough to show in the output."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            scale = p[0].numel() ** -0.5 if p.ndim > 1 and len(p) > 1 else 0.3
-            p.copy_(torch.randn(p.shape, generator=generator) * scale + (p.ndim == 1))
-    return module.double().eval()
-
-
-def assert_close(ours, theirs, name, tolerance=TOLERANCE, floor=0.0):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape, name
-    error = np.linalg.norm(ours - theirs) - floor
-    assert error <= tolerance * np.linalg.norm(theirs), (name, error / np.linalg.norm(theirs))
-
-
 @pytest.mark.parametrize("options", [
     dict(),
     pytest.param(dict(group=2, remat="full"), marks=pytest.mark.slow),
@@ -49,25 +29,14 @@ def assert_close(ours, theirs, name, tolerance=TOLERANCE, floor=0.0):
 def test_forward_and_gradients_equal_diffusers(options):
     """Texts of several lengths, so that one has more fillers than another; an image that needs fillers too."""
     config = ZImageConfig(**TINY, **options)
-    theirs, model, rules = randomized(diffusers_model(config)), build(config), z_image_rules(config)
-    state = {name: tensor.float().numpy() for name, tensor in theirs.state_dict().items()}
-    params = to_ours(rules, model.abstract(), state.__getitem__, state)
+    theirs, model, rules = randomized(diffusers_model(config), around=1.0), build(config), z_image_rules(config)
     rng = np.random.default_rng(0)
     new = lambda *shape: rng.normal(size=shape).astype(np.float32)
     h, w, counts = 6, 10, (35, 7)
     x, weight, text = new(2, h, w, 3), new(2, h, w, 3), new(2, 40, 12)
     mask = np.arange(40) < np.array(counts)[:, None]
     own = np.float32([0.25, 0.9])  # times of the network: 0 is noise
-
-    @jax.jit
-    def ours(params, x, text):
-        def scalar(params, x, text):
-            y = model.apply(params, x, 1.0 - own, Conditioning(text=text, text_mask=mask))
-            return jnp.sum(y * weight), y
-
-        return jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(params, x, text)
-
-    (in_params, in_x, in_text), y = ours(params, x, text)
+    y, in_params, in_x, in_text = differentiated(theirs, model, rules, x, text, 1.0 - own, weight, text_mask=mask)
     tensor = lambda a: torch.tensor(np.asarray(a, np.float64))
     their_x, their_text = tensor(x).requires_grad_(), tensor(text).requires_grad_()
     images = list(their_x.permute(0, 3, 1, 2)[:, :, None].unbind(0))
@@ -77,13 +46,7 @@ def test_forward_and_gradients_equal_diffusers(options):
     assert_close(y, their_y.detach(), "prediction")
     assert_close(in_x, their_x.grad, "gradient of x")
     assert_close(in_text, their_text.grad, "gradient of the text")
-    mine = to_theirs(rules, in_params)
-    reference = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    assert set(mine) == set(reference)
-    flat = lambda tree: np.concatenate([np.asarray(tree[name], np.float64).ravel() for name in reference])
-    assert_close(flat(mine), flat(reference), "the whole gradient")
-    for name, gradient in reference.items():
-        assert_close(mine[name], gradient, name, ONE_PARAMETER, 1e-6 * np.linalg.norm(flat(reference)))
+    assert_gradients_close(rules, in_params, theirs)
 
 
 def test_text_without_a_mask_is_text_that_all_counts_and_where_padding_stands_does_not_matter():
@@ -109,10 +72,7 @@ def test_presets_have_the_parameters_of_the_originals(name):
     config = ZImageConfig(**PRESETS[name])
     with torch.device("meta"):
         theirs = diffusers_model(config)
-    model = build(config)
-    count = sum(p.numel() for p in theirs.parameters())
-    assert model.count() == count == COUNTS.get(name, count)
-    assert set(names_of(z_image_rules(config), model.abstract())) == set(theirs.state_dict())
+    assert_same_parameters(config, theirs, z_image_rules(config), COUNTS.get(name))
     assert read_z_image(write_z_image(config)) == config == read_z_image(dict(theirs.config))
 
 
