@@ -1,5 +1,5 @@
-"""The released systems trained at full size, 1024 px, on a TPU pod: SDXL, SD3-medium, SD3.5-large, Flux.1-dev or
-Z-Image.
+"""The released systems trained at full size, 1024 px, on a TPU pod: SDXL, SD3-medium, SD3.5-large, Flux.1-dev, Z-Image
+or Qwen-Image.
 
     lgm plan  --config=configs/pod.py:flux_dev --topology=v5p:4x4x8
     lgm train --config=configs/pod.py:flux_dev --workdir=gs://bucket/flux
@@ -41,6 +41,7 @@ SYSTEMS = {
         model=dict(family="flux", guidance=True, remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=32),
     ),
     "z_image": dict(model=dict(family="z_image", remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=32)),
+    "qwen_image": dict(model=dict(family="qwen_image", remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=64)),
 }  # fmt: skip
 
 

@@ -83,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
                                          "scheduler's)")
     sample.add_argument("--schedule", help="times of the steps, as even, karras:rho=7 or even:shift=3 (default: the "
                                            "run's or the scheduler's)")
-    sample.add_argument("--rule", help="how guidance acts: plain, rescaled:share=0.7 or "
-                                       "projected:momentum=-0.5,limit=10")
+    sample.add_argument("--rule", help="how guidance acts: plain, rescaled:share=0.7, token_rescaled or "
+                                       "projected:momentum=-0.5,limit=10 (default: the run's or the system's)")
     sample.add_argument("--interval", help="of t in which guidance acts, as 0.1,0.8 (default: all of it)")
     sample.add_argument("--negative", help="what the images should not show")
     sample.add_argument("--image", help="a picture to start from instead of noise")

@@ -183,7 +183,7 @@ def text_to_image(
     pipeline: Pipeline, params: Mapping[str, Params], prompts: Sequence[str], *, negative: str | None = None,
     steps: int | None = None, guidance: float | None = None, size: tuple[int, int] | None = None, seed: int = 0,
     noise: jax.Array | None = None, solver: str | Mapping[str, Any] | None = None,
-    schedule: Mapping[str, Any] | None = None, rule: str | Mapping[str, Any] = "plain",
+    schedule: Mapping[str, Any] | None = None, rule: str | Mapping[str, Any] | None = None,
     interval: tuple[float, float] = (0.0, 1.0), image: jax.Array | None = None, strength: float | None = None,
     mask: np.ndarray | None = None, t5_tokens: int | None = None, true_guidance: float = 1.0,
     skip_layers: str | Mapping[str, Any] | None = None, tile: int | None = None,
@@ -193,8 +193,8 @@ def text_to_image(
     Args:
         negative: what the image should not show; the default is the system's own unconditional text.
         steps, guidance, solver: the system's and its scheduler's by default. Flux takes guidance as an input of its
-            network; the others extrapolate from the unconditional prediction where it is above 1, by `rule` and for
-            t in `interval` (`sampling.rule`).
+            network; the others extrapolate from the unconditional prediction where it is above 1, by `rule` (the
+            system's by default) and for t in `interval` (`sampling.rule`).
         schedule: arguments of `sampling.times` instead of the scheduler's own times.
         size: (height, width) in pixels; by default what the denoiser was trained at.
         noise: x_T [B, h, w, C] in latent pixels; by default that of image i is a function of (seed, i) alone, as is
@@ -227,13 +227,14 @@ def text_to_image(
 
     extrapolates = pipeline.system.extrapolates
     scale = max(1.0, float(guidance if extrapolates else 1.0 if negative is None else true_guidance))
-    idle = {"negative": negative is not None, "rule": rule != "plain", "interval": tuple(interval) != (0.0, 1.0)}
+    idle = {"negative": negative is not None, "rule": rule not in (None, "plain"),
+            "interval": tuple(interval) != (0.0, 1.0)}
     if scale == 1.0 and any(idle.values()):
         what = "guidance" if extrapolates else "true_guidance"
         word = next(name for name, given in idle.items() if given)
         given = {"negative": negative, "rule": rule, "interval": interval}[word]
         warnings.warn(f"{word}={given!r} changes nothing at {what} 1; give a {what} above 1", stacklevel=2)
-    how = sampling.rule(scale=scale, **section(rule, "rule")) if scale > 1.0 else None
+    how = sampling.rule(scale=scale, **section(rule or defaults.rule, "rule")) if scale > 1.0 else None
     cond, uncond = conditions(pipeline, params, prompts, size, negative, guidance, scale > 1.0, t5_tokens)
     away = start = None
     if skip_layers is not None:

@@ -84,6 +84,7 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
             "solver": pipeline.schedule.solver,
             "steps": defaults.steps,
             "guidance": defaults.guidance,
+            "rule": defaults.rule,
             "schedule": write_schedule(pipeline.schedule),
             "count": 4,
         },

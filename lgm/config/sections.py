@@ -198,10 +198,10 @@ class EMA:
 class Sampling:
     """How pictures are drawn. `prompts` empty: captions of the held-out set, then of the training set.
 
-    `solver` and `rule`, how the unconditional prediction guides (plain, rescaled, projected), are a name or a section
-    dict(name=..., **options). Guidance acts for t in `interval`, away from the `negative` prompt if there is one.
-    `schedule` is what `sampling.times` takes, dict(spacing=..., shift=...), or a scheduler_config.json. `clip` bounds
-    the data that a prediction implies, in standardised latents; eps predictions need it.
+    `solver` and `rule`, how the unconditional prediction guides (plain, rescaled, token_rescaled, projected), are a
+    name or a section dict(name=..., **options). Guidance acts for t in `interval`, away from the `negative` prompt if
+    there is one. `schedule` is what `sampling.times` takes, dict(spacing=..., shift=...), or a scheduler_config.json.
+    `clip` bounds the data that a prediction implies, in standardised latents; eps predictions need it.
     """
 
     solver: str | dict[str, Any] = "euler"

@@ -20,6 +20,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from lgm.data.tokenizer_files import (
+    QWEN_WORDS,
     as_value_error,
     check_vocabulary,
     open_tokenizer,
@@ -152,6 +153,19 @@ def t5_unigram(vocab: Sequence[tuple[str, float]], charsmap: bytes | None, speci
     return tokenizer
 
 
+def qwen_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], special: Sequence[AddedToken] = ()):
+    """Qwen's tokenizer: byte-level BPE, without a begin or an end."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(dict(vocab), list(merges)))
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    for token in special:
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+    return tokenizer
+
+
 def _build(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     if (folder / "tokenizer.json").exists():
         return open_tokenizer(folder / "tokenizer.json")
@@ -163,6 +177,8 @@ def _build(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if odd := [merge for merge in merges if len(merge) != 2]:
         raise ValueError(f"merges.txt has {shown(' '.join(odd[0]))} where two tokens should stand")
+    if str(config.get("tokenizer_class")).startswith("Qwen2Tokenizer"):
+        return qwen_bpe(vocab, merges, _added(config, len(vocab)))
     return clip_bpe(vocab, merges, _special(config))
 
 
@@ -174,6 +190,19 @@ def _special(config: Mapping[str, Any]) -> list[AddedToken]:
             normalized = bool(value.get("normalized", False)) if isinstance(value, Mapping) else False
             tokens[_content(value)] = AddedToken(_content(value), normalized=normalized, special=True)
     return list(tokens.values())
+
+
+def _added(config: Mapping[str, Any], first: int) -> list[AddedToken]:
+    """The tokens that tokenizer_config.json adds to a vocabulary, from the id `first` on. Raises ValueError for others
+    than follow it one by one."""
+    said = config.get("added_tokens_decoder") or {}
+    if not isinstance(said, Mapping) or not all(isinstance(token, Mapping) for token in said.values()):
+        raise ValueError(f"added_tokens_decoder={shown(said)} is no table of tokens")
+    if list(said) != [str(first + i) for i in range(len(said))]:
+        raise ValueError(f"added_tokens_decoder must number tokens from {first} on, the end of vocab.json")
+    flag = lambda token, name: bool(token.get(name, False))
+    names = ("lstrip", "rstrip", "normalized", "single_word", "special")
+    return [AddedToken(_content(token), **{name: flag(token, name) for name in names}) for token in said.values()]
 
 
 def _content(token: Any) -> str | None:

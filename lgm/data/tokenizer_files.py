@@ -21,9 +21,10 @@ from lgm.untrusted import parse_object, read_bytes, read_text, shown
 
 # a pattern that cannot backtrack: alternatives of characters and sets of them, of which only the last may repeat
 _ONE = r"(?:\\p\{\w{1,20}\}|\\\D|\[(?:\\\D|[^\]\[\\])+\]|[^\\\[\](){}|*+?.^$])"
-# those of Qwen's byte-level tokenizers, which look ahead by one character
-KNOWN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-         r"|\s*[\r\n]+|\s+(?!\S)|\s+",)  # fmt: skip
+# words as Qwen's byte-level tokenizers split them, who look ahead by one character
+QWEN_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+              r"|\s*[\r\n]+|\s+(?!\S)|\s+")  # fmt: skip
+KNOWN = (QWEN_WORDS,)
 _PLAIN = re.compile(rf"{_ONE}+(?:[*+?]|\{{\d{{1,2}},?\d{{0,2}}\}})?")
 PARTS = {
     "normalizer": ("BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from lgm.casting import cast
@@ -15,7 +17,8 @@ from lgm.files import write_atomically
 from lgm.interop import diffusers_configs as configs
 from lgm.interop import keys_causal_text as causal
 from lgm.interop import keys_text, tables, text_configs
-from lgm.interop.fields import Table, WrongKind, carried
+from lgm.interop import original_names as original
+from lgm.interop.fields import Table, WrongKind, carried, joined
 from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
 from lgm.interop.keys_autoencoder_flux2 import (
@@ -30,6 +33,7 @@ from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
 from lgm.interop.keys_flux2 import FLUX2, flux2_rules, read_flux2, write_flux2
 from lgm.interop.keys_frame_autoencoder import (
     FRAME_AUTOENCODER,
+    FRAME_LAYOUTS,
     frame_autoencoder_rules,
     read_frame_autoencoder,
     write_frame_autoencoder,
@@ -37,7 +41,8 @@ from lgm.interop.keys_frame_autoencoder import (
 from lgm.interop.keys_qwen_image import QWEN_IMAGE, qwen_image_rules, read_qwen_image, write_qwen_image
 from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_sd3
 from lgm.interop.keys_unet import unet_rules
-from lgm.interop.keys_z_image import Z_IMAGE, read_z_image, write_z_image, z_image_rules
+from lgm.interop.keys_z_image import Z_IMAGE, Z_IMAGE_LAYOUTS, read_z_image, write_z_image, z_image_rules
+from lgm.interop.original_names import Layouts
 from lgm.interop.scaled import descaled
 from lgm.interop.tensor_files import Weights, load, open_weights, save
 from lgm.models import Model, Params, build, family_of
@@ -51,7 +56,9 @@ class Component:
 
     `table` says what options it has (`fields`). `prepare` renames what some versions of the library name otherwise;
     `refine` is for a configuration that the weights must complete; `kept_wide` is the ending of tensors that the
-    library keeps in float32 where the rest is float16.
+    library keeps in float32 where the rest is float16. `beside` are the tensors of its files that nothing here computes
+    with, under the names that they are written again by. `layouts` are those of single files, the likeliest first; of
+    text encoders that several systems have, `single_file` says.
     """
 
     library: str
@@ -62,6 +69,8 @@ class Component:
     prepare: Callable[[Weights], Weights] = lambda weights: weights
     refine: Callable[[Any, Weights], Any] | None = None
     kept_wide: str | None = None
+    beside: Callable[[Weights], Weights] | None = None
+    layouts: Layouts = ()
 
     @property
     def stem(self) -> str:
@@ -84,7 +93,8 @@ def _clip(projected: bool) -> Component:
 
 
 def _causal(read: Callable, write: Callable, table: Table) -> Component:
-    return Component("transformers", read, write, causal.causal_text_rules, table, causal.causal_text_weights)
+    return Component("transformers", read, write, causal.causal_text_rules, table, causal.causal_text_weights,
+                     layouts=[("", original.in_model), ("", original.same)])
 
 
 TENSORS_A_BLOCK, MOST_BLOCKS = 6, 4096  # at least, of any network; at most
@@ -92,36 +102,55 @@ TENSORS_A_BLOCK, MOST_BLOCKS = 6, 4096  # at least, of any network; at most
 COMPONENTS: dict[str, Component] = {
     "AutoencoderKL": Component(
         "diffusers", configs.read_autoencoder, configs.write_autoencoder, autoencoder_rules, tables.AUTOENCODER,
-        autoencoder_weights,
+        autoencoder_weights, layouts=[("first_stage_model.", original.autoencoder), ("vae.", original.autoencoder),
+                                      ("", original.autoencoder), ("", original.same)],
     ),
     "AutoencoderKLFlux2": Component(
         "diffusers", read_autoencoder_flux2, write_autoencoder_flux2, autoencoder_flux2_rules, AUTOENCODER_FLUX2,
         autoencoder_weights, with_statistics,
     ),
-    "AutoencoderKLQwenImage": Component("diffusers", read_frame_autoencoder, write_frame_autoencoder,
-                                        frame_autoencoder_rules, FRAME_AUTOENCODER),
+    "AutoencoderKLQwenImage": Component(
+        "diffusers", read_frame_autoencoder, write_frame_autoencoder, frame_autoencoder_rules, FRAME_AUTOENCODER,
+        layouts=FRAME_LAYOUTS,
+    ),
     "BertModel": Component("transformers", text_configs.read_bert, text_configs.write_bert, keys_text.bert,
                            tables.BERT),
     "CLIPTextModel": _clip(projected=False),
     "CLIPTextModelWithProjection": _clip(projected=True),
-    "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules, tables.DIT, refine=with_positions),
+    "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules, tables.DIT, refine=with_positions,
+                                       layouts=[("", original.dit)]),
     "Flux2Transformer2DModel": Component("diffusers", read_flux2, write_flux2, flux2_rules, FLUX2),
-    "FluxTransformer2DModel": Component("diffusers", read_flux, write_flux, flux_rules, tables.FLUX),
+    "FluxTransformer2DModel": Component(
+        "diffusers", read_flux, write_flux, flux_rules, tables.FLUX,
+        layouts=[("", original.flux), ("model.diffusion_model.", original.flux), ("", original.same)],
+    ),
     "MistralModel": _causal(causal.read_mistral, causal.write_mistral, causal.MISTRAL),
+    "Qwen2_5_VLForConditionalGeneration": Component(
+        "transformers", causal.read_qwen25_vl, causal.write_qwen25_vl, causal.qwen25_vl_rules, causal.QWEN25_VL,
+        causal.qwen25_vl_weights, beside=causal.qwen25_vl_others, layouts=[("", original.same)],
+    ),
     "Qwen2_5_VLTextModel": _causal(causal.read_qwen25, causal.write_qwen25, causal.QWEN25),
     "Qwen3Model": _causal(causal.read_qwen3, causal.write_qwen3, causal.QWEN3),
-    "QwenImageTransformer2DModel": Component("diffusers", read_qwen_image, write_qwen_image, qwen_image_rules,
-                                             QWEN_IMAGE),
-    "SD3Transformer2DModel": Component("diffusers", read_sd3, write_sd3, sd3_rules, tables.SD3,
-                                       refine=with_positions_of),
-    "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules, tables.DIT, refine=with_positions),
+    "QwenImageTransformer2DModel": Component(
+        "diffusers", read_qwen_image, write_qwen_image, qwen_image_rules, QWEN_IMAGE,
+        layouts=[("", original.same), ("model.diffusion_model.", original.same)],
+    ),
+    "SD3Transformer2DModel": Component(
+        "diffusers", read_sd3, write_sd3, sd3_rules, tables.SD3, refine=with_positions_of,
+        layouts=[("model.diffusion_model.", original.sd3), ("", original.sd3), ("", original.same)],
+    ),
+    "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules, tables.DIT, refine=with_positions,
+                                       layouts=[("", original.dit)]),
     "T5EncoderModel": Component(
         "transformers", text_configs.read_t5, text_configs.write_t5, keys_text.t5, tables.T5, keys_text.t5_weights,
         kept_wide=".wo.weight",
     ),
-    "UNet2DConditionModel": Component("diffusers", configs.read_unet, configs.write_unet, unet_rules,
-                                      tables.UNET),
-    "ZImageTransformer2DModel": Component("diffusers", read_z_image, write_z_image, z_image_rules, Z_IMAGE),
+    "UNet2DConditionModel": Component(
+        "diffusers", configs.read_unet, configs.write_unet, unet_rules, tables.UNET,
+        layouts=[("model.diffusion_model.", original.unet), ("", original.unet), ("", original.same)],
+    ),
+    "ZImageTransformer2DModel": Component("diffusers", read_z_image, write_z_image, z_image_rules, Z_IMAGE,
+                                          layouts=Z_IMAGE_LAYOUTS),
 }
 
 
@@ -201,19 +230,22 @@ def names_in_library(name: str, config: Any) -> list[str]:
 
 
 def save_component(
-    folder: str | Path, name: str, config: Any, params: Params, dtype: Any = None, options: Mapping[str, Any] = {}
-) -> None:
+    folder: str | Path, name: str, config: Any, params: Params, dtype: Any = None, options: Mapping[str, Any] = {},
+    beside: Weights | None = None,
+) -> None:  # fmt: skip
     """Write config.json and the weights, cast to `dtype` where given, as the library's `save_pretrained` does.
 
-    `options` are written as well, in the place of what is a matter of form here (`read_carried`). Raises ValueError,
-    one line, naming a tensor that is not finite in `dtype`.
+    `options` are written as well, in the place of what is a matter of form here (`read_carried`), and the tensors
+    `beside` ours, in the dtype of ours. Raises ValueError, one line, naming a tensor that is not finite in `dtype`.
     """
     kind = component(name)
-    written = {**kind.write(config), **options}
-    tensors = ((key, cast(key, np.asarray(tensor), kind.dtype_of(key, dtype)))
-               for key, tensor in iterate_theirs(kind.rules(config), params))
-    save(tensors, folder, kind.stem)
-    write_json(Path(folder) / "config.json", written)
+    tensors = iterate_theirs(kind.rules(config), params)
+    if beside is not None:
+        held = jax.tree.leaves(params)[0].dtype
+        tensors = itertools.chain(tensors, ((key, cast(key, beside.get(key), held)) for key in beside.names))
+    converted = ((key, cast(key, np.asarray(tensor), kind.dtype_of(key, dtype))) for key, tensor in tensors)
+    save(converted, folder, kind.stem)
+    write_json(Path(folder) / "config.json", joined(kind.write(config), options))
 
 
 def read_json(path: Path, infinite: bool = False) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Options of other libraries' configurations: of what kind each is, and what becomes of it here.
 
-Every option that a class of theirs has stands in its table as one of four:
+Every option that a class of theirs has stands in its table as one of five:
 
     a kind (COUNT, NUMBER, ...)   it is read here, and may be anything of that kind
     Fixed(...)                    it has one possible value here, or a few; another is refused
     CARRIED                       it changes no result here, or none of what is computed: written again as it was read
+    a table                       it is an object, or null, whose options stand in that table
 
 Options in no table are unknown to the class too, which ignores them: they are carried as well.
 """
@@ -84,7 +85,7 @@ FLAG_OR_NONE, POSITIVE_OR_NONE = _or_none(FLAG), _or_none(POSITIVE)
 COUNTS_OR_NONE, NUMBERS_OR_NONE, NATURALS_OR_NONE = _or_none(COUNTS), _or_none(NUMBERS), _or_none(NATURALS)
 CARRIED = Kind("anything", lambda value: True)
 
-Table = Mapping[str, Kind | Fixed]
+Table = Mapping[str, "Kind | Fixed | Table"]
 
 
 def check(config: Mapping[str, Any], table: Table, name: str = "config.json") -> None:
@@ -95,14 +96,30 @@ def check(config: Mapping[str, Any], table: Table, name: str = "config.json") ->
         value = config[key]
         if isinstance(kind, Fixed):
             _allowed(key, value, kind.allowed, name)
+        elif isinstance(kind, Mapping):
+            if not isinstance(value, dict | None):
+                raise WrongKind(f"{name}: {key}={shown(value)} is not an object or null")
+            check(value or {}, kind, f"{name}: {key}")
         elif not kind.holds(value):
             raise WrongKind(f"{name}: {key}={shown(value)} is not {kind.words}")
 
 
 def carried(config: Mapping[str, Any], table: Table) -> dict[str, Any]:
     """The options of `config` that are to be written again as they are."""
-    return {key: value for key, value in config.items()
-            if table.get(key, CARRIED) is CARRIED and key not in STORED}
+    kept = {}
+    for key, value in config.items():
+        kind = table.get(key, CARRIED)
+        if isinstance(kind, Mapping):
+            kept[key] = carried(value or {}, kind)
+        elif kind is CARRIED and key not in STORED:
+            kept[key] = value
+    return kept
+
+
+def joined(written: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the options of `carried` in place; objects are joined option by option."""
+    both = lambda a, b: joined(a, b) if isinstance(a, dict) and isinstance(b, dict) else b
+    return {**written, **{key: both(written.get(key), value) for key, value in kept.items()}}
 
 
 def expect(config: Mapping[str, Any], key: str, *allowed: Any) -> Any:

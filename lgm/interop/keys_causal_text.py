@@ -1,5 +1,5 @@
 """Key map and configurations of causal language models, in the layouts of transformers' Qwen3Model, Qwen2_5_VLTextModel
-and MistralModel."""
+(alone and within Qwen2_5_VLForConditionalGeneration) and MistralModel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lgm.interop.fields import (
     check,
     fixed,
 )
-from lgm.interop.keymap import Extra, Rule, linear, norm
+from lgm.interop.keymap import Extra, Rule, linear, norm, prefixed
 from lgm.interop.tables import OUTPUTS
 from lgm.interop.tensor_files import Weights
 from lgm.models.causal_text import CausalTextConfig
@@ -51,6 +51,7 @@ _WINDOWS: Table = {
 }
 QWEN3: Table = _COMMON | _WINDOWS | {"attention_bias": fixed(False)}
 QWEN25: Table = _COMMON | _WINDOWS
+QWEN25_VL: Table = QWEN25 | {"text_config": QWEN25, "vision_config": CARRIED}  # older folders say all at one level
 MISTRAL: Table = _COMMON | {"sliding_window": COUNT_OR_NONE}
 
 
@@ -74,16 +75,43 @@ def causal_text_rules(config: CausalTextConfig) -> list[Rule | Extra]:
     ]
 
 
+_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+# the head of next tokens and the eye, and what versions of the library put before them
+_OTHERS, _BEFORE = ("lm_head.", "visual."), ("model.", "language_model.")
+
+
 def causal_text_weights(weights: Weights) -> Weights:
     """`weights` of the bare model: without its prefix in a larger one, a head of next tokens or an eye."""
-    prefixes = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 
     def rename(name: str) -> str | None:
-        if name.startswith(("lm_head.", "language_model.lm_head.", "visual.", "model.visual.")):
+        if _unprefixed(name, _BEFORE).startswith(_OTHERS):
             return None
-        return name.removeprefix(next((prefix for prefix in prefixes if name.startswith(prefix)), ""))
+        return _unprefixed(name, _PREFIXES)
 
     return weights.renamed(rename)
+
+
+def qwen25_vl_rules(config: CausalTextConfig) -> list[Rule | Extra]:
+    """The text model within Qwen2_5_VLForConditionalGeneration, by the names of the released files."""
+    return prefixed(causal_text_rules(config), theirs="model.")
+
+
+def qwen25_vl_weights(weights: Weights) -> Weights:
+    """`weights` of the text model alone, by the names of the released files."""
+    return causal_text_weights(weights).renamed("model.{}".format)
+
+
+def qwen25_vl_others(weights: Weights) -> Weights:
+    """The head and the eye, by the names of the released files, which every version of the library reads."""
+
+    def rename(name: str) -> str | None:
+        return name if (name := _unprefixed(name, _BEFORE)).startswith(_OTHERS) else None
+
+    return weights.renamed(rename)
+
+
+def _unprefixed(name: str, prefixes: tuple[str, ...]) -> str:
+    return name.removeprefix(next((prefix for prefix in prefixes if name.startswith(prefix)), ""))
 
 
 def read_qwen3(config: Mapping[str, Any]) -> CausalTextConfig:
@@ -100,6 +128,12 @@ def read_qwen25(config: Mapping[str, Any]) -> CausalTextConfig:
     shape = dict(vocab_size=152_064, width=8192, mlp_width=29_568, depth=80, heads=64, kv_heads=8, max_length=32_768,
                  epsilon=1e-5)  # fmt: skip
     return _read(config, shape, 1_000_000.0, qk_norm=False, qkv_bias=True)
+
+
+def read_qwen25_vl(config: Mapping[str, Any]) -> CausalTextConfig:
+    """CausalTextConfig of the text model of a Qwen2_5_VLForConditionalGeneration."""
+    check(config, QWEN25_VL)
+    return read_qwen25(config.get("text_config") or config)
 
 
 def read_mistral(config: Mapping[str, Any]) -> CausalTextConfig:
@@ -150,7 +184,16 @@ def write_qwen25(config: CausalTextConfig) -> dict[str, Any]:
     written, half = _write(config, "Qwen2_5_VLTextModel", "qwen2_5_vl_text"), config.head_width // 2
     place = 3 * half // 8  # of rows and of columns in a picture; the rest is time's
     written["rope_parameters"]["mrope_section"] = [half - 2 * place, place, place]
+    del written["head_dim"]  # which follows
     return written
+
+
+def write_qwen25_vl(config: CausalTextConfig) -> dict[str, Any]:
+    """config.json of a Qwen2_5_VLForConditionalGeneration, but for what its eye is."""
+    text = write_qwen25(config)
+    del text["architectures"], text["tie_word_embeddings"]
+    return {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "text_config": text,
+            "tie_word_embeddings": False}  # fmt: skip
 
 
 def write_mistral(config: CausalTextConfig) -> dict[str, Any]:

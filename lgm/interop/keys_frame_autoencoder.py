@@ -1,4 +1,5 @@
-"""Key map and configuration of Qwen-Image's autoencoder, in the layout of diffusers' AutoencoderKLQwenImage."""
+"""Key map and configuration of Qwen-Image's autoencoder, in the layout of diffusers' AutoencoderKLQwenImage; its
+original names."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 from lgm.interop.fields import CARRIED, COUNT, COUNTS, NUMBERS, Kind, Table, check, fixed
 from lgm.interop.keymap import CONV_AS_LINEAR, Rule, Transform, conv, linear, prefixed
+from lgm.interop.original_names import Layouts, Original, by_place, same
 from lgm.models.frame_autoencoder import MEAN, STD, FrameAutoencoderConfig
 
 _FLAGS = Kind("a list of true or false", lambda value: isinstance(value, (list, tuple)) and len(value) < 64
@@ -84,6 +86,31 @@ def _ends() -> list[Rule]:
         *_norm("norm_out", "norm_out"),
         *_film("conv_out", "conv_out"),
     ]
+
+
+_RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6",
+             "conv_shortcut": "shortcut"}  # fmt: skip
+
+
+def original(config: FrameAutoencoderConfig) -> Original:
+    """The names of the original file, whose decoder numbers its blocks through, too."""
+    levels, depth = len(config.widths), config.layers_per_block
+    places = {"quant_conv": "conv1", "post_quant_conv": "conv2"}
+    for side in ("encoder", "decoder"):
+        places |= {f"{side}.{theirs}": f"{side}.{name}" for theirs, name in (
+            ("conv_in", "conv1"), ("norm_out", "head.0"), ("conv_out", "head.2"), ("mid_block.resnets.0", "middle.0"),
+            ("mid_block.attentions.0", "middle.1"), ("mid_block.resnets.1", "middle.2"))}  # fmt: skip
+    for number in range(levels * (depth + 1) - 1):
+        places[f"encoder.down_blocks.{number}"] = f"encoder.downsamples.{number}"
+    for i in range(levels):
+        first = i * (depth + 2)
+        places[f"decoder.up_blocks.{i}.upsamplers.0"] = f"decoder.upsamples.{first + depth + 1}"
+        for j in range(depth + 1):
+            places[f"decoder.up_blocks.{i}.resnets.{j}"] = f"decoder.upsamples.{first + j}"
+    return by_place(places, {"down_blocks": _RESIDUAL, "resnets": _RESIDUAL})
+
+
+FRAME_LAYOUTS: Layouts = (("", original), ("vae.", original), ("first_stage_model.", original), ("", same))
 
 
 def read_frame_autoencoder(config: Mapping[str, Any]) -> FrameAutoencoderConfig:

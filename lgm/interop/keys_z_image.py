@@ -1,12 +1,14 @@
-"""Key map and configuration of Z-Image, in the layout of diffusers' ZImageTransformer2DModel."""
+"""Key map and configuration of Z-Image, in the layout of diffusers' ZImageTransformer2DModel; its original names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lgm.interop.fields import CARRIED, COUNT, COUNTS, POSITIVE, Table, check, fixed
 from lgm.interop.keymap import Rule, Transform, linear, norm
+from lgm.interop.original_names import QKV, Layouts, Original, Source, replaced, same
 from lgm.models.z_image import ZImageConfig
 
 _PATCH = 2  # the one that diffusers' pipeline asks for
@@ -63,6 +65,29 @@ def _blocks(ours: str, theirs: str, *, timed: bool) -> list[Rule]:
         *linear(f"{ours}/wo", f"{mlp}w2", bias=False),
         *(linear(f"{ours}/modulation", f"{block}adaLN_modulation.0") if timed else []),
     ]
+
+
+_ORIGINAL = {
+    "all_x_embedder.2-1": "x_embedder",
+    "all_final_layer.2-1": "final_layer",
+    "attention.norm_q": "attention.q_norm",
+    "attention.norm_k": "attention.k_norm",
+    "attention.to_out.0": "attention.out",
+}
+
+
+def original(config: ZImageConfig) -> Original:
+    """The names of the released single file, which fuses q, k and v."""
+
+    def source(name: str) -> Source:
+        if fused := re.fullmatch(r"(.*\.attention)\.to_([qkv])\.weight", name):
+            return Source(f"{fused[1]}.qkv.weight", QKV[fused[2]])
+        return Source(replaced(name, _ORIGINAL))
+
+    return source
+
+
+Z_IMAGE_LAYOUTS: Layouts = (("", original), ("model.diffusion_model.", original), ("", same))
 
 
 def read_z_image(config: Mapping[str, Any]) -> ZImageConfig:

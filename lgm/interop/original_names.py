@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from lgm.models.autoencoder import AutoencoderConfig
@@ -29,8 +29,9 @@ class Source:
 
 
 Original = Callable[[str], Source]
+Layouts = Sequence[tuple[str, Callable[[Any], Original]]]  # (prefix in single files, layout below it)
 
-_QKV = {"q": (0, 1, 3), "k": (1, 2, 3), "v": (2, 3, 3)}
+QKV = {"q": (0, 1, 3), "k": (1, 2, 3), "v": (2, 3, 3)}
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -67,7 +68,7 @@ def unet(config: UNetConfig) -> Original:
             places |= {f"up_blocks.{i}.resnets.{j}": f"{block}.0", f"up_blocks.{i}.attentions.{j}": f"{block}.1"}
         after = 2 if config.transformer_depth[levels - 1 - i] else 1
         places[f"up_blocks.{i}.upsamplers.0.conv"] = f"{block}.{after}.conv"
-    return _by_place(places, {"resnets": _RESNET})
+    return by_place(places, {"resnets": _RESNET})
 
 
 def autoencoder(config: AutoencoderConfig) -> Original:
@@ -89,7 +90,7 @@ def autoencoder(config: AutoencoderConfig) -> Original:
             places[f"decoder.up_blocks.{i}.resnets.{j}"] = f"{up}.block.{j}"
     attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
     inner = {"resnets": {"conv_shortcut": "nin_shortcut"}, "attentions": attention}
-    find = _by_place(places, inner)
+    find = by_place(places, inner)
 
     def original(name: str) -> Source:
         projects = "attentions" in name and "group_norm" not in name and name.endswith("weight")
@@ -142,8 +143,8 @@ def open_clip_text(_: Any) -> Original:
         fused = re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", name)
         if fused:
             block, part, kind = fused.groups()
-            return Source(f"{_replaced(block, _OPEN_CLIP)}.attn.in_proj_{kind}", _QKV[part])
-        return Source(_replaced(name, _OPEN_CLIP))
+            return Source(f"{replaced(block, _OPEN_CLIP)}.attn.in_proj_{kind}", QKV[part])
+        return Source(replaced(name, _OPEN_CLIP))
 
     return original
 
@@ -186,9 +187,9 @@ def sd3(config: Any) -> Original:
         if fused:
             block, attention, kind, part, end = fused.groups()
             stream = "x_block" if kind == "to" else "context_block"
-            return Source(f"joint_blocks.{block}.{stream}.{attention}.qkv.{end}", _QKV[part])
+            return Source(f"joint_blocks.{block}.{stream}.{attention}.qkv.{end}", QKV[part])
         swapped = name.startswith(("norm_out.linear", f"{last}norm1_context.linear"))
-        return Source(_replaced(name, _SD3), change="swap" if swapped else None)
+        return Source(replaced(name, _SD3), change="swap" if swapped else None)
 
     return original
 
@@ -239,11 +240,11 @@ def flux(_: Any) -> Original:
             block, part, end = fused.groups()
             return Source(f"single_blocks.{block}.linear1.{end}", _FLUX_PARTS[part])
         if name.startswith("single_transformer_blocks."):
-            return Source(_replaced(name, _FLUX_SINGLE))
+            return Source(replaced(name, _FLUX_SINGLE))
         if fused := re.fullmatch(r"transformer_blocks\.(\d+)\.attn\.(to|add)_([qkv])(?:_proj)?\.(weight|bias)", name):
             block, kind, part, end = fused.groups()
-            return Source(f"double_blocks.{block}.{'img' if kind == 'to' else 'txt'}_attn.qkv.{end}", _QKV[part])
-        return Source(_replaced(name, _FLUX_DOUBLE), change="swap" if name.startswith("norm_out.") else None)
+            return Source(f"double_blocks.{block}.{'img' if kind == 'to' else 'txt'}_attn.qkv.{end}", QKV[part])
+        return Source(replaced(name, _FLUX_DOUBLE), change="swap" if name.startswith("norm_out.") else None)
 
     return original
 
@@ -270,21 +271,26 @@ def dit(_: Any) -> Original:
 
     def original(name: str) -> Source:
         if copied := re.fullmatch(r"transformer_blocks\.\d+\.norm1\.emb\.(.*)", name):
-            return Source(_replaced(copied[1], _DIT_EMBEDDERS))
+            return Source(replaced(copied[1], _DIT_EMBEDDERS))
         if fused := re.fullmatch(r"transformer_blocks\.(\d+)\.attn1\.to_([qkv])\.(weight|bias)", name):
             block, part, end = fused.groups()
-            return Source(f"blocks.{block}.attn.qkv.{end}", _QKV[part])
-        return Source(_replaced(name, _DIT))
+            return Source(f"blocks.{block}.attn.qkv.{end}", QKV[part])
+        return Source(replaced(name, _DIT))
 
     return original
 
 
 def same(_: Any) -> Original:
-    """A network whose names the single files share with transformers."""
+    """A network whose names the single files share with diffusers or transformers."""
     return Source
 
 
-def _by_place(places: Mapping[str, str], inner: Mapping[str, Mapping[str, str]]) -> Original:
+def in_model(_: Any) -> Original:
+    """A language model in a file of one that writes, below "model."."""
+    return lambda name: Source(f"model.{name}")
+
+
+def by_place(places: Mapping[str, str], inner: Mapping[str, Mapping[str, str]]) -> Original:
     """Names that begin with a place of `places`; what follows it is renamed by the table of its kind in `inner`."""
     ordered = sorted(places, key=len, reverse=True)
 
@@ -295,13 +301,13 @@ def _by_place(places: Mapping[str, str], inner: Mapping[str, Mapping[str, str]])
         rest = name.removeprefix(place + ".")
         for kind, table in inner.items():
             if f"{kind}." in place + ".":
-                rest = _replaced(rest, table)
+                rest = replaced(rest, table)
         return Source(f"{places[place]}.{rest}")
 
     return original
 
 
-def _replaced(name: str, table: Mapping[str, str]) -> str:
+def replaced(name: str, table: Mapping[str, str]) -> str:
     """`name` with every entry of the table that stands in it, from dot to dot, replaced."""
     for old, new in table.items():
         name = re.sub(rf"(^|\.){re.escape(old)}(?=\.|$)", rf"\g<1>{new}", name)

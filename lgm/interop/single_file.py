@@ -1,7 +1,8 @@
-"""Single-file checkpoints of Stable Diffusion 1, 2, XL, 3, Flux.1, DiT and SiT, read as diffusers' folders are.
+"""Single-file checkpoints of released systems, read as diffusers' folders are.
 
-A file holds several networks under prefixes. `section` shows one of them under the names that diffusers uses, without
-reading a tensor, so that one key map serves both.
+A file holds several networks under prefixes, which stand with each class (`components`) or, of encoders that several
+systems have at several places, here. `section` shows one of them under the names that diffusers uses, without reading a
+tensor, so that one key map serves both.
 """
 
 from __future__ import annotations
@@ -14,24 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lgm.interop import original_names as names
-from lgm.interop.original_names import Original, Source
+from lgm.interop.components import COMPONENTS, component
+from lgm.interop.original_names import Layouts, Original, Source
 from lgm.interop.tensor_files import Entry, Weights, read_metadata
 from lgm.untrusted import shown
 
-# place in a diffusers folder -> class there -> (prefix in single files, layout below it), the likeliest first
 _CLIP_ALONE = [("", names.clip_text), ("", names.clip_text_bare), ("transformer.", names.clip_text),
                ("transformer.", names.clip_text_bare), ("", names.open_clip_text)]  # fmt: skip
 _T5_ALONE = [("", names.same), ("transformer.", names.same)]
-SECTIONS = {
-    "unet": {"UNet2DConditionModel": [("model.diffusion_model.", names.unet), ("", names.unet), ("", names.same)]},
-    "transformer": {
-        "SD3Transformer2DModel": [("model.diffusion_model.", names.sd3), ("", names.sd3), ("", names.same)],
-        "DiTTransformer2DModel": [("", names.dit)],
-        "SiTTransformer2DModel": [("", names.dit)],
-        "FluxTransformer2DModel": [("", names.flux), ("model.diffusion_model.", names.flux), ("", names.same)],
-    },
-    "vae": {"AutoencoderKL": [("first_stage_model.", names.autoencoder), ("vae.", names.autoencoder),
-                              ("", names.autoencoder), ("", names.same)]},
+# place of a text encoder in a diffusers folder -> how its class begins -> its layouts, the likeliest first
+ENCODERS: dict[str, dict[str, Layouts]] = {
     "text_encoder": {"CLIP": [(prefix, names.unprojected(layout)) for prefix, layout in (
         ("cond_stage_model.transformer.", names.clip_text),
         ("cond_stage_model.transformer.", names.clip_text_bare),
@@ -52,7 +45,8 @@ SECTIONS = {
     },
     "text_encoder_3": {"T5": [("text_encoders.t5xxl.transformer.", names.same), *_T5_ALONE]},
 }  # fmt: skip
-_PREFIXES = tuple({p for kinds in SECTIONS.values() for found in kinds.values() for p, _ in found}
+_PREFIXES = tuple({p for found in [*(found for kinds in ENCODERS.values() for found in kinds.values()),
+                                   *(kind.layouts for kind in COMPONENTS.values())] for p, _ in found}
                   - {"", "transformer."})  # which also begins OpenCLIP's names
 # what training leaves in a file beside its networks: copies, losses, and tables that the schedule gives anyway
 _LEFT_PREFIXES = ("model_ema.", "loss.", "first_stage_model.loss.", "first_stage_model.model_ema.", "vae.loss.")
@@ -66,9 +60,9 @@ _LEFT_NAMES = {
 _LEFT_NAMES |= {prefix[:-1].rpartition(".")[0] + ".logit_scale" for prefix in _PREFIXES}
 _MARKERS = ("v_pred", "ztsnr")
 _STATED = "modelspec.prediction_type"  # which sd-scripts write
-# and a projection where none is used, which SD 2's and Flux's files have
-_UNUSED = ("logit_scale", "attn_mask", "position_ids", "text_projection", "text_projection.weight")
-# the other halves of whole models whose text encoder alone is used: CLIP's of images, T5's that writes
+# and a projection where none is used, which SD 2's and Flux's files have, and a norm that Z-Image does not use
+_UNUSED = ("logit_scale", "attn_mask", "position_ids", "text_projection", "text_projection.weight", "norm_final.weight")
+# the other halves of whole models whose text encoder alone is used: those of images, and that write
 _HALVES = ("visual.", "vision_model.", "visual_projection.", "decoder.", "lm_head.")
 
 
@@ -81,8 +75,14 @@ class Section(NamedTuple):
 
 def original_of(place: str, name: str, config: Any) -> Original | None:
     """The layout of the network at `place` in single files; None where it is not known."""
-    found = next((v for k, v in SECTIONS.get(place, {}).items() if name.startswith(k)), None)
+    found = _layouts(place, name)
     return found[0][1](config) if found else None
+
+
+def _layouts(place: str, name: str) -> Layouts:
+    """Those of the network of class `name` at a place, the likeliest first."""
+    here = next((v for k, v in ENCODERS.get(place, {}).items() if name.startswith(k)), None)
+    return component(name).layouts if here is None else here
 
 
 def section(weights: Weights, place: str, name: str, config: Any, wanted: Iterable[str]) -> Section | None:
@@ -93,7 +93,7 @@ def section(weights: Weights, place: str, name: str, config: Any, wanted: Iterab
     that do not say which text encoder it is are of the one of that width.
     """
     wanted = list(wanted)
-    for prefix, layout in next((v for k, v in SECTIONS.get(place, {}).items() if name.startswith(k)), []):
+    for prefix, layout in _layouts(place, name):
         original = layout(config)
         sources = {theirs: original(theirs) for theirs in wanted}
         if sum(prefix + s.name in weights.entries for s in sources.values()) <= len(wanted) // 2:
@@ -107,7 +107,7 @@ def section(weights: Weights, place: str, name: str, config: Any, wanted: Iterab
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _ALONE = ("", "transformer.")
 _TABLES = ("text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight", "shared.weight",
-           "token_embedding.weight", "encoder.embed_tokens.weight")  # fmt: skip
+           "token_embedding.weight", "encoder.embed_tokens.weight", "model.embed_tokens.weight")  # fmt: skip
 
 
 def _token_table(weights: Weights) -> str | None:
@@ -150,9 +150,9 @@ def check_all_used(weights: Weights, sections: Mapping[str, Section], system: st
     if not sections:
         raise ValueError(f"{weights.path} {_unfit(weights, system, configs)}")
     taken = frozenset().union(*(found.names for found in sections.values()))
-    absent = tuple(prefix for place, kinds in SECTIONS.items() if place not in configs
+    absent = tuple(prefix for place, kinds in ENCODERS.items() if place not in configs
                    for found in kinds.values() for prefix, _ in found if prefix in _PREFIXES)  # fmt: skip
-    elsewhere = tuple(prefix for place in configs for found in SECTIONS.get(place, {}).values() for prefix, _ in found)
+    elsewhere = tuple(prefix for place in configs for found in ENCODERS.get(place, {}).values() for prefix, _ in found)
     absent = tuple(prefix for prefix in absent if prefix not in elsewhere)
     if unused := sorted(name for name in weights.entries if name not in taken and not _left(name)
                         and not name.startswith(absent)):

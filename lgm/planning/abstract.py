@@ -105,9 +105,9 @@ def _autoencoder(config: Config, notes: list[str]) -> Model:
     source = config.autoencoder
     if source in SHIPPED or files.place(source, "config.autoencoder").exists():
         return autoencoder_of(source)
-    name = _published(config, "autoencoder").autoencoder
-    notes.append(f"config.autoencoder={source!r} is not here: planned with the published {name} autoencoder")
-    return _preset("autoencoder", name)
+    name, preset = _published(config, "autoencoder").autoencoder
+    notes.append(f"config.autoencoder={source!r} is not here: planned with the published {preset} autoencoder")
+    return _preset(name, preset)
 
 
 def _pipeline(config: Config, notes: list[str]) -> Pipeline:

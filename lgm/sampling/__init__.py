@@ -18,6 +18,7 @@ from lgm.sampling.guidance import (
     rescaled,
     rule,
     skipping,
+    token_rescaled,
 )
 from lgm.sampling.jumps import jump
 from lgm.sampling.solvers import SOLVERS, Solver, Timesteps, loop, sample, solver, trace
@@ -55,5 +56,6 @@ __all__ = [
     "solver",
     "informative",
     "times",
+    "token_rescaled",
     "trace",
 ]

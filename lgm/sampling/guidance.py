@@ -45,6 +45,24 @@ def rescaled(scale: float, share: float = 0.7) -> Rule:
     return rule
 
 
+def token_rescaled(scale: float, patch: int = 2) -> Rule:
+    """`plain`, the norm of each token, patch x patch latent pixels with all their channels, brought back to c's, as
+    Qwen-Image's released sampler does."""
+    if patch < 1:
+        raise ValueError(f"patch={patch} of the token_rescaled prediction must be at least 1")
+
+    def rule(c, u):
+        guided, (b, h, w, k) = u + scale * (c - u), c.shape
+        if h % patch or w % patch:
+            raise ValueError(f"latents of {h} x {w} do not divide into tokens of {patch}, which token_rescaled has")
+        tokens = lambda x: x.astype(float).reshape(b, h // patch, patch, w // patch, patch, k)
+        squares = lambda x: jnp.square(tokens(x)).sum((2, 4, 5), keepdims=True)
+        ratio = jnp.sqrt(squares(c) / jnp.maximum(squares(guided), jnp.finfo(jnp.float32).tiny))
+        return (tokens(guided) * ratio).reshape(c.shape)
+
+    return rule
+
+
 def classifier_free(predict: Predict, cond, uncond, scale: float, rule: Rule | None = None,
                     interval: tuple[float, float] = (0.0, 1.0)) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`predict(x, t)` guided by `rule`, `plain(scale)` by default (Ho & Salimans 2022, 2207.12598); c and u are
@@ -186,7 +204,8 @@ def skipping(predict: Predict, weak: Predict, cond, uncond, rule: Rule,
     return guided
 
 
-RULES: dict[str, Callable[..., Rule | Projected]] = {"plain": plain, "rescaled": rescaled, "projected": _projected_of}
+RULES: dict[str, Callable[..., Rule | Projected]] = {
+    "plain": plain, "rescaled": rescaled, "token_rescaled": token_rescaled, "projected": _projected_of}  # fmt: skip
 
 
 def rule(name: str, scale: float, **options) -> Rule | Projected:

@@ -7,13 +7,14 @@ from typing import Any
 from lgm.models import family_of
 from lgm.systems.dit import DIT
 from lgm.systems.flux import FLUX
+from lgm.systems.qwen_image import QWEN_IMAGE
 from lgm.systems.release import Released
 from lgm.systems.sd3 import SD3
 from lgm.systems.sd15 import SD15
 from lgm.systems.sdxl import SDXL
 from lgm.systems.z_image import Z_IMAGE
 
-SYSTEMS: dict[str, Released] = {system.name: system for system in (SD15, SDXL, SD3, FLUX, DIT, Z_IMAGE)}
+SYSTEMS: dict[str, Released] = {system.name: system for system in (SD15, SDXL, SD3, FLUX, DIT, Z_IMAGE, QWEN_IMAGE)}
 
 
 def released(config: Any) -> Released | None:

@@ -28,9 +28,9 @@ DIT = Released(
     "DiTPipeline", "dit", "transformer", "DiTTransformer2DModel",
     encode=lambda pipeline, run, ids, size, score: Conditioning(label=jnp.asarray(ids["label"])[:, 0]),
     defaults=lambda spec: Defaults(50, 4.0),
-    autoencoder="sd15",
+    autoencoder=("autoencoder", "sd15"),
     tokenize=tokenize,
-    nothing=lambda pipeline, count: {"label": np.full((count, 1), pipeline.conditioning.classes, np.int32)},
+    nothing=lambda pipeline, count, _: {"label": np.full((count, 1), pipeline.conditioning.classes, np.int32)},
     old_names={"Transformer2DModel": "DiTTransformer2DModel"},  # as the released folders have it
     form=per_block,
     kohya=None,

@@ -16,7 +16,7 @@ FLUX = Released(
     "FluxPipeline", "flux", "transformer", "FluxTransformer2DModel",
     encode=encode,
     defaults=lambda spec: Defaults(28, 3.5) if spec.guidance else Defaults(4, 1.0),
-    autoencoder="flux",
+    autoencoder=("autoencoder", "flux"),
     tokenizer_of={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
     needed=("text_encoder",),
     optional=("feature_extractor", "image_encoder"),

@@ -12,6 +12,7 @@ from lgm.data.text_tokenizers import TextTokenizer, read_text_tokenizer, save_te
 from lgm.interop import single_file as single_files
 from lgm.interop.components import (
     COMPONENTS,
+    component,
     load_component,
     names_in_library,
     read_carried,
@@ -76,7 +77,7 @@ def load_pipeline(
     singles = [descaled(open_weights(path)) for path in ([single_file] if isinstance(single_file, str | Path) else
                                                          single_file)]  # fmt: skip
     scored = system.scored and index.get("requires_aesthetics_score")
-    models, params, classes, tokenizers, carried, used = {}, {}, {}, {}, {}, set()
+    models, params, classes, tokenizers, carried, beside, used = {}, {}, {}, {}, {}, {}, set()
     sections: dict[Path, dict[str, single_files.Section]] = {single.path: {} for single in singles}
     for place in (system.denoiser, "vae", *system.tokenizer_of):
         if place not in parts:
@@ -115,6 +116,8 @@ def load_pipeline(
             adapt=_merging(loras, place, original_of(place, classes[place], config), used),
             **changes,
         )
+        if (others := component(classes[place]).beside) is not None:
+            beside[place] = others(open_weights(folder / place))
     check_all_used(loras, used)
     configs = {place: model.config for place, model in models.items()}
     for single in singles:
@@ -126,7 +129,8 @@ def load_pipeline(
     schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json", corrections, singles)
     size = read_json(folder / system.denoiser / "config.json").get("sample_size") or system.default_size or 64
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
-    pipeline = Pipeline(system, models, classes, tokenizers, schedule, schedule.build(), size, options, carried)
+    pipeline = Pipeline(system, models, classes, tokenizers, schedule, schedule.build(), size, options, carried,
+                        beside=beside)
     if pipeline.inpaints:
         variant = "Inpaint"
     elif pipeline.scored:
@@ -217,8 +221,8 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
         for place, model in pipeline.models.items():
             name = pipeline.classes[place]
             index[place] = [COMPONENTS[name].library, name]
-            options = pipeline.carried.get(place, {})
-            save_component(temporary / place, name, model.config, params[place], dtype, options)
+            options, beside = pipeline.carried.get(place, {}), pipeline.beside.get(place)
+            save_component(temporary / place, name, model.config, params[place], dtype, options, beside)
         for place, tokenizer in pipeline.tokenizers.items():
             place = system.tokenizer_of[place]
             index[place] = ["transformers", tokenizer.config.get("tokenizer_class", "PreTrainedTokenizerFast")]
@@ -229,9 +233,9 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
         if pipeline.sample_size != system.default_size:
             config = temporary / system.denoiser / "config.json"
             write_json(config, read_json(config) | {"sample_size": pipeline.sample_size})
-        vae = temporary / "vae" / "config.json"  # whose size is that of the tiles that diffusers may decode in
-        side = pipeline.sample_size * pipeline.models["vae"].config.factor
-        write_json(vae, read_json(vae) | {"sample_size": side})
+        if "sample_size" in component(pipeline.classes["vae"]).table:  # that of the tiles that diffusers may decode in
+            vae, side = temporary / "vae" / "config.json", pipeline.sample_size * pipeline.models["vae"].config.factor
+            write_json(vae, read_json(vae) | {"sample_size": side})
         absent = {place: [None, None] for place in system.optional if place not in index}
         write_json(temporary / "model_index.json", index | absent | dict(pipeline.options))
 

@@ -14,6 +14,7 @@ import numpy as np
 from lgm.data.text_tokenizers import TextTokenizer
 from lgm.gaussian import Process, network_input
 from lgm.interop.schedules import LogShift, Schedule
+from lgm.interop.tensor_files import Weights
 from lgm.models import Conditioning, ConditioningSpec, Model, Params, family_of
 from lgm.models.autoencoder import standardize, unstandardize
 
@@ -26,11 +27,12 @@ REFINING = 0.3  # of a picture, by SDXL's refiner
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """A system's usual number of steps, guidance scale and part of a picture that is replaced."""
+    """A system's usual number of steps, guidance scale, part of a picture that is replaced and rule of guidance."""
 
     steps: int
     guidance: float
     strength: float = 0.8
+    rule: str = "plain"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Released:
       tokenizer_of: places of tokenizers by those of text encoders. needed: text encoders that it cannot do without.
       encoder_options: fields of its text encoders' configurations by place. optional: parts that it can do without, as
         model_index.json says.
-      tokenize: `(pipeline, prompts, T5's length) -> Ids`. nothing: `(pipeline, count) -> Ids` of no prompt, by default
-        those of empty texts. t5_tokens: the length that its own program pads texts to for T5 or a language model.
+      tokenize: `(pipeline, prompts, T5's length) -> Ids`. nothing: `(pipeline, count, T5's length) -> Ids` of no
+        prompt, by default those of empty texts. t5_tokens: the length that its own program pads texts to for T5 or a
+        language model.
         words: tokens that its tokenizers must have.
       extrapolates: whether it is guided away from an unconditional prediction; if not, its network is told a scale or
         knows none.
@@ -60,7 +63,7 @@ class Released:
       check: raises ValueError, one line, for configurations by place that do not fit each other.
       form: the denoiser (configuration and parameters, or None for them) as diffusers has it.
       kohya: whose names kohya's scripts have for the denoiser's modules, None where they have none.
-      autoencoder, encoders: the published ones, presets of their families.
+      autoencoder, encoders: the published ones, families and presets of them.
     """
 
     name: str
@@ -69,14 +72,15 @@ class Released:
     component: str
     encode: Callable[[Pipeline, Run, Ids, tuple[int, int], float], Conditioning]
     defaults: Callable[[ConditioningSpec], Defaults]
-    autoencoder: str
+    autoencoder: tuple[str, str]
     member: Callable[[Any], bool] = lambda config: True
     tokenizer_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
     needed: Collection[str] = ()
     encoder_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     optional: Sequence[str] = ()
     tokenize: Callable[[Pipeline, Sequence[str], int], Ids] = lambda pipeline, prompts, t5: texts(pipeline, prompts, t5)
-    nothing: Callable[[Pipeline, int], Ids] | None = None
+    nothing: Callable[[Pipeline, int, int], Ids] = lambda pipeline, count, t5: pipeline.system.tokenize(
+        pipeline, [""] * count, t5)  # fmt: skip
     t5_tokens: Callable[[ConditioningSpec], int] = lambda spec: 256
     words: Collection[str] = ()
     extrapolates: bool = True
@@ -101,7 +105,8 @@ class Pipeline:
     models, classes: every network and its class by its place in the folder ("unet" or "transformer", "vae",
     "text_encoder", ...). sample_size: the side in latent pixels that the denoiser was trained at. options: the other
     entries of model_index.json. carried: what the config.json of each network says besides. variant: what stands before
-    "Pipeline" in the folder's own class, one of `folders.VARIANTS` or nothing.
+    "Pipeline" in the folder's own class, one of `folders.VARIANTS` or nothing. beside: tensors of networks that nothing
+    here computes with, to be written again.
     """
 
     system: Released
@@ -114,6 +119,7 @@ class Pipeline:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     carried: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     variant: str = ""
+    beside: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ SD15 = Released(
     "StableDiffusionPipeline", "unet", "unet", "UNet2DConditionModel",
     encode=lambda pipeline, run, ids, size, score: Conditioning(text=run("text_encoder")[0]),
     defaults=lambda spec: Defaults(50, 7.5),
-    autoencoder="sd15",
+    autoencoder=("autoencoder", "sd15"),
     member=lambda config: not config.added_dim,
     tokenizer_of={"text_encoder": "tokenizer"},
     needed=("text_encoder",),

@@ -36,7 +36,7 @@ SD3 = Released(
     "StableDiffusion3Pipeline", "mmdit", "transformer", "SD3Transformer2DModel",
     encode=encode,
     defaults=lambda spec: Defaults(28, 7.0),
-    autoencoder="sd3",
+    autoencoder=("autoencoder", "sd3"),
     tokenizer_of={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"},
     needed=("text_encoder",),
     encoder_options=dict.fromkeys(("text_encoder", "text_encoder_2"), {"hidden": "penultimate"}),

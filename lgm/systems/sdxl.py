@@ -35,7 +35,7 @@ SDXL = Released(
     "StableDiffusionXLPipeline", "unet", "unet", "UNet2DConditionModel",
     encode=encode,
     defaults=lambda spec: Defaults(50, 5.0),
-    autoencoder="sdxl",
+    autoencoder=("autoencoder", "sdxl"),
     member=lambda config: config.added_dim > 0,
     tokenizer_of={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
     needed=("text_encoder_2",),  # all that the refiner has

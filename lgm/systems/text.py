@@ -44,9 +44,7 @@ def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int | None =
 
 def nothing(pipeline: Pipeline, count: int, t5_tokens: int | None = None) -> Ids:
     """The ids of no prompt."""
-    if pipeline.system.nothing is None:
-        return tokenize(pipeline, [""] * count, t5_tokens)
-    return pipeline.system.nothing(pipeline, count)
+    return pipeline.system.nothing(pipeline, count, t5_tokens or pipeline.system.t5_tokens(pipeline.conditioning))
 
 
 def zeros_for_nothing(pipeline: Pipeline) -> bool:

@@ -26,7 +26,7 @@ Z_IMAGE = Released(
     "ZImagePipeline", "z_image", "transformer", "ZImageTransformer2DModel",
     encode=encode,
     defaults=lambda spec: Defaults(50, 6.0, strength=0.6),
-    autoencoder="flux",
+    autoencoder=("autoencoder", "flux"),
     tokenizer_of={"text_encoder": "tokenizer"},
     needed=("text_encoder",),
     encoder_options={"text_encoder": {"hidden": (-2,)}},
@@ -37,6 +37,6 @@ Z_IMAGE = Released(
     rounds_up=True,
     standardizes="shift",
     default_size=128,  # its transformer's configuration does not say
-    kohya=None,
+    kohya="diffusers",
     encoders={"text_encoder": ("causal_text", "qwen3_4b")},
 )  # fmt: skip

@@ -97,6 +97,35 @@ def test_clip_equals_transformers_from_the_original_files_and_from_saved_ones(cl
     equal_to_each_other(tmp_path, tmp_path / "ours")
 
 
+def test_qwen_equals_transformers_from_the_original_files_and_from_saved_ones(tmp_path):
+    """The released folder has no tokenizer.json."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    state = json.loads(tokenizer.to_str())["model"]
+    added = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>"]
+    flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False)
+    config = {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 131072, "pad_token": added[0],
+              "eos_token": added[2], "bos_token": None, "unk_token": None,
+              "added_tokens_decoder": {str(len(state["vocab"]) + i): flags | dict(content=token, special=i < 3)
+                                       for i, token in enumerate(added)}}  # fmt: skip
+    (tmp_path / "vocab.json").write_text(json.dumps(state["vocab"]))
+    merges = "\n".join(" ".join(merge) for merge in state["merges"])
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    equal_to_transformers(tmp_path, 24)
+    save_text_tokenizer(read_text_tokenizer(tmp_path), tmp_path / "ours")
+    equal_to_transformers(tmp_path / "ours", 24)
+    equal_to_each_other(tmp_path, tmp_path / "ours")
+    config["added_tokens_decoder"].popitem()
+    config["added_tokens_decoder"]["1"] = flags | dict(content="x", special=True)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="added_tokens_decoder must number tokens from [0-9]+ on, the end of vocab.js"):
+        read_text_tokenizer(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def unigram():
     """(pieces with log-probabilities) of a small unigram model in T5's order of special tokens."""

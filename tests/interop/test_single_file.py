@@ -125,6 +125,32 @@ def test_names_of_flux_equal_diffusers_conversion(tmp_path):
     check(state, converted, weights)
 
 
+def test_names_of_z_image_equal_diffusers_conversion(tmp_path):
+    """With a norm that diffusers drops, too."""
+    theirs = tiny_systems.z_image().transformer
+    kind, state = component(type(theirs).__name__), theirs.state_dict()
+    config, original = kind.read(theirs.config), kind.layouts[0][1](None)
+    tensors = original_layout(state, original, "model.diffusion_model.")
+    assert tensors["model.diffusion_model.layers.1.attention.qkv.weight"].shape == (96, 32)
+    tensors["model.diffusion_model.norm_final.weight"] = torch.ones(32)
+    converted = single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers(dict(tensors))
+    weights = section(written(tmp_path, tensors), "transformer", type(theirs).__name__, config, list(state)).weights
+    check(state, converted, weights)
+
+
+def test_names_of_qwen_images_autoencoder_equal_diffusers_conversion(tmp_path):
+    """Which diffusers has for Wan's, whose names and numbers of blocks are the same. Theirs places by number the one
+    shortcut of the released decoder."""
+    theirs = diffusers.AutoencoderKLQwenImage(base_dim=8)
+    kind, state = component(type(theirs).__name__), theirs.state_dict()
+    config = kind.read(theirs.config)
+    tensors = original_layout(state, kind.layouts[0][1](config))
+    assert {"encoder.downsamples.10.residual.6.weight", "decoder.upsamples.14.residual.0.gamma"} < set(tensors)
+    converted = single_file_utils.convert_wan_vae_to_diffusers(dict(tensors))
+    weights = section(written(tmp_path, tensors), "vae", type(theirs).__name__, config, list(state)).weights
+    check(state, converted, weights)
+
+
 def test_a_pipeline_reads_its_networks_from_a_single_file(tmp_path):
     theirs = tiny_systems.stable_diffusion()
     theirs.save_pretrained(tmp_path / "folder")

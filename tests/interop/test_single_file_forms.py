@@ -8,6 +8,7 @@ import tiny_systems
 import torch
 from test_single_file import original_layout
 
+from lgm.interop import keys_frame_autoencoder, keys_z_image
 from lgm.interop import original_names as names
 from lgm.interop.components import component, names_in_library, read_config
 from lgm.interop.single_file import section
@@ -15,6 +16,7 @@ from lgm.interop.tensor_files import open_weights
 from lgm.systems.folders import load_pipeline
 
 UNET, VAE, CLIP, T5 = "UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "T5EncoderModel"
+VL = "Qwen2_5_VLForConditionalGeneration"
 LEFT = ("model_ema.decay", "model_ema.num_updates", "model_ema.diffusion_modelinput_blocks00weight", "betas", "logvar",
         "alphas_cumprod", "posterior_mean_coef2", "first_stage_model.loss.discriminator.main.0.weight", "global_step",
         "first_stage_model.model_ema.decay", "denoiser.sigmas", "scaled_fp8")  # fmt: skip
@@ -67,10 +69,21 @@ FORMS = {
         "in diffusers' names": ({"transformer": ("", names.same)}, ()),
         "text alone": ({"text_encoder_2": ("", names.same)}, ("decoder.final_layer_norm.weight", "lm_head.weight")),
     },
+    "z_image": {
+        "transformer alone": ({"transformer": ("", keys_z_image.original)}, ("norm_final.weight",)),
+        "with a prefix": ({"transformer": ("model.diffusion_model.", keys_z_image.original)}, ()),
+        "text alone": ({"text_encoder": ("", names.in_model)}, ("lm_head.weight",)),
+    },
+    "qwen_image": {
+        "transformer alone": ({"transformer": ("", names.same)}, ()),
+        "vae alone": ({"vae": ("", keys_frame_autoencoder.original)}, ()),
+        "text alone": ({"text_encoder": ("", names.same)}, ("visual.merger.ln_q.weight", "lm_head.weight")),
+    },
 }  # fmt: skip
 MAKERS = {"sd": tiny_systems.stable_diffusion, "xl": tiny_systems.stable_diffusion_xl,
           "sd3": lambda: tiny_systems.stable_diffusion_3(qk_norm="rms_norm", dual_attention_layers=(0,)),
-          "flux": tiny_systems.flux}  # fmt: skip
+          "flux": tiny_systems.flux, "z_image": tiny_systems.z_image,
+          "qwen_image": tiny_systems.qwen_image}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +102,9 @@ def systems(tmp_path_factory):
             known = ("text_model.", "text_projection.") if name.startswith(CLIP) else ("",)
             states[place] = {key if key.startswith(known) else f"text_model.{key}": tensor
                              for key, tensor in part.state_dict().items() if key != "encoder.embed_tokens.weight"}
+            if name == VL:  # its text, as files have it
+                states[place] = {key.replace("model.language_model.", "model."): tensor
+                                 for key, tensor in states[place].items() if "language_model" in key}
         found[system] = folder, states, kinds
     return found
 

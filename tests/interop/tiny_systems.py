@@ -162,6 +162,26 @@ def z_image(**scheduler):
     )  # fmt: skip
 
 
+def qwen_image():
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=64, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    autoencoder = diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=16, dim_mult=[1, 2], num_res_blocks=1,
+                                                   temperal_downsample=[True])  # fmt: skip
+    text = LANGUAGE | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]})
+    eye = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32,
+               fullatt_block_indexes=[0])  # fmt: skip
+    encoder = transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(text_config=text, vision_config=eye))  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        transformer=randomized(transformer, 0.1), vae=randomized(autoencoder, 0.3),
+        text_encoder=randomized(encoder, 0.2), tokenizer=chat_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9,
+                                                            max_image_seq_len=8192, shift_terminal=0.02),
+    )  # fmt: skip
+
+
 def noise_for(theirs):
     channels = theirs.vae.config.latent_channels
     return np.random.default_rng(0).standard_normal((len(PROMPTS), 8, 8, channels)).astype(np.float32)

@@ -1,15 +1,19 @@
 """Language models as text encoders against transformers' with the same random weights."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
-from lgm.interop.components import component, load_component, save_component
+from lgm.interop.components import component, load_component, read_carried, save_component
+from lgm.interop.fields import STORED
 from lgm.interop.keymap import names_of
+from lgm.interop.tensor_files import open_weights
 from lgm.models import build
 from lgm.models.causal_text import PRESETS, CausalTextConfig
 
@@ -73,6 +77,64 @@ def test_a_model_that_writes_is_read_without_its_head(tmp_path):
     whole.save_pretrained(tmp_path)
     _, params = load_component(tmp_path, "Qwen3Model")
     np.testing.assert_array_equal(params["tokens"]["table"], theirs.embed_tokens.weight.detach().numpy())
+
+
+VL = "Qwen2_5_VLForConditionalGeneration"
+EYE = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32, fullatt_block_indexes=[0])
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["today's names", "the released folder's"])
+def test_a_model_that_sees_is_read_as_text_and_written_whole(tmp_path, older):
+    """The released folder states the text's options at the top, too, or there alone, and names tensors as it did."""
+    text = reference("Qwen2_5_VLTextModel")
+    whole = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(
+        text_config=text.config.to_dict(), vision_config=EYE))  # fmt: skip
+    whole.model.language_model.load_state_dict(text.state_dict())
+    whole.save_pretrained(tmp_path / "theirs")
+    if older:
+        config, file = (tmp_path / "theirs" / name for name in ("config.json", "model.safetensors"))
+        values = json.loads(config.read_text())
+        config.write_text(json.dumps(values | values.pop("text_config") | {"model_type": "qwen2_5_vl"}))
+        named = lambda name: name.removeprefix("model.") if "visual" in name else name.replace("language_model.", "")
+        tensors = {named(name): tensor for name, tensor in whole.state_dict().items()}
+        assert {"visual.merger.ln_q.weight", "model.norm.weight", "lm_head.weight"} < set(tensors)
+        safetensors.torch.save_file(tensors, file, {"format": "pt"})
+    model, params = load_component(tmp_path / "theirs", VL)
+    alone, expected = load_component_of(tmp_path / "text", text)
+    assert model.config == alone
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    beside = component(VL).beside(open_weights(tmp_path / "theirs"))
+    save_component(tmp_path / "ours", VL, model.config, params, None, read_carried(tmp_path / "theirs", VL), beside)
+    back, loading = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "ours",
+                                                                                    output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for part in ("vision_config", "text_config"):
+        now, was = (getattr(model.config, part).to_dict() for model in (back, whole))
+        said = was.keys() - set(STORED)
+        assert {key: now[key] for key in said} == {key: was[key] for key in said}
+    for key, tensor in whole.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[key], tensor, rtol=0, atol=0)
+
+
+def load_component_of(folder, theirs):
+    """(configuration, parameters) of a bare text model."""
+    theirs.save_pretrained(folder)
+    model, params = load_component(folder, type(theirs).__name__)
+    return model.config, params
+
+
+def test_the_language_part_of_qwen_image_counts_as_the_original():
+    """Of which the head, that no feature needs, is carried."""
+    kind, text = RELEASED["qwen25_7b"]
+    with torch.device("meta"):
+        theirs = getattr(transformers, VL)(transformers.Qwen2_5_VLConfig(text_config=text.to_dict(), vision_config=EYE))
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    assert count(theirs) - count(theirs.model.visual) == 7_615_616_512
+    assert build(CausalTextConfig(**PRESETS["qwen25_7b"])).count() == 7_615_616_512 - count(theirs.lm_head)
+    with pytest.raises(ValueError, match="config.json: text_config=3 is not an object or null"):
+        component(VL).read({"text_config": 3})
+    with pytest.raises(ValueError, match="config.json: text_config: hidden_act='gelu' has no equal here"):
+        component(VL).read({"text_config": {"hidden_act": "gelu"}})
 
 
 RELEASED = {  # what the folders of the released models say

@@ -37,6 +37,7 @@ MODELS = {
                  **POOLED),
     "z_image": dict(family="z_image", channels=4, width=32, depth=3, refiner_depth=1, heads=4, rotary_axes=(2, 2, 4),
                     **TEXT),
+    "qwen_image": dict(family="qwen_image", channels=4, width=32, depth=3, heads=4, rotary_axes=(2, 2, 4), **TEXT),
 }  # fmt: skip
 BATCH, SIDE, LENGTH = 16, 8, 5  # five words: no context divides them
 

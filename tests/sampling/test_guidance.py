@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from lgm import gaussian, sampling
@@ -35,6 +36,20 @@ def test_rescaling_is_diffusers(share):
     # theirs is the deviation of a sample, ours of all elements: their ratio is the same
     theirs = rescale_noise_cfg(guided, torch.tensor(c), guidance_rescale=share).numpy()
     np.testing.assert_allclose(sampling.rescaled(7.5, share)(c, u), theirs, rtol=2e-5, atol=TOLERANCE)
+
+
+def test_rescaling_of_tokens_is_that_of_diffusers_pipeline():
+    """As QwenImagePipeline writes it, of packed latents."""
+    c, u = draws(2)
+    pack = lambda x: QwenImagePipeline._pack_latents(torch.tensor(x).permute(0, 3, 1, 2), 3, 3, 4, 4)
+    guided = pack(u) + 4.0 * (pack(c) - pack(u))
+    theirs = guided * (torch.norm(pack(c), dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
+    ours = sampling.token_rescaled(4.0)(c, u)
+    np.testing.assert_allclose(pack(np.array(ours)).numpy(), theirs.numpy(), rtol=2e-5, atol=TOLERANCE)
+    with pytest.raises(ValueError, match="latents of 4 x 4 do not divide into tokens of 3"):
+        sampling.token_rescaled(4.0, patch=3)(c, u)
+    with pytest.raises(ValueError, match="patch=0 of the token_rescaled prediction must be at least 1"):
+        sampling.token_rescaled(4.0, patch=0)
 
 
 @pytest.mark.parametrize("momentum", [0.0, -0.5])

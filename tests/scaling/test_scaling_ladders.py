@@ -13,7 +13,7 @@ from lgm.scaling import ladders
 
 SMALL = {"dit": {}, "mmdit": dict(text_dim=256, pooled_dim=256),
          "flux": dict(text_dim=256, pooled_dim=256, head_size=64), "unet": dict(text_dim=256),
-         "z_image": dict(text_dim=256, head_size=64)}
+         "z_image": dict(text_dim=256, head_size=64), "qwen_image": dict(text_dim=256, head_size=64)}
 
 
 def test_ladders_pass_through_the_released_shapes():
@@ -28,7 +28,8 @@ def test_ladders_pass_through_the_released_shapes():
 
 
 # one for every day
-EVERY = ["mmdit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dit", "flux", "unet", "z_image"))]
+EVERY = ["mmdit", *(pytest.param(name, marks=pytest.mark.slow)
+                    for name in ("dit", "flux", "unet", "z_image", "qwen_image"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", EVERY)
