@@ -185,6 +185,6 @@ def test_what_cannot_be_computed_is_one_line():
 def test_a_run_without_a_folder_cannot_be_told_guidance():
     flux = dict(family="flux", **TINY | dict(text_dim=8), guidance=True)
     values = dict(name="x", batch_size=1, total_images=1, model=flux)
-    with pytest.raises(ValueError, match="config.model.guidance=True is for a Flux distilled from guidance"):
+    with pytest.raises(ValueError, match="config.model.guidance=True is for config.loss.name='guidance_distillat"):
         schema.from_dict(values)
     assert schema.from_dict(values | {"model": flux | {"guidance": False}}).family == "flux"
