@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lgm.scaling import bootstrap, laws, predicting
+from lgm.scaling import bootstrap, predicting
 from lgm.scaling.families import Family, Settings
 
 
@@ -38,11 +38,10 @@ def of(families: list[Family], settings: Settings, budgets, dataset: float | Non
 
 
 def _runner_up(best: Family, second: Family, settings: Settings, flops: float) -> dict:
-    ours, theirs = (family.estimates[settings.method] for family in (best, second))
-    loss = lambda law: laws.optimum(law, best.cost, flops)[2]
-    value = predicting.needed(theirs.fit.law, second, loss(ours.fit.law), flops)
-    order = np.random.default_rng(settings.seed).permutation(len(ours.draws))
-    drawn = predicting.needed(theirs.draws, second, loss(ours.draws[order]), flops)
+    (ours, drawn), (_, other) = (predicting.best(family, settings, flops) for family in (best, second))
+    losses, _ = predicting.paired(drawn[2][np.random.default_rng(settings.seed).permutation(drawn.shape[1])], other[2],
+                                  settings.seed)
+    value, drawn = predicting.needed(second, settings, float(ours[2]), losses, flops)
     low, high = np.exp(bootstrap.interval(np.log(drawn), np.log(value)))
     return {"family": second.runs.family, "compute": predicting.below_never(value),
             "interval": [predicting.below_never(low), predicting.below_never(high)],

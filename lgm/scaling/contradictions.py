@@ -27,6 +27,8 @@ def of(family: Family, settings: Settings, predictions: list[dict], dataset: flo
     """
     if family.reason:
         return []
+    if family.form is not None:
+        return [_form(family), *_costs(family)]
     fit = family.estimates[settings.method].fit
     if not fit.convergence.converged:
         return [f"the optimizer did not come to an end: {fit.convergence.reason}"]
@@ -34,6 +36,13 @@ def of(family: Family, settings: Settings, predictions: list[dict], dataset: flo
              *_bend(family.runs, fit.law), *_noise(family.runs, fit.law), *_costs(family),
              *_methods(family, predictions), *_parabolas(family, settings)]
     return found + _epochs(family.runs.unit, predictions, dataset)
+
+
+def _form(family: Family) -> str:
+    form = family.form
+    return (f"E + A/N^alpha + B/D^beta is not the law of these runs: {form.form.words}. The form {form.form.name!r} "
+            f"errs by {100 * form.held_out:.2g}% on the largest budgets, held out, where the plain one errs by "
+            f"{100 * form.plain:.2g}%; all that is predicted is by it")
 
 
 def _errors(runs: Runs, law: np.ndarray) -> np.ndarray:

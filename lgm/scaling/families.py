@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lgm.scaling import bootstrap, identify, isoflop, laws, parametric, sensitivity
+from lgm.scaling import bootstrap, forms, identify, isoflop, laws, parametric, sensitivity
 from lgm.scaling.bootstrap import Draws
 from lgm.scaling.laws import Cost
 from lgm.scaling.parametric import Fit
@@ -68,7 +68,8 @@ class Estimate:
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A family's runs, cost and estimates; `reason` says why nothing was fitted, `unidentified` why the plan itself
-    tells no exponents."""
+    tells no exponents. form: the law of another form that predicts, None for the plain one; forms: what each came
+    to."""
 
     runs: Runs
     cost: Cost | None
@@ -77,6 +78,8 @@ class Family:
     checks: dict
     reason: str | None
     unidentified: str | None = None
+    form: forms.Fitted | None = None
+    forms: list[dict] = dataclasses.field(default_factory=list)
 
     def refusal(self, method: str) -> str | None:
         """Why no best N and D for a budget are stated by a method; None where they are."""
@@ -84,11 +87,16 @@ class Family:
             return self.reason
         if self.cost is None:
             return "FLOPs are unknown: give a column 'flops', or --tokens-per-image"
-        return self.unidentified or self.estimates[method].fit.convergence.reason
+        return None if self.form else self.unidentified or self.estimates[method].fit.convergence.reason
 
 
-def analyse(runs: Runs, settings: Settings) -> Family:
-    """All fits of one family and, for the chosen method, its leave-outs, held-out budget and sensitivities."""
+def analyse(runs: Runs, settings: Settings, dataset: float | None = None) -> Family:
+    """All fits of one family and, for the chosen method, its leave-outs, held-out budget and sensitivities.
+
+    dataset: how much data there is, for rows that do not say themselves and for what is predicted.
+    """
+    if dataset is not None and runs.unique is None:
+        runs = dataclasses.replace(runs, unique=np.full(len(runs), float(dataset)))
     cost = laws.fit_cost(runs.n, runs.d, runs.flops) if runs.flops is not None and len(runs) else None
     reason = identify.unfittable(runs)
     if reason:
@@ -107,7 +115,10 @@ def analyse(runs: Runs, settings: Settings) -> Family:
             "deltas": sensitivity.deltas(some, huber.fit),
         }
     unidentified = refused.get("alpha") or refused.get("beta")
-    return Family(runs, cost, estimates, isoflop.fit(runs, settings.draws, settings.seed), checks, None, unidentified)
+    above = forms.top(runs) if settings.hold_out is None else sensitivity.largest(runs, settings.hold_out)[0]
+    form, tried = forms.choose(runs, chosen.fit.law, above, dataset, settings.seed)
+    parabolas = isoflop.fit(runs, settings.draws, settings.seed)
+    return Family(runs, cost, estimates, parabolas, checks, None, unidentified, form, tried)
 
 
 def estimate(method: str, runs: Runs, refused: dict[str, str], settings: Settings) -> Estimate:

@@ -62,7 +62,7 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
     if not any(len(runs) for runs in read.families):
         reasons = sorted({reason for runs in read.families for _, reason in runs.dropped})
         raise ValueError(f"{data}: all {read.rows} rows are dropped: {'; '.join(reasons)}")
-    analysed = [families.analyse(runs, settings) for runs in read.families]
+    analysed = [families.analyse(runs, settings, dataset) for runs in read.families]
     budgets = tuple(budgets) + tuple(pod.flops(hours) for hours in pod_hours)
     if not budgets:
         largest = [float(f.runs.flops.max()) for f in analysed if f.runs.flops is not None and len(f.runs)]
@@ -91,6 +91,8 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
             points          rows used and dropped, with reasons; sizes; ranges; notes of what was derived
             reason, unidentified  why nothing was fitted; why the plan tells no exponent
             cost            k, p and scatter of FLOPs = k N^p D
+            form, forms     the law of another form that predicts, None for the plain one; by form what it errs on the
+                            largest budgets, held out, and its scatter, or the reason why it was not tried
             methods         by method: A, B, E, alpha, beta with `intervals` and the reasons of those `refused`;
                             `frontier`, exponents in compute; `noise` of a run and a row; `scatter`; `convergence`
             isoflop         parabolas by budget, the exponents of N and D, predictions
@@ -133,6 +135,12 @@ def _family(family: Family, settings: Settings, budgets, pod: Machine | None, po
         },
         "reason": family.reason,
         "cost": dataclasses.asdict(family.cost) if family.cost else None,
+        "form": family.form and {
+            "name": family.form.form.name, "words": family.form.form.words, "held_out": family.form.held_out,
+            "plain": family.form.plain,
+            "unknowns": dict(zip(family.form.form.unknowns, family.form.theta, strict=True)),
+        },
+        "forms": family.forms,
         "methods": {name: _method(estimate, family) for name, estimate in family.estimates.items()},
         "unidentified": family.unidentified,
         "isoflop": _isoflop(family, budgets),

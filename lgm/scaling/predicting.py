@@ -25,14 +25,24 @@ def budget(family: Family, settings: Settings, flops: float) -> dict:
     if nothing["reason"]:
         return nothing
     runs = family.runs
-    best = lambda part: lambda law: laws.optimum(law, family.cost, flops, settings.max_params)[part]
-    found = {"params": _state(family, settings, best(0), LOOSE), unit: _state(family, settings, best(1), LOOSE),
-             "loss": _state(family, settings, best(2), LOOSE_LOSS)}
-    result = _row(family, settings, found, best(2))
-    n, d, _ = laws.optimum(family.estimates[settings.method].fit.law, family.cost, flops, settings.max_params)
-    beyond = {"flops": flops / float(runs.flops.max()), "params": float(n) / float(runs.n.max()),
-              unit: float(d) / float(runs.d.max())}
-    return nothing | result | {"beyond_data": beyond}
+    value, drawn = best(family, settings, flops)
+    by_method = {name: laws.optimum(e.fit.law, family.cost, flops, settings.max_params)
+                 for name, e in _converged(family).items()}
+    found = {name: _state(value[i], drawn[i], {key: float(part[i]) for key, part in by_method.items()}, family, loose)
+             for i, (name, loose) in enumerate((("params", LOOSE), (unit, LOOSE), ("loss", LOOSE_LOSS)))}
+    beyond = {"flops": flops / float(runs.flops.max()), "params": float(value[0]) / float(runs.n.max()),
+              unit: float(value[1]) / float(runs.d.max())}
+    return nothing | _row(family, settings, found, drawn[2]) | {"beyond_data": beyond}
+
+
+def best(family: Family, settings: Settings, flops) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D, loss) [3] of the lowest loss at a budget by the law that predicts, and of its draws [3, draws]."""
+    if family.form is not None:
+        value, drawn = family.form.optimum(family.cost, flops, settings.max_params)
+        return value[:, 0], drawn[..., 0]
+    estimate = family.estimates[settings.method]
+    each = lambda law: np.stack(laws.optimum(law, family.cost, flops, settings.max_params))
+    return each(estimate.fit.law), each(estimate.draws)
 
 
 def point(family: Family, settings: Settings, n: float, d: float) -> dict:
@@ -41,12 +51,15 @@ def point(family: Family, settings: Settings, n: float, d: float) -> dict:
     nothing = {"params": n, unit: d, "loss": None, "intervals": {}, "methods": {}, "refused": {},
                "reason": family.reason}
     # along a valley there is no end to come to, and the loss is the same
-    if not (nothing["reason"] or family.unidentified):
+    if not (nothing["reason"] or family.unidentified or family.form):
         nothing["reason"] = family.estimates[settings.method].fit.convergence.reason
     if nothing["reason"]:
         return nothing
+    estimate = family.estimates[settings.method]
     loss = lambda law: laws.loss(law, n, d)
-    return nothing | _row(family, settings, {"loss": _state(family, settings, loss, LOOSE_LOSS)}, loss)
+    value, drawn = family.form.loss(n, d) if family.form else (loss(estimate.fit.law), loss(estimate.draws))
+    others = {name: float(loss(e.fit.law)) for name, e in _converged(family).items()}
+    return nothing | _row(family, settings, {"loss": _state(value, drawn, others, family, LOOSE_LOSS)}, drawn)
 
 
 def frontier(family: Family, method: str) -> dict | None:
@@ -65,9 +78,12 @@ def frontier(family: Family, method: str) -> dict | None:
     return result
 
 
-def _row(family: Family, settings: Settings, found: dict, loss) -> dict:
+def _errors(family: Family, settings: Settings) -> np.ndarray:
+    return sensitivity.errors(family.runs, family.estimates[settings.method].fit.law)
+
+
+def _row(family: Family, settings: Settings, found: dict, losses: np.ndarray) -> dict:
     """The stated of `found`, and of one run's loss."""
-    estimate = family.estimates[settings.method]
     result = {"intervals": {}, "methods": {}, "refused": {}}
     for name, (value, interval, others, reason) in found.items():
         result["methods"][name] = others
@@ -77,29 +93,33 @@ def _row(family: Family, settings: Settings, found: dict, loss) -> dict:
         else:
             result["intervals"][name] = interval
     if result["loss"] is not None:
-        noise = np.exp(sensitivity.scatter(family.runs, estimate.fit.law, (len(estimate.draws),), settings.seed))
-        low, high = bootstrap.interval(loss(estimate.draws) * noise, loss(estimate.fit.law))
+        errors = _errors(family, settings) if family.form is None else family.form.errors
+        noise = np.exp(sensitivity.scatter(errors, (len(losses),), settings.seed))
+        low, high = bootstrap.interval(losses * noise, result["loss"])
         low, high = min(low, result["intervals"]["loss"][0]), max(high, result["intervals"]["loss"][1])
         result["intervals"]["loss_of_one_run"] = [float(low), float(high)]
     unknown = all(result[name] is None for name in found)
     return result | {"reason": next(iter(result["refused"].values())) if unknown else None}
 
 
-def _state(family: Family, settings: Settings, quantity, loose: float) -> tuple[float, list[float], dict, str | None]:
-    """Value, interval, the value by every method, and why it is not stated.
+def _converged(family: Family) -> dict:
+    return {name: e for name, e in family.estimates.items() if e.fit.convergence.converged or family.unidentified}
 
-    The interval is that of the chosen method's draws and holds the other methods' values too: where they differ by more
-    than noise can make them, the law's form is in doubt, and so is what it says.
+
+def _state(value, drawn: np.ndarray, others: dict, family: Family, loose: float
+           ) -> tuple[float, list[float], dict, str | None]:  # fmt: skip
+    """Value, interval, the plain law's value by every method, and why it is not stated.
+
+    The interval is that of the draws and, of a plain law, holds the other methods' values too: where they differ by
+    more than noise can make them, the law's form is in doubt, and so is what it says.
     """
-    values = {name: float(quantity(e.fit.law)) for name, e in family.estimates.items()
-              if e.fit.convergence.converged or family.unidentified}
-    estimate = family.estimates[settings.method]
-    low, high = estimate.between(quantity)
-    low, high = min(float(low), *values.values()), max(float(high), *values.values())
+    low, high = map(float, bootstrap.interval(drawn, value))
+    if family.form is None:
+        low, high = min(low, *others.values()), max(high, *others.values())
     reason = None
     if not (np.isfinite([low, high]).all() and high <= loose * low):
         reason = f"its 95% interval, {low:.3g} to {high:.3g}, spans a factor above {loose:g}"
-    return float(quantity(estimate.fit.law)), [low, high], values, reason
+    return float(value), [low, high], others, reason
 
 
 def compare(first: Family, second: Family, settings: Settings, budgets: list[float]) -> dict:
@@ -114,35 +134,53 @@ def compare(first: Family, second: Family, settings: Settings, budgets: list[flo
         if reason:
             return result | {"reason": f"{family.runs.family}: {reason}"}
     one, two = (family.estimates[settings.method] for family in (first, second))
-    order = np.random.default_rng(settings.seed).permutation(len(two.draws))
-    a, b = one.draws, two.draws[order]
     for index, name in ((3, "alpha"), (4, "beta")):
-        if name in one.refused or name in two.refused:
+        if name in one.refused or name in two.refused or first.form or second.form:
             continue
+        a, b = paired(one.draws[:, index], two.draws[:, index], settings.seed)
         difference = float(one.fit.law[index] - two.fit.law[index])
-        low, high = bootstrap.interval(a[:, index] - b[:, index], difference)
+        low, high = bootstrap.interval(a - b, difference)
         result["exponents"][name] = {"difference": difference, "interval": [float(low), float(high)],
                                      "differs": bool(low > 0 or high < 0)}
     for flops in budgets:
-        losses = [laws.optimum(law, family.cost, flops)[2] for law, family in ((a, first), (b, second))]
-        best = [float(laws.optimum(e.fit.law, f.cost, flops)[2]) for e, f in ((one, first), (two, second))]
-        low, high = bootstrap.interval(losses[0] - losses[1], best[0] - best[1])
-        factor = needed(one.fit.law, first, best[1], flops)
-        between = bootstrap.interval(np.log(needed(a, first, losses[1], flops)), np.log(factor))
+        (ours, a), (theirs, b) = (best(family, settings, flops) for family in (first, second))
+        a, b = paired(a[2], b[2], settings.seed)
+        one, two = float(ours[2]), float(theirs[2])
+        low, high = bootstrap.interval(a - b, one - two)
+        factor, factors = needed(first, settings, two, b, flops)
+        between = bootstrap.interval(np.log(factors), np.log(factor))
         result["budgets"].append({
-            "budget": flops, "losses": best, "difference": best[0] - best[1], "interval": [float(low), float(high)],
-            "first_is_lower": float((losses[0] < losses[1]).mean()),
+            "budget": flops, "losses": [one, two], "difference": one - two,
+            "interval": [float(low), float(high)], "first_is_lower": float((a < b).mean()),
             "compute": below_never(factor), "compute_interval": [below_never(v) for v in np.exp(between)],
         })
     return result
 
 
-def needed(law: np.ndarray, family: Family, loss, flops: float) -> np.ndarray:
+def paired(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of two families side by side, in an order of no meaning, as many as the fewer."""
+    b = b[np.random.default_rng(seed).permutation(len(b))]
+    count = min(len(a), len(b))
+    return a[:count], b[:count]
+
+
+def needed(family: Family, settings: Settings, loss: float, losses: np.ndarray, flops: float
+           ) -> tuple[float, np.ndarray]:  # fmt: skip
+    """How many times `flops` the best runs of a family need to come to a loss, and its draws to draws of the loss;
+    NEVER where its E lies above."""
+    if family.form is not None:
+        return family.form.needed(family.cost, loss, losses, flops, NEVER)
+
+    estimate = family.estimates[settings.method]
+    return (float(times(estimate.fit.law, family.cost, loss, flops)),
+            times(estimate.draws[: len(losses)], family.cost, losses, flops))
+
+
+def times(law: np.ndarray, cost: laws.Cost, loss, flops: float) -> np.ndarray:
     """How many times `flops` the best runs of a law [..., 5] need to come to a loss; NEVER where its E lies above."""
-    own = laws.optimum(law, family.cost, flops)[2]
-    floor = np.exp(law[..., 2])
+    own, floor = laws.optimum(law, cost, flops)[2], np.exp(law[..., 2])
     with np.errstate(divide="ignore", invalid="ignore"):
-        factor = ((own - floor) / (loss - floor)) ** (1 / laws.exponents(law, family.cost)["loss"])
+        factor = ((own - floor) / (loss - floor)) ** (1 / laws.exponents(law, cost)["loss"])
     return np.clip(np.where(loss > floor, factor, NEVER), 1 / NEVER, NEVER)
 
 

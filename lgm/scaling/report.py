@@ -155,7 +155,8 @@ def _family(family: dict, slug: str, figures: dict[str, bytes]) -> list[str]:
         parts.append("<ul>" + "".join(f"<li>{whose(methods)}{_refused(reason)}</li>"
                                       for reason, methods in refused.items()) + "</ul>")
     parts += ["<h3>Best size and data for a budget</h3>", _predictions(family), draw("isoflop"), _slices(family)]
-    parts += ["<h3>Is it the best law of this form?</h3>", _convergence(family), draw("convergence")]
+    parts += ["<h3>Is it the best law of this form, and is the form right?</h3>", _convergence(family),
+              draw("convergence"), _forms(family)]
     parts += ["<h3>Does it predict?</h3>", draw("residuals"), _held_out(family), _leave_one_size_out(family)]
     if f"{slug}_sensitivity" in figures:
         parts += ["<h3>Does it depend on what was fitted?</h3>", draw("sensitivity")]
@@ -181,6 +182,19 @@ def _methods(family: dict) -> str:
                 "c of L − E ~ C<sup>−c</sup>"]
         text += "<p class=note>Along the frontier:</p>" + _table(head, frontier)
     return text
+
+
+def _forms(family: dict) -> str:
+    """What other forms of law came to."""
+    percent = lambda value: f"{100 * value:.2g}%"
+    rows = [[f"<b>{row['form']}</b>" if family["form"] and row["form"] == family["form"]["name"] else row["form"],
+             *([_refused(row["reason"]), ""] if row["reason"] else [percent(row["held_out"]), percent(row["scatter"])])]
+            for row in family["forms"]]
+    if not rows:
+        return ""
+    note = "predictions are by the one in bold" if family["form"] else "none is better than the plain one by enough"
+    return (f"<p class=note>Other forms, fitted without the largest budgets and tried on them; {note}:</p>"
+            + _table(["form", "error on what was held out", "scatter about all rows"], rows))
 
 
 def _predictions(family: dict) -> str:

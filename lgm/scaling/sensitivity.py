@@ -114,19 +114,8 @@ def held_out(runs: Runs, whole: Fit, delta: float, draws: int, seed: int,
     run: a draw's law times the scatter of one of the fitted runs. whole: the fit of all runs, near which to start.
     above: (column, value): held out is what lies above.
     """
-    columns = {"params": runs.n, runs.unit: runs.d, "flops": runs.flops}
-    if above is None:
-        cost = runs.flops if runs.flops is not None else runs.n * runs.d
-        top = cost >= cost.max() / LARGEST
-        what, limit, name = "the largest budget", float(cost.max()), "FLOPs" if runs.flops is not None else (
-            f"params x {runs.unit}")
-    else:
-        name, limit = above
-        if columns.get(name) is None:
-            raise ValueError(f"--hold-out={name}>{limit:g}: there is no {name} in the table; there are "
-                             f"{', '.join(column for column, values in columns.items() if values is not None)}")
-        top, what = columns[name] > limit, f"what has {name} above {limit:g}"
-    rest, largest = runs.take(~np.isin(runs.run, runs.run[top])), runs.take(top)
+    top, what, name, limit = largest(runs, above)
+    rest, held = runs.take(~np.isin(runs.run, runs.run[top])), runs.take(top)
     result = {"budget": limit, "unit": name, "what": what, "fitted": len(rest), "runs": [], "inside": 0, "of": 0,
               "worst": None, "reason": None}
     if not top.any():
@@ -138,25 +127,44 @@ def held_out(runs: Runs, whole: Fit, delta: float, draws: int, seed: int,
     if not fit.convergence.converged:
         return result | {"reason": f"without {what}, the fit {fit.convergence.reason}"}
     drawn = bootstrap.draw(rest, fit.law, parametric.huber_delta(whole.method, delta), draws, seed).law
-    chosen = np.linspace(0, len(largest) - 1, min(len(largest), SHOWN)).astype(int)
-    largest = largest.take(chosen)
-    noise = np.exp(scatter(rest, fit.law, (draws, len(largest)), seed))
-    predicted = laws.loss(fit.law, largest.n, largest.d)
-    low, high = bootstrap.interval(laws.loss(drawn[:, None], largest.n, largest.d) * noise, predicted)
-    for index in range(len(largest)):
-        measured = float(largest.loss[index])
+    chosen = np.linspace(0, len(held) - 1, min(len(held), SHOWN)).astype(int)
+    held = held.take(chosen)
+    noise = np.exp(scatter(errors(rest, fit.law), (draws, len(held)), seed))
+    predicted = laws.loss(fit.law, held.n, held.d)
+    low, high = bootstrap.interval(laws.loss(drawn[:, None], held.n, held.d) * noise, predicted)
+    for index in range(len(held)):
+        measured = float(held.loss[index])
         result["runs"].append({
-            "row": int(largest.row[index]), "params": float(largest.n[index]), runs.unit: float(largest.d[index]),
+            "row": int(held.row[index]), "params": float(held.n[index]), runs.unit: float(held.d[index]),
             "measured": measured, "predicted": float(predicted[index]), "error": float(predicted[index] / measured - 1),
             "interval": [float(low[index]), float(high[index])],
             "inside": bool(low[index] <= measured <= high[index]),
         })
-    return result | {"inside": sum(row["inside"] for row in result["runs"]), "of": len(largest),
+    return result | {"inside": sum(row["inside"] for row in result["runs"]), "of": len(held),
                      "worst": max((row["error"] for row in result["runs"]), key=abs)}
 
 
-def scatter(runs: Runs, law: np.ndarray, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Errors of ln L of fitted runs, drawn at random and widened for the five unknowns that were fitted to them."""
-    errors = np.log(runs.loss) - np.log(laws.loss(law, runs.n, runs.d))
-    errors = errors * np.sqrt(len(errors) / max(len(errors) - 5, 1))
+def largest(runs: Runs, above: tuple[str, float] | None = None) -> tuple[np.ndarray, str, str, float]:
+    """(rows to hold out [rows] bool, what they are, the column that says so, its limit): those of the largest budget,
+    or above: (column, value) what lies above. Raises ValueError, one line, for a column that is not there."""
+    if above is None:
+        cost = runs.flops if runs.flops is not None else runs.n * runs.d
+        name = "FLOPs" if runs.flops is not None else f"params x {runs.unit}"
+        return cost >= cost.max() / LARGEST, "the largest budget", name, float(cost.max())
+    name, limit = above
+    columns = {"params": runs.n, runs.unit: runs.d, "flops": runs.flops}
+    if columns.get(name) is None:
+        raise ValueError(f"--hold-out={name}>{limit:g}: there is no {name} in the table; there are "
+                         f"{', '.join(column for column, values in columns.items() if values is not None)}")
+    return columns[name] > limit, f"what has {name} above {limit:g}", name, limit
+
+
+def errors(runs: Runs, law: np.ndarray) -> np.ndarray:
+    """Errors of ln L of fitted runs, widened for the five unknowns that were fitted to them."""
+    left = np.log(runs.loss) - np.log(laws.loss(law, runs.n, runs.d))
+    return left * np.sqrt(len(left) / max(len(left) - 5, 1))
+
+
+def scatter(errors: np.ndarray, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Errors drawn at random."""
     return np.random.default_rng(seed + 1).choice(errors, shape)

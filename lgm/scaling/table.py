@@ -14,7 +14,7 @@ import numpy as np
 from lgm.files import local
 
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0  # forward and backward, two FLOPs a multiply-add: C = 6 N D
-POSITIVE = ("params", "images", "tokens", "flops", "loss", "learning_rate")
+POSITIVE = ("params", "images", "tokens", "flops", "loss", "learning_rate", "unique")
 NAMES = ("family", "seed", "run")
 ALIASES = {  # of columns that can mean one thing only; a loss is named by --loss
     "params": ("n_params", "num_params", "parameters", "n_parameters", "num_parameters", "model_size", "param_count"),
@@ -22,6 +22,7 @@ ALIASES = {  # of columns that can mean one thing only; a loss is named by --los
     "images": ("n_images", "num_images", "images_seen", "train_images", "samples_seen"),
     "flops": ("n_flops", "train_flops", "training_flops", "total_flops", "compute_flops"),
     "run": ("run_id", "run_name"),
+    "unique": ("unique_tokens", "unique_images", "dataset_size", "unique_data"),
 }
 SPLITS = 12  # values of a column that may tell families apart, at most
 KINDS = "any two of params, data (images or tokens) and flops"
@@ -51,6 +52,7 @@ class Runs:
       unit: "images" or "tokens".
       dropped: (row, reason) of rows that are not fitted.
       notes: what was derived rather than read.
+      unique: [rows] how much data there was, of which d is passes over it; None where it is not said.
       unread: columns of few values that were not read, [rows] each: what may split the data.
     """
 
@@ -64,6 +66,7 @@ class Runs:
     unit: str
     dropped: tuple[tuple[int, str], ...] = ()
     notes: tuple[str, ...] = ()
+    unique: np.ndarray | None = None
     unread: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -74,7 +77,8 @@ class Runs:
         arrays = {name: getattr(self, name)[keep] for name in ("n", "d", "loss", "run", "row")}
         unread = {name: values[keep] for name, values in self.unread.items()}
         flops = None if self.flops is None else self.flops[keep]
-        return dataclasses.replace(self, **arrays, flops=flops, unread=unread)
+        unique = None if self.unique is None else self.unique[keep]
+        return dataclasses.replace(self, **arrays, flops=flops, unique=unique, unread=unread)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,8 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
     Columns: `loss` (or the one that the argument of that name says), and any two of `params`, `images` or `tokens`, and
     `flops`; the third follows from C = 6 N D with D in tokens (an image being `tokens_per_image` of them). Optional:
     `family` (or the columns that the argument of that name says, by commas), `seed`, `run` (rows of one training run),
-    `learning_rate` (only the best of each family, size and data is fitted). Case does not matter, and names that can
+    `learning_rate` (only the best of each family, size and data is fitted), `unique` (how much data there is, of which
+    a run may see more by passes over it). Case does not matter, and names that can
     mean one of these only are read as such, which a note says; other columns are left alone. Cells may be separated by
     semicolons, tabs or bars, numbers then having decimal commas. Rows whose loss is empty, NaN or infinite (runs that
     diverged or have not ended) and rows that are there twice are dropped.
@@ -138,6 +143,7 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
         part = Runs(
             family=name, n=values["params"][of], d=values[unit][of], loss=values["loss"][of],
             flops=values["flops"][of] if "flops" in values else None, run=run[of], row=line[of], unit=unit, notes=notes,
+            unique=values["unique"][of] if "unique" in values else None,
             unread={c: cells[of] for c, cells in unread.items()},
         )
         rates = values["learning_rate"][of] if "learning_rate" in values else None

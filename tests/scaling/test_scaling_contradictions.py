@@ -126,14 +126,14 @@ def test_the_answer_is_the_best_family_and_what_the_next_best_needs():
             for name, law in (("slow", worse), ("fast", LAW))]
     row, = answer.of(pair, SETTINGS, [1e23], dataset=1e11)
     assert row["family"] == "fast" and row["epochs"] == pytest.approx(row["data"] / 1e11)
-    truth = predicting.needed(worse, pair[0], laws.optimum(LAW, COST, 1e23)[2], 1e23)
+    truth = predicting.times(worse, COST, laws.optimum(LAW, COST, 1e23)[2], 1e23)
     again = laws.optimum(worse, COST, 1e23 * truth)[2]
     assert again == pytest.approx(laws.optimum(LAW, COST, 1e23)[2], rel=1e-9)  # what `needed` means
     low, high = row["runner_up"]["interval"]
     assert low <= truth <= high and "slow needs" in answer.lines([row])[1]
     # a floor that the other's loss lies below is never reached
     floor = laws.theta(1.0, 1.0, 3.0, 0.3, 0.3)
-    assert predicting.below_never(predicting.needed(floor, pair[0], 2.5, 1e23)) is None
+    assert predicting.below_never(predicting.times(floor, COST, 2.5, 1e23)) is None
 
 
 def test_a_largest_size_spends_the_rest_on_data():
