@@ -13,7 +13,8 @@ def of(families: list[Family], settings: Settings, budgets, dataset: float | Non
 
     `runner_up.compute` is how many times the budget the runner-up needs to come to the best family's loss, with its 95%
     interval; None where it never does. `seen` is the budget over the largest FLOPs of that family's runs. `epochs` of
-    the `dataset`, where its size is known. Budgets for which no family states a loss have a `reason`.
+    the `dataset`, where its size is known. `tuned`: learning rate and batch size, where several were tried. Budgets for
+    which no family states a loss have a `reason`.
     """
     able = [family for family in families if not family.refusal(settings.method)]
     rows = []
@@ -31,6 +32,8 @@ def of(families: list[Family], settings: Settings, budgets, dataset: float | Non
             "loss": row["loss"], "intervals": {"data" if name == unit else name: value
                                                for name, value in row["intervals"].items()},
             "seen": row["beyond_data"]["flops"], "refused": row["refused"],
+            "tuned": {trend.knob: {"value": at[0], "interval": at[1]} for trend in best.tuning
+                      if row["params"] and row[unit] and (at := trend.at(row["params"], row[unit]))},
             "epochs": row[unit] / dataset if dataset and row[unit] else None,
             "runner_up": _runner_up(best, stated[1][1], settings, flops) if len(stated) > 1 else None, "reason": None,
         })
@@ -62,6 +65,8 @@ def lines(rows: list[dict]) -> list[str]:
         epochs = f", {row['epochs']:.2g} epochs" if row["epochs"] else ""
         said.append(f"{at}: {row['family']}, N={tell('params', 3)}, {row['unit']}={tell('data', 3)}{epochs}, "
                     f"loss {tell('loss', 4)}{seen}")
+        said += [f"    {name.replace('_', ' ')} {one['value']:.3g} [{one['interval'][0]:.2g}, {one['interval'][1]:.2g}]"
+                 for name, one in row["tuned"].items()]
         if row["runner_up"]:
             said.append(f"    {in_words(row['runner_up'])}")
     return said

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lgm.scaling import bootstrap, forms, identify, isoflop, laws, parametric, sensitivity
+from lgm.scaling import bootstrap, forms, identify, isoflop, laws, parametric, sensitivity, tuning
 from lgm.scaling.bootstrap import Draws
 from lgm.scaling.laws import Cost
 from lgm.scaling.parametric import Fit
@@ -69,7 +69,7 @@ class Estimate:
 class Family:
     """A family's runs, cost and estimates; `reason` says why nothing was fitted, `unidentified` why the plan itself
     tells no exponents. form: the law of another form that predicts, None for the plain one; forms: what each came
-    to."""
+    to. tuning: trends of what was tuned."""
 
     runs: Runs
     cost: Cost | None
@@ -80,6 +80,7 @@ class Family:
     unidentified: str | None = None
     form: forms.Fitted | None = None
     forms: list[dict] = dataclasses.field(default_factory=list)
+    tuning: tuple[tuning.Trend, ...] = ()
 
     def refusal(self, method: str) -> str | None:
         """Why no best N and D for a budget are stated by a method; None where they are."""
@@ -99,8 +100,10 @@ def analyse(runs: Runs, settings: Settings, dataset: float | None = None) -> Fam
         runs = dataclasses.replace(runs, unique=np.full(len(runs), float(dataset)))
     cost = laws.fit_cost(runs.n, runs.d, runs.flops) if runs.flops is not None and len(runs) else None
     reason = identify.unfittable(runs)
+    trends = tuple(trend for knob in (runs.tried.knobs if runs.tried else ())
+                   if (trend := tuning.fit(runs.tried, knob, settings.draws, settings.seed)))
     if reason:
-        return Family(runs, cost, {}, None, {}, reason)
+        return Family(runs, cost, {}, None, {}, reason, tuning=trends)
     refused = identify.by_design(runs)
     estimates = {method: estimate(method, runs, refused, settings) for method in parametric.METHODS}
     chosen, huber = estimates[settings.method], estimates["huber"]
@@ -118,7 +121,8 @@ def analyse(runs: Runs, settings: Settings, dataset: float | None = None) -> Fam
     above = forms.top(runs) if settings.hold_out is None else sensitivity.largest(runs, settings.hold_out)[0]
     form, tried = forms.choose(runs, chosen.fit.law, above, dataset, settings.seed)
     parabolas = isoflop.fit(runs, settings.draws, settings.seed)
-    return Family(runs, cost, estimates, parabolas, checks, None, unidentified, form, tried)
+    return Family(runs, cost, estimates, parabolas, checks, None, unidentified, form, tried,
+                  trends)
 
 
 def estimate(method: str, runs: Runs, refused: dict[str, str], settings: Settings) -> Estimate:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lgm import __version__
 from lgm.files import place, read_json, write_atomically
-from lgm.scaling import answer, contradictions, families, identify, laws, predicting, table
+from lgm.scaling import answer, contradictions, families, identify, laws, predicting, table, tuning
 from lgm.scaling.bootstrap import interval
 from lgm.scaling.compute import Machine
 from lgm.scaling.families import Estimate, Family, Settings
@@ -95,6 +95,8 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
                             largest budgets, held out, and its scatter, or the reason why it was not tried
             methods         by method: A, B, E, alpha, beta with `intervals` and the reasons of those `refused`;
                             `frontier`, exponents in compute; `noise` of a run and a row; `scatter`; `convergence`
+            tuning          of learning rate and batch size, where several were tried: the best of each size and amount
+                            (`places`), the trend's exponents in N and D, or the reason why there is none
             isoflop         parabolas by budget, the exponents of N and D, predictions
             predictions     by budget: params, images or tokens and loss, `intervals`, every method's values, `refused`
             points_asked    the same of given params and data
@@ -143,6 +145,7 @@ def _family(family: Family, settings: Settings, budgets, pod: Machine | None, po
         "forms": family.forms,
         "methods": {name: _method(estimate, family) for name, estimate in family.estimates.items()},
         "unidentified": family.unidentified,
+        "tuning": [tuning.summary(trend) for trend in family.tuning],
         "isoflop": _isoflop(family, budgets),
         **family.checks,
         "predictions": predictions,

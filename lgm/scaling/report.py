@@ -157,7 +157,8 @@ def _family(family: dict, slug: str, figures: dict[str, bytes]) -> list[str]:
     parts += ["<h3>Best size and data for a budget</h3>", _predictions(family), draw("isoflop"), _slices(family)]
     parts += ["<h3>Is it the best law of this form, and is the form right?</h3>", _convergence(family),
               draw("convergence"), _forms(family)]
-    parts += ["<h3>Does it predict?</h3>", draw("residuals"), _held_out(family), _leave_one_size_out(family)]
+    parts += [_tuning(family), "<h3>Does it predict?</h3>", draw("residuals"), _held_out(family),
+              _leave_one_size_out(family)]
     if f"{slug}_sensitivity" in figures:
         parts += ["<h3>Does it depend on what was fitted?</h3>", draw("sensitivity")]
     return parts
@@ -184,10 +185,26 @@ def _methods(family: dict) -> str:
     return text
 
 
+def _tuning(family: dict) -> str:
+    """The best learning rate and batch size where several were tried, and their trend."""
+    text = ""
+    for trend in family["tuning"]:
+        name, unit = trend["knob"].replace("_", " "), family["points"]["unit"]
+        rows = [[_n(place["params"]), _n(place["data"]), f"{_n(place['low'])} to {_n(place['high'])}",
+                 _n(place["best"]) if place["best"] else _refused("none inside")] for place in trend["places"]]
+        moves = ", ".join(f"{symbol}<sup>{part['value']:.2g}</sup> {_between(part['interval'], 2)}"
+                          for symbol, part in trend["exponents"].items())
+        line = _refused("no trend: " + trend["reason"]) if trend["reason"] else f"it goes as {moves}"
+        text += (f"<h3>Best {name}</h3><p>By a parabola in its logarithm at each size and amount; {line}.</p>"
+                 + _table(["parameters", unit, "tried", f"best {name}"], rows))
+    return text
+
+
 def _forms(family: dict) -> str:
     """What other forms of law came to."""
     percent = lambda value: f"{100 * value:.2g}%"
-    rows = [[f"<b>{row['form']}</b>" if family["form"] and row["form"] == family["form"]["name"] else row["form"],
+    taken = family["form"] and family["form"]["name"]
+    rows = [[f"<b>{row['form']}</b>" if row["form"] == taken else row["form"],
              *([_refused(row["reason"]), ""] if row["reason"] else [percent(row["held_out"]), percent(row["scatter"])])]
             for row in family["forms"]]
     if not rows:

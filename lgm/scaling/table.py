@@ -16,6 +16,7 @@ from lgm.files import local
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0  # forward and backward, two FLOPs a multiply-add: C = 6 N D
 POSITIVE = ("params", "images", "tokens", "flops", "loss", "learning_rate", "unique")
 NAMES = ("family", "seed", "run")
+KNOBS = ("learning_rate", "batch_size")  # what is tuned at each size
 ALIASES = {  # of columns that can mean one thing only; a loss is named by --loss
     "params": ("n_params", "num_params", "parameters", "n_parameters", "num_parameters", "model_size", "param_count"),
     "tokens": ("n_tokens", "num_tokens", "train_tokens", "training_tokens", "tokens_seen", "total_tokens"),
@@ -42,6 +43,16 @@ LIMITS = Limits()
 
 
 @dataclasses.dataclass(frozen=True)
+class Tried:
+    """All rows of a family, before the best of each size and amount were chosen: n, d, loss and the knobs [rows]."""
+
+    n: np.ndarray
+    d: np.ndarray
+    loss: np.ndarray
+    knobs: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
 class Runs:
     """The fitted rows of one family; arrays of one length.
 
@@ -53,6 +64,7 @@ class Runs:
       dropped: (row, reason) of rows that are not fitted.
       notes: what was derived rather than read.
       unique: [rows] how much data there was, of which d is passes over it; None where it is not said.
+      tried: all rows with what was tuned, where something was.
       unread: columns of few values that were not read, [rows] each: what may split the data.
     """
 
@@ -67,6 +79,7 @@ class Runs:
     dropped: tuple[tuple[int, str], ...] = ()
     notes: tuple[str, ...] = ()
     unique: np.ndarray | None = None
+    tried: Tried | None = None
     unread: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -137,6 +150,8 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
     numbered = {name: i for i, name in enumerate(dict.fromkeys(zip(families.tolist(), runs, strict=True)))}
     run = np.array([numbered[key] for key in zip(families.tolist(), runs, strict=True)])
     unread = {c: np.array(cells) for c, cells in others.items() if 1 < len(set(cells)) <= SPLITS}
+    knobs = {name: values[name] if name in values else _numbers(others[name]) for name in KNOBS
+             if name in values or name in others}
     kept, line = [], np.array(lines)
     for name in dict.fromkeys(families.tolist()):
         of = families == name
@@ -147,6 +162,9 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
             unread={c: cells[of] for c, cells in unread.items()},
         )
         rates = values["learning_rate"][of] if "learning_rate" in values else None
+        tuned = {name: column[of] for name, column in knobs.items()}
+        if tuned:
+            part = dataclasses.replace(part, tried=Tried(part.n, part.d, part.loss, tuned))
         part = _drop(part, rates, limits, repeats)
         kept.append(part if rows == "all" else _last(part))
     return Table(str(path), digest, len(lines), tuple(kept), loss)
@@ -284,6 +302,17 @@ def _number(path: Path, row: int, column: str, cell: str) -> float:
     if value <= 0:
         raise ValueError(f"{where}: {cell!r} must be positive")
     return value
+
+
+def _numbers(cells: list[str]) -> np.ndarray:
+    """A column that need not be numbers: NaN where it is none."""
+    def number(cell: str) -> float:
+        try:
+            value = float(cell)
+        except ValueError:
+            return math.nan
+        return value if 0 < value < math.inf else math.nan
+    return np.array([number(cell) for cell in cells])
 
 
 def _name(path: Path, row: int, column: str, cell: str) -> str:
