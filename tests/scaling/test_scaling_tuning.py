@@ -60,7 +60,8 @@ def test_a_best_value_at_the_end_of_those_tried_is_none():
 
 def test_data_that_grows_with_size_is_told_as_one_line():
     table = tried(noise=0.0)
-    kept = np.isclose(table.d / AMOUNTS[0], (AMOUNTS[-1] / AMOUNTS[0]) ** (np.log(table.n / 1e7) / np.log(100)), rtol=0.5)
+    in_step = (AMOUNTS[-1] / AMOUNTS[0]) ** (np.log(table.n / 1e7) / np.log(100))
+    kept = np.isclose(table.d / AMOUNTS[0], in_step, rtol=0.5)
     some = Tried(table.n[kept], table.d[kept], table.loss[kept], {"learning_rate": table.knobs["learning_rate"][kept]})
     trend = tuning.fit(some, "learning_rate", draws=100)
     assert trend.terms == ("1", "N")
@@ -77,7 +78,8 @@ def test_batch_sizes_are_compared_at_their_best_rates():
         for batch in (64, 128, 256, 512, 1024):
             for rate in (1e-3, 2e-3, 4e-3):
                 true = 200 * (n / 1e7) ** 0.2
-                loss = laws.loss(LAW, n, 1e10) * (1 + 0.01 * np.log(batch / true) ** 2 + 0.02 * np.log(rate / 2e-3) ** 2)
+                more = 1 + 0.01 * np.log(batch / true) ** 2 + 0.02 * np.log(rate / 2e-3) ** 2
+                loss = laws.loss(LAW, n, 1e10) * more
                 rows.append((n, 1e10, loss * np.exp(1e-4 * random.standard_normal()), rate, batch))
     n, d, loss, rate, batch = (np.array(column, float) for column in zip(*rows, strict=True))
     table = Tried(n, d, loss, {"learning_rate": rate, "batch_size": batch})
