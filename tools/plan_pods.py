@@ -30,7 +30,8 @@ from lgm.planning.scaling import resized, weak_scaling  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 PLANS = ROOT / "plans"
-TITLES = {"sdxl": "SDXL", "sd3_medium": "SD3-medium", "sd35_large": "SD3.5-large", "flux_dev": "Flux.1-dev"}
+TITLES = {"sdxl": "SDXL", "sd3_medium": "SD3-medium", "sd35_large": "SD3.5-large", "flux_dev": "Flux.1-dev",
+          "z_image": "Z-Image", "qwen_image": "Qwen-Image"}  # fmt: skip
 COLOURS = {"sdxl": "#d1495b", "sd3_medium": "#30638e", "flux_dev": "#00798c"}
 
 
@@ -74,6 +75,10 @@ ROWS = {
         Choice(dict(data=64, fsdp=32), "dots"), Choice(dict(data=32, fsdp=64), "dots"))),
     "flux_dev_4_slices": Row("flux_dev", v6e("16x16", 4), 2048, (
         Choice(dict(data=32, fsdp=32)), Choice(dict(data=32, fsdp=32), "attention"), Choice(dict(data=16, fsdp=64)))),
+    "z_image": Row("z_image", v5p("4x4x8"), 512, (
+        Choice(dict(data=4, fsdp=32), "dots"), Choice(dict(data=4, fsdp=32)))),
+    "qwen_image": Row("qwen_image", v5p("4x4x8"), 512, (
+        Choice(dict(data=2, fsdp=64), "dots"), Choice(dict(data=2, fsdp=64)))),
 }  # fmt: skip
 
 

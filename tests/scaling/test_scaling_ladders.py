@@ -54,8 +54,10 @@ def test_counts_are_xlas(family):
     rung, model = ladders.measure(config, latent, 64), build(config)
     arguments = family_of(config).inputs(config, 1, latent, 64)
     forward = lambda params, *args: model.apply(params, *args).sum()
+    # what Qwen-Image's last block makes of 64 tokens of text, out and MLP, nobody reads, and XLA leaves out
+    unread = 64 * 2 * (1 + 2 * 4) * config.width**2 if family == "qwen_image" else 0
     for fn, standard in ((forward, rung.forward), (jax.grad(forward), rung.training)):
-        theirs = jax.jit(fn).lower(model.abstract(), *arguments).cost_analysis()["flops"]
+        theirs = jax.jit(fn).lower(model.abstract(), *arguments).cost_analysis()["flops"] + unread
         ours = count_flops(fn, model.abstract(), *arguments, executed=True)
         assert 0.995 < theirs / ours < 1.03
         assert standard == count_flops(fn, model.abstract(), *arguments)
