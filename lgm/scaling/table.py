@@ -1,17 +1,16 @@
-"""Tables of runs: a CSV file into checked arrays, or one line that names the file, the row and the column."""
+"""Tables of runs (`inputs`) into checked arrays, or one line that names the file, the row and the column."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
-import hashlib
 import math
 from pathlib import Path
 
 import numpy as np
 
 from lgm.files import local
+from lgm.scaling import inputs
 
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0  # forward and backward, two FLOPs a multiply-add: C = 6 N D
 POSITIVE = ("params", "images", "tokens", "flops", "loss", "learning_rate", "unique")
@@ -107,7 +106,7 @@ class Table:
 
 def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits = LIMITS, loss: str = "loss",
          family: str | None = None, rows: str = "all") -> Table:
-    """Read and check a CSV file of runs.
+    """Read and check a table of runs: CSV, JSON lines or a tracker's folder (`inputs`).
 
     Columns: `loss` (or the one that the argument of that name says), and any two of `params`, `images` or `tokens`, and
     `flops`; the third follows from C = 6 N D with D in tokens (an image being `tokens_per_image` of them). Optional:
@@ -171,45 +170,17 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
 
 
 def _columns(path: Path) -> tuple[dict[str, list[str]], list[int], str, tuple[str, ...]]:
-    """Cells by column, line numbers of the rows, the file's digest and what was taken for what."""
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the table as CSV in UTF-8") from None
-    separator = _separator(text)
-    reader = csv.reader(text.splitlines(), strict=True, delimiter=separator)
-    lines, rows = [], []
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                lines.append(reader.line_num)
-                rows.append([cell.strip() for cell in cells])
-    except csv.Error as error:
-        raise ValueError(f"{path}: row {reader.line_num}: {error}") from None
-    if not rows:
+    """Cells by column, numbers of the rows, the content's digest and what was taken for what."""
+    cells = inputs.read(path)
+    if not cells.header:
         raise ValueError(f"{path} is empty; the first line must name the columns: loss, and {KINDS}")
-    header, notes = _header(rows[0])
+    header, notes = _header(cells.header)
     for index, column in enumerate(header):
         if column in header[:index]:
             raise ValueError(f"{path}: column {column!r} appears twice in the first line")
-    for line, cells in zip(lines[1:], rows[1:], strict=True):
-        if len(cells) != len(header):
-            raise ValueError(f"{path}: row {line} has {len(cells)} cells where the first line has {len(header)} "
-                             "columns")
-    columns = dict(zip(header, map(list, zip(*rows[1:], strict=True)), strict=True)) if rows[1:] else {
+    columns = dict(zip(header, map(list, zip(*cells.rows, strict=True)), strict=True)) if cells.rows else {
         column: [] for column in header}
-    if separator != ",":
-        decimal = lambda cell: cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell
-        columns = {c: list(map(decimal, cells)) if c not in NAMES else cells for c, cells in columns.items()}
-        notes += (f"cells are separated by {separator!r}",)
-    return columns, lines[1:], hashlib.sha256(content).hexdigest(), notes
-
-
-def _separator(text: str) -> str:
-    """A comma, or what else the first line is separated by."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    return "," if "," in first else next((mark for mark in ";\t|" if mark in first), ",")
+    return columns, cells.lines, cells.digest, notes + cells.notes
 
 
 def _header(cells: list[str]) -> tuple[list[str], tuple[str, ...]]:
