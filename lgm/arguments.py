@@ -213,8 +213,8 @@ def parser() -> argparse.ArgumentParser:
 
     fit = verb("fit", "scale:fit", "Scaling laws from a CSV of runs: fit.json, figures and a report.")
     fit.add_argument("--data", required=True,
-                     help="CSV, JSON lines or a folder of MLflow, W&B or TensorBoard with loss, any two of params, images "
-                          "or tokens, and flops; also family, seed, run, learning_rate, batch_size, unique")
+                     help="CSV, JSON lines or a folder of MLflow, W&B or TensorBoard with loss, any two of params, "
+                          "images or tokens, and flops; also family, seed, run, learning_rate, batch_size, unique")
     fit.add_argument("--out", required=True, help="the folder to write")
     fit.add_argument("--loss", default="loss", help="the column that is fitted, as vlb_bits of a sweep's runs.csv "
                                                     "(default: loss)")
