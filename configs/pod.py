@@ -1,5 +1,5 @@
-"""The released systems trained at full size, 1024 px, on a TPU pod: SDXL, SD3-medium, SD3.5-large, Flux.1-dev, Z-Image
-or Qwen-Image.
+"""The released systems trained at full size, 1024 px, on a TPU pod: SDXL, SD3-medium, SD3.5-large, Flux.1-dev, Z-Image,
+Qwen-Image, Flux.2-dev or Flux.2-klein.
 
     lgm plan  --config=configs/pod.py:flux_dev --topology=v5p:4x4x8
     lgm train --config=configs/pod.py:flux_dev --workdir=gs://bucket/flux
@@ -42,6 +42,12 @@ SYSTEMS = {
     ),
     "z_image": dict(model=dict(family="z_image", remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=32)),
     "qwen_image": dict(model=dict(family="qwen_image", remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=64)),
+    "flux2_dev": dict(model=dict(family="flux2", remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=128)),
+    "flux2_klein_9b": dict(
+        model=dict(family="flux2", width=4096, single_depth=24, heads=32, text_dim=12_288, guidance=False,
+                   remat="full"),
+        **FLOW, batch_size=512, mesh=dict(fsdp=32),
+    ),
 }  # fmt: skip
 
 
@@ -57,7 +63,7 @@ def get_config(arg="sd3_medium"):
         data=dict(source="data/images", where=dict(split="train"), heldout_where=dict(split="heldout"),
                   resolution=1024, latents="memory"),
         autoencoder=folder,
-        text=dict(folder=folder, caption_dropout=0.0 if arg == "flux_dev" else 0.1),
+        text=dict(folder=folder, caption_dropout=0.0 if arg.endswith("_dev") else 0.1),  # distilled from guidance
         model=dict(system["model"], dtype="bfloat16"),
         process=system["process"],
         loss=system["loss"],

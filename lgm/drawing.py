@@ -225,7 +225,7 @@ def text_to_image(
     if pipeline.inpaints and (image is None or mask is None):
         raise ValueError("this folder's U-Net draws what a mask covers of a picture; give an image and a mask")
 
-    extrapolates = pipeline.system.extrapolates
+    extrapolates = pipeline.extrapolates
     scale = max(1.0, float(guidance if extrapolates else 1.0 if negative is None else true_guidance))
     idle = {"negative": negative is not None, "rule": rule not in (None, "plain"),
             "interval": tuple(interval) != (0.0, 1.0)}

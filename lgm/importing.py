@@ -74,7 +74,7 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
             "resolution": pipeline.sample_size * autoencoder.factor,
             **data,
         },
-        "text": {"folder": folder, "caption_dropout": 0.1 if pipeline.system.extrapolates else 0.0, **text},
+        "text": {"folder": folder, "caption_dropout": 0.1 if pipeline.extrapolates else 0.0, **text},
         "model": {"family": family_of(model).name, **as_dict(model)},
         "process": dict(pipeline.schedule.process),
         "loss": {"target": pipeline.schedule.target, "density": density, **variance},

@@ -32,19 +32,35 @@ from lgm.untrusted import read_object, read_text, shown
 # words as CLIP splits them: contractions, runs of letters, single digits, runs of anything else
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 UNLIMITED = 1_000_000  # transformers writes 1e30 where a tokenizer has no longest length
+_PROCESSOR = ("processor_config.json", "preprocessor_config.json")  # of pictures too
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextTokenizer:
-    """Texts to ids. `max_length` is the longest the text encoder takes, `pad` the id that fills a row up.
+    """Texts to ids. `max_length` is the longest the text encoder takes, `pad` the id that fills a row up, from the left
+    where it `pads_left`.
 
-    `config` is what its tokenizer_config.json says, for `save` to say again.
+    `config` is what its tokenizer_config.json says, for `save` to say again, `beside` what other files do, by their
+    names, where it is part of a processor of pictures too.
     """
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
     pad: int
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The class of transformers that reads its folder."""
+        processor = self.config.get("processor_class") if self.beside else None
+        return processor or self.config.get("tokenizer_class", "PreTrainedTokenizerFast")
+
+    @property
+    def pads_left(self) -> bool:
+        """Whether rows are filled up from the left, as its class does or its folder says."""
+        usual = "left" if str(self.config.get("tokenizer_class")).startswith("LlamaTokenizer") else "right"
+        return self.config.get("padding_side", usual) == "left"
 
     @property
     def vocab_size(self) -> int:
@@ -56,11 +72,12 @@ class TextTokenizer:
         """The largest id of the vocabulary."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values())
 
-    def encode(self, texts: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Sequence[str], length: int | None = None, special: bool = True
+               ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """(ids [B, L] int32, mask [B, L] bool, True up to and with the end token); L is `length` or `max_length`.
 
-        A text of more tokens is cut, keeping the end token where the tokenizer adds one, with a warning that says how
-        much of it is lost.
+        Without `special` no tokens are put around a text, which has its own in it. A text of more tokens is cut,
+        keeping the end token where the tokenizer adds one, with a warning that says how much of it is lost.
         """
         length = self.max_length if length is None else length
         if length >= UNLIMITED:
@@ -68,7 +85,7 @@ class TextTokenizer:
         ids = np.full((len(texts), length), self.pad, np.int32)
         mask = np.zeros(ids.shape, bool)
         try:
-            encodings = self.tokenizer.encode_batch(list(texts))
+            encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=special)
         except BaseException as error:  # a damaged table shows where a text leads there
             raise as_value_error(error, "the tokenizer cannot read a text") from error
         for row, encoding in enumerate(encodings):
@@ -80,7 +97,8 @@ class TextTokenizer:
                 tokens = [*tokens[: length - 1], tokens[-1]] if ended else tokens[:length]
             if max(tokens, default=0) > self.largest_id:
                 raise ValueError(f"the tokenizer adds the id {max(tokens)}, which its vocabulary has not")
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+            place = slice(length - len(tokens), None) if self.pads_left else slice(len(tokens))
+            ids[row, place], mask[row, place] = tokens, True
         return ids, mask
 
 
@@ -95,6 +113,9 @@ def read_text_tokenizer(folder: str | Path) -> TextTokenizer:
         tokenizer = _build(folder, config)
         if (template := folder / "chat_template.jinja").exists():  # which is carried; each system has its own here
             config["chat_template"] = read_text(template)
+        if config.get("padding_side", "right") not in ("left", "right"):
+            raise ValueError(f"padding_side={shown(config['padding_side'])} is neither left nor right")
+        beside = {name: read_object(folder / name) for name in _PROCESSOR if (folder / name).exists()}
         pad, length = _content(config.get("pad_token")) or "<pad>", _length(config.get("model_max_length", UNLIMITED))
     except FileNotFoundError as error:
         raise ValueError(
@@ -105,7 +126,7 @@ def read_text_tokenizer(folder: str | Path) -> TextTokenizer:
         raise as_value_error(error, f"the tokenizer in {folder} is broken") from error
     if tokenizer.token_to_id(pad) is None:
         raise ValueError(f"{folder}: the padding token {shown(pad)} is not in the vocabulary")
-    return TextTokenizer(tokenizer, length, tokenizer.token_to_id(pad), config)
+    return TextTokenizer(tokenizer, length, tokenizer.token_to_id(pad), config, beside)
 
 
 def save_text_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
@@ -116,7 +137,8 @@ def save_text_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
     known["pad_token"] = tokenizer.tokenizer.id_to_token(tokenizer.pad)
     known["model_max_length"] = tokenizer.max_length
     write_atomically(Path(folder) / "tokenizer.json", tokenizer.tokenizer.to_str(pretty=True).encode())
-    write_atomically(Path(folder) / "tokenizer_config.json", (json.dumps(known, indent=2) + "\n").encode())
+    for name, values in {"tokenizer_config.json": known, **tokenizer.beside}.items():
+        write_atomically(Path(folder) / name, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], special: Sequence[AddedToken] = ()):

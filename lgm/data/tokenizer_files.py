@@ -24,7 +24,11 @@ _ONE = r"(?:\\p\{\w{1,20}\}|\\\D|\[(?:\\\D|[^\]\[\\])+\]|[^\\\[\](){}|*+?.^$])"
 # words as Qwen's byte-level tokenizers split them, who look ahead by one character
 QWEN_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
               r"|\s*[\r\n]+|\s+(?!\S)|\s+")  # fmt: skip
-KNOWN = (QWEN_WORDS,)
+# as Mistral's do, and as transformers converted those once
+TEKKEN_WORDS = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+                r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+                r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")  # fmt: skip
+KNOWN = (QWEN_WORDS, QWEN_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|"), TEKKEN_WORDS)
 _PLAIN = re.compile(rf"{_ONE}+(?:[*+?]|\{{\d{{1,2}},?\d{{0,2}}\}})?")
 PARTS = {
     "normalizer": ("BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled",

@@ -23,6 +23,7 @@ from lgm.interop.keymap import Extra, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
 from lgm.interop.keys_autoencoder_flux2 import (
     AUTOENCODER_FLUX2,
+    AUTOENCODER_FLUX2_LAYOUTS,
     autoencoder_flux2_rules,
     read_autoencoder_flux2,
     with_statistics,
@@ -30,7 +31,7 @@ from lgm.interop.keys_autoencoder_flux2 import (
 )
 from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, with_positions, write_dit, write_sit
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
-from lgm.interop.keys_flux2 import FLUX2, flux2_rules, read_flux2, write_flux2
+from lgm.interop.keys_flux2 import FLUX2, FLUX2_LAYOUTS, flux2_rules, read_flux2, write_flux2
 from lgm.interop.keys_frame_autoencoder import (
     FRAME_AUTOENCODER,
     FRAME_LAYOUTS,
@@ -107,7 +108,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "AutoencoderKLFlux2": Component(
         "diffusers", read_autoencoder_flux2, write_autoencoder_flux2, autoencoder_flux2_rules, AUTOENCODER_FLUX2,
-        autoencoder_weights, with_statistics,
+        autoencoder_weights, with_statistics, layouts=AUTOENCODER_FLUX2_LAYOUTS,
     ),
     "AutoencoderKLQwenImage": Component(
         "diffusers", read_frame_autoencoder, write_frame_autoencoder, frame_autoencoder_rules, FRAME_AUTOENCODER,
@@ -119,10 +120,15 @@ COMPONENTS: dict[str, Component] = {
     "CLIPTextModelWithProjection": _clip(projected=True),
     "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules, tables.DIT, refine=with_positions,
                                        layouts=[("", original.dit)]),
-    "Flux2Transformer2DModel": Component("diffusers", read_flux2, write_flux2, flux2_rules, FLUX2),
+    "Flux2Transformer2DModel": Component("diffusers", read_flux2, write_flux2, flux2_rules, FLUX2,
+                                         layouts=FLUX2_LAYOUTS),
     "FluxTransformer2DModel": Component(
         "diffusers", read_flux, write_flux, flux_rules, tables.FLUX,
         layouts=[("", original.flux), ("model.diffusion_model.", original.flux), ("", original.same)],
+    ),
+    "Mistral3ForConditionalGeneration": Component(
+        "transformers", causal.read_mistral3, causal.write_mistral3, causal.mistral3_rules, causal.MISTRAL3,
+        causal.mistral3_weights, beside=causal.mistral3_others, layouts=[("", original.same)],
     ),
     "MistralModel": _causal(causal.read_mistral, causal.write_mistral, causal.MISTRAL),
     "Qwen2_5_VLForConditionalGeneration": Component(
@@ -130,6 +136,10 @@ COMPONENTS: dict[str, Component] = {
         causal.qwen25_vl_weights, beside=causal.qwen25_vl_others, layouts=[("", original.same)],
     ),
     "Qwen2_5_VLTextModel": _causal(causal.read_qwen25, causal.write_qwen25, causal.QWEN25),
+    "Qwen3ForCausalLM": Component(
+        "transformers", causal.read_qwen3, causal.write_qwen3_lm, causal.qwen25_vl_rules, causal.QWEN3,
+        causal.qwen25_vl_weights, beside=causal.qwen25_vl_others, layouts=[("", original.same)],
+    ),
     "Qwen3Model": _causal(causal.read_qwen3, causal.write_qwen3, causal.QWEN3),
     "QwenImageTransformer2DModel": Component(
         "diffusers", read_qwen_image, write_qwen_image, qwen_image_rules, QWEN_IMAGE,

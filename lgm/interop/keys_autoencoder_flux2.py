@@ -1,5 +1,5 @@
 """Key map and configuration of Flux.2's autoencoder, in the layout of diffusers' AutoencoderKLFlux2: a KL autoencoder
-whose latents a batch norm standardizes, for each channel and place in patches of 2 x 2."""
+whose latents a batch norm standardizes, for each channel and place in patches of 2 x 2; its original names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lgm.interop.diffusers_configs import read_autoencoder, write_autoencoder
 from lgm.interop.fields import CARRIED, Table, check, fixed
 from lgm.interop.keymap import Extra, Rule
 from lgm.interop.keys_autoencoder import autoencoder_rules
+from lgm.interop.original_names import Layouts, Original, autoencoder, replaced, same
 from lgm.interop.tables import AUTOENCODER
 from lgm.interop.tensor_files import Weights
 from lgm.models.autoencoder import PRESETS, AutoencoderConfig, side
@@ -38,6 +39,16 @@ def autoencoder_flux2_rules(config: AutoencoderConfig) -> list[Rule | Extra]:
         Extra(_VARIANCE, lambda: _statistics(config)[1].astype(np.float32)),
         Extra(_COUNT, lambda: np.zeros((), np.int64)),  # of batches in training, which nothing reads
     ]
+
+
+def original(config: AutoencoderConfig) -> Original:
+    """The names of the original file."""
+    inside = autoencoder(config)
+    moved = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
+    return lambda name: inside(replaced(name, moved))
+
+
+AUTOENCODER_FLUX2_LAYOUTS: Layouts = (("", original), ("vae.", original), ("first_stage_model.", original), ("", same))
 
 
 def _statistics(config: AutoencoderConfig) -> np.ndarray:

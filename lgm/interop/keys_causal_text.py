@@ -1,5 +1,5 @@
 """Key map and configurations of causal language models, in the layouts of transformers' Qwen3Model, Qwen2_5_VLTextModel
-(alone and within Qwen2_5_VLForConditionalGeneration) and MistralModel."""
+and MistralModel, alone and within the classes that write or see as well."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ _WINDOWS: Table = {
 }
 QWEN3: Table = _COMMON | _WINDOWS | {"attention_bias": fixed(False)}
 QWEN25: Table = _COMMON | _WINDOWS
-QWEN25_VL: Table = QWEN25 | {"text_config": QWEN25, "vision_config": CARRIED}  # older folders say all at one level
 MISTRAL: Table = _COMMON | {"sliding_window": COUNT_OR_NONE}
+MISTRAL3: Table = {"text_config": MISTRAL, "vision_config": CARRIED}
+QWEN25_VL: Table = QWEN25 | {"text_config": QWEN25, "vision_config": CARRIED}  # older folders say all at one level
 
 
 def causal_text_rules(config: CausalTextConfig) -> list[Rule | Extra]:
@@ -77,7 +78,8 @@ def causal_text_rules(config: CausalTextConfig) -> list[Rule | Extra]:
 
 _PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 # the head of next tokens and the eye, and what versions of the library put before them
-_OTHERS, _BEFORE = ("lm_head.", "visual."), ("model.", "language_model.")
+_OTHERS = ("lm_head.", "visual.", "vision_tower.", "multi_modal_projector.")
+_BEFORE = ("model.", "language_model.")
 
 
 def causal_text_weights(weights: Weights) -> Weights:
@@ -108,6 +110,24 @@ def qwen25_vl_others(weights: Weights) -> Weights:
         return name if (name := _unprefixed(name, _BEFORE)).startswith(_OTHERS) else None
 
     return weights.renamed(rename)
+
+
+_MISTRAL3 = "language_model."  # before the names of both the text model and its head in the released files
+
+
+def mistral3_rules(config: CausalTextConfig) -> list[Rule | Extra]:
+    """The text model within Mistral3ForConditionalGeneration, by the names of the released files."""
+    return prefixed(causal_text_rules(config), theirs=f"{_MISTRAL3}model.")
+
+
+def mistral3_weights(weights: Weights) -> Weights:
+    """`weights` of the text model alone, by the names of the released files."""
+    return causal_text_weights(weights).renamed(f"{_MISTRAL3}model.{{}}".format)
+
+
+def mistral3_others(weights: Weights) -> Weights:
+    """The head, the eye and what joins it, by the names of the released files."""
+    return qwen25_vl_others(weights).renamed(lambda name: f"{_MISTRAL3 if name.startswith('lm_head.') else ''}{name}")
 
 
 def _unprefixed(name: str, prefixes: tuple[str, ...]) -> str:
@@ -171,6 +191,14 @@ def _period(config: Mapping[str, Any], default: float) -> float:
     return float(period)
 
 
+def read_mistral3(config: Mapping[str, Any]) -> CausalTextConfig:
+    """CausalTextConfig of the text model of a Mistral3ForConditionalGeneration."""
+    check(config, MISTRAL3)
+    if not config.get("text_config"):
+        raise WrongKind("config.json: text_config is missing")
+    return read_mistral(config["text_config"])
+
+
 def write_qwen3(config: CausalTextConfig) -> dict[str, Any]:
     """config.json of a Qwen3Model."""
     _expect(config, "Qwen3Model", qk_norm=True, qkv_bias=False)
@@ -196,10 +224,22 @@ def write_qwen25_vl(config: CausalTextConfig) -> dict[str, Any]:
             "tie_word_embeddings": False}  # fmt: skip
 
 
+def write_qwen3_lm(config: CausalTextConfig) -> dict[str, Any]:
+    """config.json of a Qwen3ForCausalLM."""
+    return write_qwen3(config) | {"architectures": ["Qwen3ForCausalLM"]}
+
+
 def write_mistral(config: CausalTextConfig) -> dict[str, Any]:
     """config.json of a MistralModel."""
     _expect(config, "MistralModel", qk_norm=False, qkv_bias=False)
     return _write(config, "MistralModel", "mistral") | {"sliding_window": None}
+
+
+def write_mistral3(config: CausalTextConfig) -> dict[str, Any]:
+    """config.json of a Mistral3ForConditionalGeneration, but for what its eye is."""
+    text = write_mistral(config)
+    del text["architectures"]
+    return {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "text_config": text}
 
 
 def _write(config: CausalTextConfig, name: str, kind: str) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lgm.interop.fields import COUNT, COUNT_OR_NONE, COUNTS, FLAG, SIDE_OR_NONE, Table, check, expect, fixed
 from lgm.interop.keymap import Rule, linear, norm
+from lgm.interop.original_names import QKV, Layouts, Original, Source, replaced, same
 from lgm.models.flux2 import MLP_RATIO, PERIOD, TIME_FEATURES, Flux2Config
 
 _PACKED = 4  # channels of theirs for one of ours: a token is 2 x 2 latent pixels, cut by diffusers' pipeline
@@ -65,6 +67,61 @@ def _stream(ours: str, qkv: tuple[str, ...], norms: str, out: str, mlp: str) -> 
         *linear(f"double/{ours}/mlp/wi", f"{block}{mlp}.linear_in", bias=False),
         *linear(f"double/{ours}/mlp/wo", f"{block}{mlp}.linear_out", bias=False),
     ]
+
+
+_ORIGINAL = {
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+_DOUBLE = {
+    "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+    "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+    "transformer_blocks": "double_blocks",
+}
+_SINGLE = {
+    "attn.norm_q.weight": "norm.query_norm.scale",
+    "attn.norm_k.weight": "norm.key_norm.scale",
+    "attn.to_qkv_mlp_proj": "linear1",
+    "attn.to_out": "linear2",
+    "single_transformer_blocks": "single_blocks",
+}
+
+
+def original(_: Any) -> Original:
+    """The names of the original file, which fuses q, k and v of the double-stream blocks."""
+
+    def source(name: str) -> Source:
+        if name.startswith("proj_out."):
+            return Source(f"final_layer.linear.{name.removeprefix('proj_out.')}")
+        if name.startswith("single_transformer_blocks."):
+            return Source(replaced(name, _SINGLE))
+        if fused := re.fullmatch(r"transformer_blocks\.(\d+)\.attn\.(to|add)_([qkv])(?:_proj)?\.weight", name):
+            block, kind, part = fused.groups()
+            return Source(f"double_blocks.{block}.{'img' if kind == 'to' else 'txt'}_attn.qkv.weight", QKV[part])
+        if name.startswith("transformer_blocks."):
+            return Source(replaced(name, _DOUBLE))
+        return Source(replaced(name, _ORIGINAL), change="swap" if name.startswith("norm_out.") else None)
+
+    return source
+
+
+FLUX2_LAYOUTS: Layouts = (("", original), ("model.diffusion_model.", original), ("", same))
 
 
 def read_flux2(config: Mapping[str, Any]) -> Flux2Config:

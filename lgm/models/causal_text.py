@@ -1,4 +1,4 @@
-"""Causal language models as frozen text encoders: Qwen3, the text part of Qwen2.5-VL, Mistral.
+"""Causal language models as frozen text encoders: Qwen3, the text parts of Qwen2.5-VL and Mistral Small 3, Mistral.
 
 Pre-norm blocks of grouped-query attention (Ainslie et al. 2023, 2305.13245) with rotary positions, RMS norms and SwiGLU
 (Shazeer 2020, 2002.05202). What they hand out are the hidden states of chosen layers; no next token is predicted. Every
@@ -77,6 +77,8 @@ PRESETS = {
     "qwen25_7b": dict(_QWEN25, vocab_size=152_064, width=3584, depth=28, heads=28, kv_heads=4, mlp_width=18_944,
                       max_length=128_000),  # Qwen-Image
     "mistral_7b": dict(_MISTRAL, max_length=32_768),
+    "mistral_small_3": dict(_MISTRAL, vocab_size=131_072, width=5120, depth=40, mlp_width=32_768, max_length=131_072,
+                            rotary_period=1_000_000_000.0),  # Flux.2-dev
 }  # fmt: skip
 
 
@@ -105,7 +107,10 @@ class Block(nnx.Module):
         if self.norm_q is not None:
             q, k = self.norm_q(q), self.norm_k(k)
         attended = attention(rotate_halves(q, table), rotate_halves(k, table), v, mask_BL, causal=True)
-        x = x_BLD + self.out(attended.reshape(b, length, -1))
+        attended = attended.reshape(b, length, -1)
+        if mask_BL is not None:  # before the first token that counts there is nothing to attend to
+            attended = jnp.where(jnp.cumsum(mask_BL, 1)[..., None] > 0, attended, 0)
+        x = x_BLD + self.out(attended)
         y = self.wi(self.norm2(x))
         return x + self.wo(jax.nn.silu(y[..., 0, :]) * y[..., 1, :])
 
@@ -120,7 +125,8 @@ class CausalText(nnx.Module):
         self.norm = RMSNorm(config.width, config.epsilon, ("embed",))
 
     def __call__(self, tokens_BL: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
-        """Features [B, L, width x len(hidden)] of int32 ids; mask_BL is True where a token counts.
+        """Features [B, L, width x len(hidden)] of int32 ids; mask_BL is True where a token counts. Those that do not
+        have features too, of their ids and of the tokens before them that count.
 
         Positions are counted from the first token, masked or not: only distances matter. Raises ValueError for more
         than `max_length` tokens.

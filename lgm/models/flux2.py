@@ -25,7 +25,7 @@ from lgm.models.flux import DoubleBlock, Heads, pack, unpack
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
 from lgm.models.records import ConditioningSpec, Family, Ladder
-from lgm.models.rotary import Table, rotary_table, rotate
+from lgm.models.rotary import Table, check_axes, rotary_table, rotate
 from lgm.parallel.tokens import join, padded, part
 
 TIME_FEATURES = 256
@@ -56,16 +56,10 @@ class Flux2Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}; choose a divisor")
         for name in ("channels", "patch_size", "depth", "single_depth", "text_dim", "group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if len(self.rotary_axes) != 4 or any(n < 2 or n % 2 for n in self.rotary_axes):
-            raise ValueError(f"rotary_axes={self.rotary_axes} must be four even numbers, for channels turn in pairs")
-        if sum(self.rotary_axes) != self.width // self.heads:
-            raise ValueError(f"rotary_axes={self.rotary_axes} must sum to the width of a head, width / heads = "
-                             f"{self.width // self.heads}")
+        check_axes(self.rotary_axes, self.width, self.heads, 4)
 
 
 PRESETS = {

@@ -15,12 +15,13 @@ Table = tuple[Array, Array]  # cosines and sines [T, D / 2] or [B, T, D / 2], fl
 PERIOD = 10_000.0
 
 
-def check_axes(axes: Sequence[int], width: int, heads: int) -> None:
-    """Raise ValueError, one line, unless `heads` divide a `width` and three even `axes` share a head's channels."""
+def check_axes(axes: Sequence[int], width: int, heads: int, count: int = 3) -> None:
+    """Raise ValueError, one line, unless `heads` divide a `width` and `count` even `axes` share a head's channels."""
     if heads < 1 or width % heads:
         raise ValueError(f"heads={heads} does not divide width={width}; choose a divisor")
-    if len(axes) != 3 or any(n < 2 or n % 2 for n in axes):
-        raise ValueError(f"rotary_axes={axes} must be three even numbers, for channels turn in pairs")
+    if len(axes) != count or any(n < 2 or n % 2 for n in axes):
+        words = {3: "three", 4: "four"}[count]
+        raise ValueError(f"rotary_axes={axes} must be {words} even numbers, for channels turn in pairs")
     if sum(axes) != width // heads:
         raise ValueError(f"rotary_axes={axes} must sum to the width of a head, width / heads = {width // heads}")
 

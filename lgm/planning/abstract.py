@@ -36,7 +36,8 @@ class Blank:
 
     length: int = CLIP_TOKENS
 
-    def encode(self, captions: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, captions: Sequence[str], length: int | None = None, special: bool = True
+               ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Zeros [B, L] and a mask of ones."""
         shape = len(captions), length or self.length
         return np.zeros(shape, np.int32), np.ones(shape, bool)
@@ -117,10 +118,11 @@ def _pipeline(config: Config, notes: list[str]) -> Pipeline:
         pipeline, _ = load_pipeline(source, dtype=config.model.dtype, only=())
         return pipeline
     system = _published(config, "text.folder")
-    encoders = system.encoders
+    encoders = system.encoders(config.model)
     shown = " and ".join(preset for _, preset in encoders.values()) or "classes"
     notes.append(f"config.text.folder={source!r} is not here: planned with the published {shown}")
-    models = {place: _preset(*which, dtype=config.model.dtype) for place, which in encoders.items()}
+    models = {place: _preset(*which, dtype=config.model.dtype, **system.encoder_options.get(place, {}))
+              for place, which in encoders.items()}  # fmt: skip
     models[system.denoiser] = build(config.model)
     tokenizers = {place: Blank() for place in encoders}
     process = named(gaussian.build, config.process, "config.process")

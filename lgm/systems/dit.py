@@ -27,7 +27,7 @@ def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int) -> Ids:
 DIT = Released(
     "DiTPipeline", "dit", "transformer", "DiTTransformer2DModel",
     encode=lambda pipeline, run, ids, size, score: Conditioning(label=jnp.asarray(ids["label"])[:, 0]),
-    defaults=lambda spec: Defaults(50, 4.0),
+    defaults=lambda pipeline: Defaults(50, 4.0),
     autoencoder=("autoencoder", "sd15"),
     tokenize=tokenize,
     nothing=lambda pipeline, count, _: {"label": np.full((count, 1), pipeline.conditioning.classes, np.int32)},

@@ -15,16 +15,16 @@ def encode(pipeline: Pipeline, run: Run, ids: Ids, size: tuple[int, int], score:
 FLUX = Released(
     "FluxPipeline", "flux", "transformer", "FluxTransformer2DModel",
     encode=encode,
-    defaults=lambda spec: Defaults(28, 3.5) if spec.guidance else Defaults(4, 1.0),
+    defaults=lambda pipeline: Defaults(28, 3.5) if pipeline.conditioning.guidance else Defaults(4, 1.0),
     autoencoder=("autoencoder", "flux"),
     tokenizer_of={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
     needed=("text_encoder",),
     optional=("feature_extractor", "image_encoder"),
     t5_tokens=lambda spec: 512 if spec.guidance else 256,
-    extrapolates=False,
+    extrapolates=lambda pipeline: False,
     even=True,
     rounds_up=True,
     standardizes="shift",
     default_size=128,  # its transformer's configuration does not say
-    encoders={"text_encoder": ("clip_text", "clip_l"), "text_encoder_2": ("t5", "t5_v1_1_xxl")},
+    encoders=lambda config: {"text_encoder": ("clip_text", "clip_l"), "text_encoder_2": ("t5", "t5_v1_1_xxl")},
 )  # fmt: skip

@@ -22,7 +22,7 @@ from lgm.interop.components import (
     write_json,
 )
 from lgm.interop.diffusers_configs import SCORED_IDS
-from lgm.interop.fields import FLAG, Kind, check, fixed
+from lgm.interop.fields import FLAG, Kind, check
 from lgm.interop.lora_files import LoRA, check_all_used, merge
 from lgm.interop.original_names import Original
 from lgm.interop.scaled import descaled
@@ -48,7 +48,7 @@ def _is_names(value: Any) -> bool:
 OPTIONS = {
     "force_zeros_for_empty_prompt": FLAG,
     "id2label": Kind("an object of texts by number", _is_names),
-    "is_distilled": fixed(False),  # of Flux.2
+    "is_distilled": FLAG,
     "requires_aesthetics_score": FLAG,
 }
 FORMAT = "0.38.0"  # the version of diffusers that first reads all that is written here as it is meant
@@ -225,7 +225,7 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
             save_component(temporary / place, name, model.config, params[place], dtype, options, beside)
         for place, tokenizer in pipeline.tokenizers.items():
             place = system.tokenizer_of[place]
-            index[place] = ["transformers", tokenizer.config.get("tokenizer_class", "PreTrainedTokenizerFast")]
+            index[place] = ["transformers", tokenizer.kind]
             save_text_tokenizer(tokenizer, temporary / place)
         scheduler = write_schedule(pipeline.schedule)
         index["scheduler"] = ["diffusers", scheduler["_class_name"]]

@@ -28,7 +28,7 @@ def encode(pipeline: Pipeline, run: Run, ids: Ids, size: tuple[int, int], score:
 QWEN_IMAGE = Released(
     "QwenImagePipeline", "qwen_image", "transformer", "QwenImageTransformer2DModel",
     encode=encode,
-    defaults=lambda spec: Defaults(50, 4.0, strength=0.6, rule="token_rescaled"),
+    defaults=lambda pipeline: Defaults(50, 4.0, strength=0.6, rule="token_rescaled"),
     autoencoder=("frame_autoencoder", "qwen_image"),
     tokenizer_of={"text_encoder": "tokenizer"},
     needed=("text_encoder",),
@@ -41,5 +41,5 @@ QWEN_IMAGE = Released(
     standardizes="means",
     default_size=128,  # its transformer's configuration does not say
     kohya="diffusers",
-    encoders={"text_encoder": ("causal_text", "qwen25_7b")},
+    encoders=lambda config: {"text_encoder": ("causal_text", "qwen25_7b")},
 )  # fmt: skip

@@ -19,7 +19,7 @@ from lgm.models import Conditioning, ConditioningSpec, Model, Params, family_of
 from lgm.models.autoencoder import standardize, unstandardize
 
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")  # places of text encoders
-Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]; -1 is padding that does not count
+Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]; ~id is of padding that does not count
 Run = Callable[[str], Any]  # what the text encoder at a place makes of its ids
 SCORES = (6.0, 2.5)  # of a picture and of what it should not be, as SDXL's refiner is told by diffusers
 REFINING = 0.3  # of a picture, by SDXL's refiner
@@ -43,7 +43,7 @@ class Released:
       name: its pipeline's class in diffusers. family: of its denoiser; `member` says of that family's configuration
         whether it may be this system's. denoiser, component: the denoiser's place in a folder and its class.
       encode: `(pipeline, run, ids, size, score) -> Conditioning`, how what the text encoders say is joined.
-      defaults: of sampling, for a denoiser that is told so much.
+      defaults: of sampling, by a pipeline.
       tokenizer_of: places of tokenizers by those of text encoders. needed: text encoders that it cannot do without.
       encoder_options: fields of its text encoders' configurations by place. optional: parts that it can do without, as
         model_index.json says.
@@ -51,8 +51,8 @@ class Released:
         prompt, by default those of empty texts. t5_tokens: the length that its own program pads texts to for T5 or a
         language model.
         words: tokens that its tokenizers must have.
-      extrapolates: whether it is guided away from an unconditional prediction; if not, its network is told a scale or
-        knows none.
+      extrapolates: whether a pipeline of it is guided away from an unconditional prediction; if not, its network is
+        told a scale or knows none.
       even: whether its program spaces a flow's times evenly, whatever the scheduler. log_shift: its own rule for times
         that the scheduler shifts by the number of image tokens. rounds_up: whether a step that is only begun by a
         picture's strength is made, whatever the scheduler. scored: whether there is a form of it that is told an
@@ -63,7 +63,8 @@ class Released:
       check: raises ValueError, one line, for configurations by place that do not fit each other.
       form: the denoiser (configuration and parameters, or None for them) as diffusers has it.
       kohya: whose names kohya's scripts have for the denoiser's modules, None where they have none.
-      autoencoder, encoders: the published ones, families and presets of them.
+      autoencoder, encoders: the published ones, families and presets of them; the latter for a denoiser's
+        configuration, by place.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Released:
     denoiser: str
     component: str
     encode: Callable[[Pipeline, Run, Ids, tuple[int, int], float], Conditioning]
-    defaults: Callable[[ConditioningSpec], Defaults]
+    defaults: Callable[[Pipeline], Defaults]
     autoencoder: tuple[str, str]
     member: Callable[[Any], bool] = lambda config: True
     tokenizer_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -83,7 +84,7 @@ class Released:
         pipeline, [""] * count, t5)  # fmt: skip
     t5_tokens: Callable[[ConditioningSpec], int] = lambda spec: 256
     words: Collection[str] = ()
-    extrapolates: bool = True
+    extrapolates: Callable[[Pipeline], bool] = lambda pipeline: True
     even: bool = False
     log_shift: LogShift | None = None
     rounds_up: bool = False
@@ -95,7 +96,7 @@ class Released:
     check: Callable[[Mapping[str, Any], Path], None] = lambda configs, folder: None
     form: Callable[[Any, Params | None], tuple[Any, Params | None]] = lambda config, params: (config, params)
     kohya: str | None = "original"
-    encoders: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    encoders: Callable[[Any], Mapping[str, tuple[str, str]]] = lambda config: {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static argument of compiled functions
@@ -152,9 +153,14 @@ class Pipeline:
         return self.conditioning.beside > 0
 
     @property
+    def extrapolates(self) -> bool:
+        """Whether it is guided away from an unconditional prediction."""
+        return self.system.extrapolates(self)
+
+    @property
     def defaults(self) -> Defaults:
         """The usual steps, guidance and strength."""
-        usual = self.system.defaults(self.conditioning)
+        usual = self.system.defaults(self)
         if self.inpaints or self.scored:
             return dataclasses.replace(usual, strength=1.0 if self.inpaints else REFINING)
         return usual
@@ -190,8 +196,8 @@ def within(template: str, pipeline: Pipeline, prompts: Sequence[str], length: in
     """The ids [B, L] of `prompts` in the place of {} of a `template`, for a language model; padding does not count."""
     (place, part), = pipeline.tokenizers.items()
     before, after = template.split("{}")
-    ids, mask = part.encode([f"{before}{prompt}{after}" for prompt in prompts], length)
-    return {place: np.where(mask, ids, -1)}
+    ids, mask = part.encode([f"{before}{prompt}{after}" for prompt in prompts], length, special=False)
+    return {place: np.where(mask, ids, ~ids)}
 
 
 def _length(pipeline: Pipeline, place: str, t5_tokens: int) -> int | None:

@@ -35,7 +35,7 @@ def encode(pipeline: Pipeline, run: Run, ids: Ids, size: tuple[int, int], score:
 SD3 = Released(
     "StableDiffusion3Pipeline", "mmdit", "transformer", "SD3Transformer2DModel",
     encode=encode,
-    defaults=lambda spec: Defaults(28, 7.0),
+    defaults=lambda pipeline: Defaults(28, 7.0),
     autoencoder=("autoencoder", "sd3"),
     tokenizer_of={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"},
     needed=("text_encoder",),
@@ -44,6 +44,7 @@ SD3 = Released(
     tokenize=tokenize,
     rounds_up=True,
     standardizes="shift",
-    encoders={"text_encoder": ("clip_text", "clip_l_sd3"), "text_encoder_2": ("clip_text", "open_clip_bigg"),
-              "text_encoder_3": ("t5", "t5_v1_1_xxl")},
+    encoders=lambda config: {"text_encoder": ("clip_text", "clip_l_sd3"),
+                             "text_encoder_2": ("clip_text", "open_clip_bigg"),
+                             "text_encoder_3": ("t5", "t5_v1_1_xxl")},
 )  # fmt: skip

@@ -34,7 +34,7 @@ def check(configs: Mapping[str, Any], folder: Path) -> None:
 SDXL = Released(
     "StableDiffusionXLPipeline", "unet", "unet", "UNet2DConditionModel",
     encode=encode,
-    defaults=lambda spec: Defaults(50, 5.0),
+    defaults=lambda pipeline: Defaults(50, 5.0),
     autoencoder=("autoencoder", "sdxl"),
     member=lambda config: config.added_dim > 0,
     tokenizer_of={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
@@ -44,5 +44,6 @@ SDXL = Released(
     scored=True,
     standardizes="means",
     check=check,
-    encoders={"text_encoder": ("clip_text", "clip_l_sdxl"), "text_encoder_2": ("clip_text", "open_clip_bigg")},
+    encoders=lambda config: {"text_encoder": ("clip_text", "clip_l_sdxl"),
+                             "text_encoder_2": ("clip_text", "open_clip_bigg")},
 )  # fmt: skip

@@ -68,7 +68,7 @@ def encode(pipeline: Pipeline, params: Mapping[str, Params], ids: Ids, size: tup
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply(model: Model, masked: bool, params: Params, ids_BL):
-    return model.apply(params, jnp.maximum(ids_BL, 0), ids_BL >= 0) if masked else model.apply(params, ids_BL)
+    return model.apply(params, jnp.maximum(ids_BL, ~ids_BL), ids_BL >= 0) if masked else model.apply(params, ids_BL)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ def encode(pipeline: Pipeline, run: Run, ids: Ids, size: tuple[int, int], score:
 Z_IMAGE = Released(
     "ZImagePipeline", "z_image", "transformer", "ZImageTransformer2DModel",
     encode=encode,
-    defaults=lambda spec: Defaults(50, 6.0, strength=0.6),
+    defaults=lambda pipeline: Defaults(50, 6.0, strength=0.6),
     autoencoder=("autoencoder", "flux"),
     tokenizer_of={"text_encoder": "tokenizer"},
     needed=("text_encoder",),
@@ -38,5 +38,5 @@ Z_IMAGE = Released(
     standardizes="shift",
     default_size=128,  # its transformer's configuration does not say
     kohya="diffusers",
-    encoders={"text_encoder": ("causal_text", "qwen3_4b")},
+    encoders=lambda config: {"text_encoder": ("causal_text", "qwen3_4b")},
 )  # fmt: skip

@@ -7,9 +7,10 @@ import struct
 import numpy as np
 import pytest
 import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from lgm.data.text_tokenizers import clip_bpe, read_sentencepiece, read_text_tokenizer, save_text_tokenizer
+from lgm.data.tokenizer_files import KNOWN, TEKKEN_WORDS
 
 CORPUS = [
     "a photo of a cat and a dog in the rain",
@@ -123,6 +124,43 @@ def test_qwen_equals_transformers_from_the_original_files_and_from_saved_ones(tm
     config["added_tokens_decoder"]["1"] = flags | dict(content="x", special=True)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="added_tokens_decoder must number tokens from [0-9]+ on, the end of vocab.js"):
+        read_text_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("words", [TEKKEN_WORDS, KNOWN[1]], ids=["tekken", "as once converted"])
+def test_mistral_equals_transformers_padded_from_the_left_and_its_processor_is_written_again(tmp_path, words):
+    """Marks stand in the texts themselves, where no token is to be put around them."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(words), behavior="isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    marks = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]"]
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  special_tokens=marks, show_progress=False)  # fmt: skip
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
+        padding_side="left", model_max_length=4096)  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    equal_to_transformers(tmp_path, 24)
+    ours = read_text_tokenizer(tmp_path)
+    text = "<s>[INST]two dogs[/INST]"
+    expected = theirs([text], padding="max_length", max_length=24, add_special_tokens=False).input_ids
+    np.testing.assert_array_equal(ours.encode([text], 24, special=False)[0], expected)
+    assert ours.kind == json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"]
+    config = ours.config | {"tokenizer_class": "LlamaTokenizerFast", "processor_class": "PixtralProcessor"}
+    del config["padding_side"]  # which the class has
+    said = {"patch_size": 14, "processor_class": "PixtralProcessor"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "processor_config.json").write_text(json.dumps(said))
+    again = read_text_tokenizer(tmp_path)
+    assert again.kind == "PixtralProcessor"
+    np.testing.assert_array_equal(again.encode([text], 24, special=False)[0], expected)
+    save_text_tokenizer(again, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "processor_config.json").read_text()) == said
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": "top"}))
+    with pytest.raises(ValueError, match="padding_side='top' is neither left nor right"):
         read_text_tokenizer(tmp_path)
 
 

@@ -125,6 +125,18 @@ def test_names_of_flux_equal_diffusers_conversion(tmp_path):
     check(state, converted, weights)
 
 
+def test_names_of_flux2_equal_diffusers_conversion(tmp_path):
+    theirs = tiny_systems.flux2().transformer
+    kind, state = component(type(theirs).__name__), theirs.state_dict()
+    config, original = kind.read(theirs.config), kind.layouts[0][1](None)
+    tensors = original_layout(state, original)
+    assert tensors["double_blocks.0.txt_attn.qkv.weight"].shape == (96, 32)
+    assert "single_blocks.1.norm.query_norm.scale" in tensors
+    converted = single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers(dict(tensors))
+    weights = section(written(tmp_path, tensors), "transformer", type(theirs).__name__, config, list(state)).weights
+    check(state, converted, weights)
+
+
 def test_names_of_z_image_equal_diffusers_conversion(tmp_path):
     """With a norm that diffusers drops, too."""
     theirs = tiny_systems.z_image().transformer

@@ -8,7 +8,7 @@ import tiny_systems
 import torch
 from test_single_file import original_layout
 
-from lgm.interop import keys_frame_autoencoder, keys_z_image
+from lgm.interop import keys_autoencoder_flux2, keys_flux2, keys_frame_autoencoder, keys_z_image
 from lgm.interop import original_names as names
 from lgm.interop.components import component, names_in_library, read_config
 from lgm.interop.single_file import section
@@ -69,6 +69,10 @@ FORMS = {
         "in diffusers' names": ({"transformer": ("", names.same)}, ()),
         "text alone": ({"text_encoder_2": ("", names.same)}, ("decoder.final_layer_norm.weight", "lm_head.weight")),
     },
+    "flux2_klein": {
+        "transformer with a prefix": ({"transformer": ("model.diffusion_model.", keys_flux2.original)}, ()),
+        "vae alone": ({"vae": ("", keys_autoencoder_flux2.original)}, ()),
+    },
     "z_image": {
         "transformer alone": ({"transformer": ("", keys_z_image.original)}, ("norm_final.weight",)),
         "with a prefix": ({"transformer": ("model.diffusion_model.", keys_z_image.original)}, ()),
@@ -83,7 +87,7 @@ FORMS = {
 MAKERS = {"sd": tiny_systems.stable_diffusion, "xl": tiny_systems.stable_diffusion_xl,
           "sd3": lambda: tiny_systems.stable_diffusion_3(qk_norm="rms_norm", dual_attention_layers=(0,)),
           "flux": tiny_systems.flux, "z_image": tiny_systems.z_image,
-          "qwen_image": tiny_systems.qwen_image}  # fmt: skip
+          "qwen_image": tiny_systems.qwen_image, "flux2_klein": tiny_systems.flux2_klein}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

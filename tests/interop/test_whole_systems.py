@@ -2,7 +2,9 @@
 diffusers'."""
 
 import dataclasses
+import functools
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ import pytest
 import tiny_systems
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from tiny_systems import PROMPTS, SIZE, STEPS
 
 from lgm.cli import main
@@ -34,22 +37,29 @@ SCALE = 3.0  # of guidance
 @dataclasses.dataclass(frozen=True)
 class Case:
     """What differs: the tiny system, its words for our scale of guidance, how it is given noise [B, C, h, w] and a
-    question, its pipeline from images, what a LoRA changes."""
+    question, its pipeline from images, what a LoRA changes, its latents' channels, a mark that its tokenizer needs."""
 
     make: Callable
     guided: Callable[[int], dict]
     given: Callable
     asked: Callable[[object, str], str]
     dropped: int
-    from_images: type
+    from_images: type | None
     targets: Sequence[str]
+    channels: int = 16
+    mark: str = "<|im_start|>"
 
 
-def of_a_chat(theirs, prompt):
+def of_a_chat(theirs, prompt, thinking=True):
     return theirs.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
-                                                add_generation_prompt=True, enable_thinking=True)  # fmt: skip
+                                                add_generation_prompt=True, enable_thinking=thinking)  # fmt: skip
 
 
+def of_an_instruction(theirs, prompt):
+    return theirs.tokenizer.apply_chat_template(format_input([prompt])[0], tokenize=False)
+
+
+FLUX2_TARGETS = ("to_q", "to_k", "add_v_proj", "to_out.0", "to_add_out", "to_qkv_mlp_proj", "linear_in", "x_embedder")
 CASES = {
     "z_image": Case(
         tiny_systems.z_image,
@@ -63,6 +73,15 @@ CASES = {
         lambda theirs, x: theirs._pack_latents(x, *x.shape),
         lambda theirs, prompt: theirs.prompt_template_encode.format(prompt), 34, diffusers.QwenImageImg2ImgPipeline,
         ("to_q", "to_k", "add_v_proj", "to_out.0", "to_add_out", "img_mod.1", "txt_mlp.net.2", "txt_in", "proj_out"),
+    ),
+    "flux2": Case(
+        tiny_systems.flux2, lambda count: dict(guidance_scale=SCALE), lambda theirs, x: theirs._patchify_latents(x),
+        of_an_instruction, 0, None, FLUX2_TARGETS, 32, "[INST]",
+    ),
+    "flux2_klein": Case(
+        tiny_systems.flux2_klein, lambda count: dict(guidance_scale=SCALE),
+        lambda theirs, x: theirs._patchify_latents(x), functools.partial(of_a_chat, thinking=False), 0, None,
+        FLUX2_TARGETS, 32,
     ),
 }  # fmt: skip
 
@@ -85,7 +104,7 @@ def tiny(request, tmp_path_factory):
     theirs.save_pretrained(folder)
     path = folder / "transformer" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": 8}))
-    noise = np.random.default_rng(0).standard_normal((len(PROMPTS), 8, 8, 16)).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal((len(PROMPTS), 8, 8, case.channels)).astype(np.float32)
     return Tiny(case, theirs, folder, noise, images(case, theirs, noise))
 
 
@@ -94,7 +113,7 @@ def images(case, theirs, noise, **options):
     if noise is not None:
         options["latents"] = case.given(theirs, torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()))
     prompts = list(PROMPTS)  # which the pipeline of Z-Image changes
-    return theirs(prompts, num_inference_steps=STEPS, output_type="np", height=SIZE[0], width=SIZE[1],
+    return theirs(prompt=prompts, num_inference_steps=STEPS, output_type="np", height=SIZE[0], width=SIZE[1],
                   **case.guided(len(PROMPTS)), **options).images  # fmt: skip
 
 
@@ -102,9 +121,9 @@ def draw(pipeline, params, noise, **options):
     return text_to_image(pipeline, params, PROMPTS, steps=STEPS, guidance=SCALE, size=SIZE, noise=noise, **options)
 
 
-def noise_of(seed):
+def noise_of(case, seed=5):
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), 0) for i in range(len(PROMPTS))]
-    return np.stack([np.asarray(jax.random.normal(key, (8, 8, 16))) for key in keys])
+    return np.stack([np.asarray(jax.random.normal(key, (8, 8, case.channels))) for key in keys])
 
 
 def drawn_by(run):
@@ -132,12 +151,14 @@ def test_pictures_agree_to_rounding_and_the_ids_are_those_of_the_question(tiny):
         assert bool(caught) == (length == 30)
         asked = [tiny.case.asked(tiny.theirs, prompt) for prompt in PROMPTS]
         wanted = tiny.theirs.tokenizer(asked, padding="max_length", max_length=tiny.case.dropped + length,
-                                       truncation=True, return_tensors="np")  # fmt: skip
-        np.testing.assert_array_equal(ids, np.where(wanted.attention_mask, wanted.input_ids, -1))
+                                       truncation=True, add_special_tokens=False, return_tensors="np")  # fmt: skip
+        np.testing.assert_array_equal(ids, np.where(wanted.attention_mask, wanted.input_ids, ~wanted.input_ids))
 
 
 @pytest.mark.slow
 def test_image_to_image_equals_diffusers(tiny, monkeypatch):
+    if tiny.case.from_images is None:
+        pytest.skip("diffusers has no such pipeline of it")
     other = tiny.case.from_images(**tiny.theirs.components)
     image = np.random.default_rng(1).random((2, *SIZE, 3)).astype(np.float32)
     noise = torch.randn((2, 16, 8, 8), generator=torch.Generator().manual_seed(3)).numpy().transpose(0, 2, 3, 1)
@@ -168,7 +189,7 @@ def test_what_is_imported_is_exported_for_diffusers_bit_for_bit_and_draws_the_sa
             assert tensors.keys() == again.keys()
             assert all(torch.equal(tensor, again[name]) for name, tensor in tensors.items()), place
             assert stated(getattr(theirs, place)) == stated(part)
-    assert tiny_systems.psnr(drawn_by(run), images(tiny.case, theirs, noise_of(5))) > ROUNDED
+    assert tiny_systems.psnr(drawn_by(run), images(tiny.case, theirs, noise_of(tiny.case))) > ROUNDED
 
 
 @pytest.mark.slow
@@ -201,7 +222,7 @@ def test_an_adapter_trained_here_is_drawn_by_diffusers_as_by_the_run(tiny, tmp_p
     words = [*WORDS, "lora.rank=2", "lora.alpha=4.0", "optimizer.lr=0.3"]
     assert main(["train", f"--config={start / 'config.py'}", f"--workdir={run}",
                  *(f"--config.{word}" for word in words)]) == 0  # fmt: skip
-    noise, ours = noise_of(5), drawn_by(run)
+    noise, ours = noise_of(tiny.case), drawn_by(run)
     for form in ("diffusers", "kohya"):
         assert main(["export", f"--workdir={run}", f"--out={tmp_path / form}", f"--lora-form={form}"]) == 0
         theirs = type(tiny.theirs).from_pretrained(tiny.folder)
@@ -215,6 +236,7 @@ def test_a_tokenizer_without_the_marks_of_a_conversation_is_one_line(tiny, tmp_p
     copy = tmp_path / "copy"
     shutil.copytree(tiny.folder, copy)
     path = copy / "tokenizer" / "tokenizer.json"
-    path.write_text(path.read_text().replace("<|im_start|>", "<|im_begin|>"))
-    with pytest.raises(ValueError, match=r"tokenizer has no token '<\|im_start\|>', which its system puts around each"):
+    path.write_text(path.read_text().replace(tiny.case.mark, "<|other|>"))
+    line = f"tokenizer has no token {tiny.case.mark!r}, which its system puts around each"
+    with pytest.raises(ValueError, match=re.escape(line)):
         load_pipeline(copy, only=())

@@ -2,6 +2,7 @@
 
 import diffusers
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from tokenizers import pre_tokenizers
@@ -138,10 +139,12 @@ def chat_tokenizer():
     """Every byte is a token, and the marks of a conversation are, as Qwen's tokenizers have them."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = transformers.Qwen2Tokenizer(vocab={b: i for i, b in enumerate(bytes_)}, merges=[])
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    marks = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")  # fmt: skip
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}")  # fmt: skip
     return tokenizer
 
 
@@ -180,6 +183,61 @@ def qwen_image():
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9,
                                                             max_image_seq_len=8192, shift_terminal=0.02),
     )  # fmt: skip
+
+
+def flux2_parts(guidance, joint):
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=128, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=joint, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance,
+    )  # fmt: skip
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=4,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    autoencoder.bn.running_mean.copy_(torch.randn(128, generator=generator))
+    autoencoder.bn.running_var.copy_(torch.rand(128, generator=generator) + 0.5)
+    return dict(
+        transformer=randomized(transformer, 0.1), vae=randomized(autoencoder, 0.1),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
+    )  # fmt: skip
+
+
+def flux2_klein(distilled=False):
+    text = LANGUAGE | dict(num_hidden_layers=28, hidden_size=16, head_dim=8, vocab_size=272)
+    encoder = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**text, tie_word_embeddings=False))
+    return diffusers.Flux2KleinPipeline(
+        **flux2_parts(False, 48), text_encoder=randomized(encoder, 0.2), tokenizer=chat_tokenizer(),
+        is_distilled=distilled,
+    )  # fmt: skip
+
+
+def instruct_tokenizer():
+    """Every byte is a token, a text begins with one more, and padding is on the left, as Mistral's tokenizers do it."""
+    marks = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    vocab = {token: i for i, token in enumerate([*marks, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.add_special_tokens(marks)
+    inner.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
+        padding_side="left")  # fmt: skip
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ m.content[0].text }}"
+        "[/SYSTEM_PROMPT]{% else %}[INST]{{ m.content[0].text }}[/INST]{% endif %}{% endfor %}")  # fmt: skip
+    return tokenizer
+
+
+def flux2():
+    text = LANGUAGE | dict(num_hidden_layers=31, hidden_size=16, head_dim=8, vocab_size=272, model_type="mistral",
+                           sliding_window=None)  # fmt: skip
+    eye = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+               patch_size=14, model_type="pixtral")  # fmt: skip
+    encoder = transformers.Mistral3ForConditionalGeneration(
+        transformers.Mistral3Config(text_config=text, vision_config=eye, tie_word_embeddings=False))  # fmt: skip
+    return diffusers.Flux2Pipeline(**flux2_parts(True, 48), text_encoder=randomized(encoder, 0.2),
+                                   tokenizer=instruct_tokenizer())  # fmt: skip
 
 
 def noise_for(theirs):

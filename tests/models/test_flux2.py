@@ -2,20 +2,15 @@
 
 import diffusers
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from parity import assert_close, assert_gradients_close, assert_same_parameters, differentiated, randomized
 
-from lgm.interop.keymap import names_of, to_ours, to_theirs
 from lgm.interop.keys_flux2 import flux2_rules, read_flux2, write_flux2
 from lgm.models import Conditioning, build
-from lgm.models.flux import pack, unpack
 from lgm.models.flux2 import PRESETS, Flux2Config
 
-# Norm of the difference over norm of the reference, which computes in float64: what is left is our float32 rounding.
-TOLERANCE = 1e-5
-ONE_PARAMETER = 1e-4  # a single parameter's gradient may be a small difference of large terms
 TINY = dict(width=32, depth=2, single_depth=3, heads=2, text_dim=12, rotary_axes=(4, 4, 4, 4), channels=3)
 
 
@@ -27,66 +22,41 @@ def diffusers_model(config: Flux2Config) -> diffusers.Flux2Transformer2DModel:
     )  # fmt: skip
 
 
-def randomized(module: torch.nn.Module) -> torch.nn.Module:
-    """Float64, every parameter random and large enough to show in the output."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            scale = p[0].numel() ** -0.5 if p.ndim > 1 else 0.3
-            p.copy_(torch.randn(p.shape, generator=generator) * scale + (p.ndim == 1))
-    return module.double().eval()
+def packed(x_BHWC) -> torch.Tensor:
+    """As diffusers' pipeline packs latents."""
+    x = torch.tensor(np.asarray(x_BHWC, np.float64)).permute(0, 3, 1, 2)
+    return diffusers.Flux2Pipeline._pack_latents(diffusers.Flux2Pipeline._patchify_latents(x))
 
 
-def assert_close(ours, theirs, name, tolerance=TOLERANCE, floor=0.0):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape, name
-    error = np.linalg.norm(ours - theirs) - floor
-    assert error <= tolerance * np.linalg.norm(theirs), (name, error / np.linalg.norm(theirs))
+def unpacked(x_BTD: torch.Tensor, h: int, w: int) -> np.ndarray:
+    x = x_BTD.detach().permute(0, 2, 1).unflatten(-1, (h // 2, w // 2))
+    return diffusers.Flux2Pipeline._unpatchify_latents(x).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("options", [
     dict(guidance=True),
     pytest.param(dict(guidance=False, group=2, remat="full"), marks=pytest.mark.slow),
-], ids=["dev", "klein, laid out and recomputed"])  # fmt: skip
+], ids=["dev", "klein, grouped and recomputed"])  # fmt: skip
 def test_forward_and_gradients_equal_diffusers(options):
     config = Flux2Config(**TINY, **options)
-    theirs, model, rules = randomized(diffusers_model(config)), build(config), flux2_rules(config)
-    state = {name: tensor.float().numpy() for name, tensor in theirs.state_dict().items()}
-    params = to_ours(rules, model.abstract(), state.__getitem__, state)
+    theirs, model, rules = randomized(diffusers_model(config), 1.0), build(config), flux2_rules(config)
     rng = np.random.default_rng(0)
     new = lambda *shape: rng.normal(size=shape).astype(np.float32)
     h, w, length = 6, 10, 7
     x, weight, text = new(2, h, w, 3), new(2, h, w, 3), new(2, length, 12)
-    t, scale = np.float32([0.25, 0.9]), np.float32([4.0, 1.5]) if config.guidance else None
-
-    @jax.jit
-    def ours(params, x, text):
-        def scalar(params, x, text):
-            y = model.apply(params, x, t, Conditioning(text=text, guidance=scale))
-            return jnp.sum(y * weight), y
-
-        return jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(params, x, text)
-
-    (in_params, in_x, in_text), y = ours(params, x, text)
+    t, guidance = np.float32([0.25, 0.9]), np.float32([4.0, 1.5]) if config.guidance else None
+    y, in_params, in_x, in_text = differentiated(theirs, model, rules, x, text, t, weight, guidance=guidance)
     tensor = lambda a: torch.tensor(np.asarray(a, np.float64))
-    their_x, their_text = tensor(pack(x, 2)).requires_grad_(), tensor(text).requires_grad_()
-    pipeline = diffusers.Flux2KleinPipeline
+    their_x, their_text = packed(x).requires_grad_(), tensor(text).requires_grad_()
     their_y = theirs(
-        their_x, their_text, tensor(t), pipeline._prepare_latent_ids(torch.zeros(2, 1, h // 2, w // 2)),
-        pipeline._prepare_text_ids(their_text), None if scale is None else tensor(scale),
+        their_x, their_text, tensor(t), diffusers.Flux2Pipeline._prepare_latent_ids(torch.zeros(2, 1, h // 2, w // 2)),
+        diffusers.Flux2Pipeline._prepare_text_ids(their_text), None if guidance is None else tensor(guidance),
     ).sample  # fmt: skip
-    (their_y * tensor(pack(weight, 2))).sum().backward()
-    back = lambda tokens: unpack(jnp.asarray(tokens.detach().numpy()), 2, h // 2)
-    assert_close(y, back(their_y), "prediction")
-    assert_close(in_x, back(their_x.grad), "gradient of x")
+    (their_y * packed(weight)).sum().backward()
+    assert_close(y, unpacked(their_y, h, w), "prediction")
+    assert_close(in_x, unpacked(their_x.grad, h, w), "gradient of x")
     assert_close(in_text, their_text.grad, "gradient of the text")
-    mine = to_theirs(rules, in_params)
-    reference = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    assert set(mine) == set(reference)
-    flat = lambda tree: np.concatenate([np.asarray(tree[name], np.float64).ravel() for name in reference])
-    assert_close(flat(mine), flat(reference), "the whole gradient")
-    for name, gradient in reference.items():
-        assert_close(mine[name], gradient, name, ONE_PARAMETER, 1e-6 * np.linalg.norm(flat(reference)))
+    assert_gradients_close(rules, in_params, theirs)
 
 
 # shapes as diffusers' own conversion script has them
@@ -98,10 +68,7 @@ def test_presets_have_the_parameters_of_the_originals(name):
     config = Flux2Config(**PRESETS[name])
     with torch.device("meta"):
         theirs = diffusers_model(config)
-    model = build(config)
-    count = sum(p.numel() for p in theirs.parameters())
-    assert model.count() == count == COUNTS.get(name, count)
-    assert set(names_of(flux2_rules(config), model.abstract())) == set(theirs.state_dict())
+    assert_same_parameters(config, theirs, flux2_rules(config), COUNTS.get(name))
     assert read_flux2(write_flux2(config)) == config == read_flux2(dict(theirs.config))
 
 

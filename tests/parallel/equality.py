@@ -35,6 +35,8 @@ MODELS = {
                   **TEXT, **POOLED),
     "flux": dict(family="flux", channels=4, width=32, depth=2, single_depth=3, heads=4, rotary_axes=(2, 2, 4), **TEXT,
                  **POOLED),
+    "flux2": dict(family="flux2", channels=4, width=32, depth=2, single_depth=3, heads=4, rotary_axes=(2, 2, 2, 2),
+                  guidance=False, **TEXT),
     "z_image": dict(family="z_image", channels=4, width=32, depth=3, refiner_depth=1, heads=4, rotary_axes=(2, 2, 4),
                     **TEXT),
     "qwen_image": dict(family="qwen_image", channels=4, width=32, depth=3, heads=4, rotary_axes=(2, 2, 4), **TEXT),

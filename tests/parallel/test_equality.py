@@ -58,15 +58,15 @@ def assert_equal(row):
 
 
 def meshes(family):
-    """A U-Net has no stack of blocks to put into stages, and each of its meshes is a minute of compiling; Z-Image and
-    Qwen-Image have what Flux has."""
-    some = {"unet": PRODUCTS[:3], "z_image": PRODUCTS[2:3], "qwen_image": PRODUCTS[2:3]}
+    """A U-Net has no stack of blocks to put into stages, and each of its meshes is a minute of compiling; Z-Image,
+    Qwen-Image and Flux.2 have what Flux has."""
+    some = {"unet": PRODUCTS[:3], **dict.fromkeys(("z_image", "qwen_image", "flux2"), PRODUCTS[2:3])}
     return as_keys(some[family] if family in some else PRODUCTS + OTHERS * (family == "dit"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "number"), [
-    (family, number) for family in ("unet", "dit", "mmdit", "flux", "z_image", "qwen_image")
+    (family, number) for family in ("unet", "dit", "mmdit", "flux", "z_image", "qwen_image", "flux2")
     for number in range(len(meshes(family)))
 ])  # fmt: skip
 def test_three_steps_are_those_of_one_device(family, number):

@@ -13,13 +13,15 @@ from lgm.scaling import ladders
 
 SMALL = {"dit": {}, "mmdit": dict(text_dim=256, pooled_dim=256),
          "flux": dict(text_dim=256, pooled_dim=256, head_size=64), "unet": dict(text_dim=256),
-         "z_image": dict(text_dim=256, head_size=64), "qwen_image": dict(text_dim=256, head_size=64)}
+         "z_image": dict(text_dim=256, head_size=64), "qwen_image": dict(text_dim=256, head_size=64),
+         "flux2": dict(text_dim=256, head_size=64)}
 
 
 def test_ladders_pass_through_the_released_shapes():
     assert ladders.shape("mmdit", 24) == preset("mmdit/sd3_medium")
     assert ladders.shape("mmdit", 38, qk_norm="rms") == preset("mmdit/sd35_large")
     assert ladders.shape("flux", 24) == preset("flux/flux_schnell")
+    assert ladders.shape("flux2", 24, text_dim=7680) == preset("flux2/flux2_klein_4b")
     assert ladders.shape("z_image", 30) == preset("z_image/z_image")
     assert ladders.shape("qwen_image", 24) == preset("qwen_image/qwen_image")
     assert ladders.shape("dit", 16) == preset("dit/dit_l2")
@@ -29,7 +31,7 @@ def test_ladders_pass_through_the_released_shapes():
 
 # one for every day
 EVERY = ["mmdit", *(pytest.param(name, marks=pytest.mark.slow)
-                    for name in ("dit", "flux", "unet", "z_image", "qwen_image"))]  # fmt: skip
+                    for name in ("dit", "flux", "flux2", "unet", "z_image", "qwen_image"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", EVERY)
