@@ -228,6 +228,10 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--max-params", type=float, default=float("inf"), help="that a recommended model may have")
     fit.add_argument("--predict", help="N,D whose loss is predicted, or several: '1e9,2e8;2e9,2e8'")
     fit.add_argument("--dataset", type=float, help="how many images (or tokens) there are, to be told of epochs")
+    fit.add_argument("--sweep", help="the plan whose table this is: the next runs are of its ladders, and it is "
+                     "written with them as OUT/next.json, to be run in the same folder")
+    fit.add_argument("--spend", type=float, help="FLOPs of the next runs that are proposed (default: of the largest "
+                     "run)")
     fit.add_argument("--hold-out", help="what is predicted from the rest: 'params>1e9', 'flops>1e21' (default: the "
                                         "largest budget)")
     fit.add_argument("--method", default="huber", help="what predicts and is checked: huber, least_absolute or "

@@ -12,7 +12,7 @@ import numpy as np
 
 from lgm import __version__
 from lgm.files import place, read_json, write_atomically
-from lgm.scaling import answer, contradictions, families, identify, laws, predicting, table, tuning
+from lgm.scaling import answer, contradictions, design, families, identify, laws, predicting, table, tuning
 from lgm.scaling.bootstrap import interval
 from lgm.scaling.compute import Machine
 from lgm.scaling.families import Estimate, Family, Settings
@@ -39,11 +39,14 @@ def planned_pod(path: str | Path) -> Machine:
 def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_image: float | None = None,
         family: str | None = None, rows: str = "all", limits: Limits = LIMITS, settings: Settings = SETTINGS,
         budgets: tuple[float, ...] = (), pod: Machine | None = None, pod_hours: tuple[float, ...] = (),
-        points: tuple[tuple[float, float], ...] = (), dataset: float | None = None) -> dict:
+        points: tuple[tuple[float, float], ...] = (), dataset: float | None = None, sweep: str | None = None,
+        spend: float | None = None) -> dict:
     """Fit every family of a CSV and write fit.json, figures/*.png and report.html into `out`; returns fit.json's dict.
 
     `loss` names the column that is fitted, `family` those that tell families apart; rows: as of `table.read`. points:
-    (N, D) whose loss is predicted. dataset: how many images or tokens there are. Budgets are FLOPs;
+    (N, D) whose loss is predicted. dataset: how many images or tokens there are. spend: FLOPs of the next runs that are
+    proposed, by default those of the largest run; sweep: the plan whose table this is, of whose ladders they are, and
+    which with them is written as next.json. Budgets are FLOPs;
     pod_hours become budgets by the pod's peak and MFU. Without either, three budgets are chosen: the largest in the
     table, ten and a hundred times it. Raises ValueError in one line for bad input, before anything is written.
     """
@@ -68,15 +71,52 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
         largest = [float(f.runs.flops.max()) for f in analysed if f.runs.flops is not None and len(f.runs)]
         budgets = tuple(max(largest) * factor for factor in (1, 10, 100)) if largest else ()
     result = summary(read, analysed, settings, budgets, pod, points, dataset)
+    plan = _read_plan(sweep) if sweep else None
+    result["next"] = _next(result, analysed, settings, spend, plan)
     from lgm.scaling import figures, report
 
     drawn = figures.draw(analysed, settings, budgets)
     page = report.page(result, drawn)
     write_atomically(out / "fit.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    if plan and result["next"]:
+        write_atomically(out / "next.json", (json.dumps(planned_next(plan, result["next"]), indent=1) + "\n").encode())
     for name, png in drawn.items():
         write_atomically(out / "figures" / f"{name}.png", png)
     write_atomically(out / "report.html", page.encode())
     return result
+
+
+def _read_plan(spec: str) -> dict:
+    """The values of a sweep's file, which is checked. Raises ConfigError, one line."""
+    from lgm.config.reading import read_config_file
+    from lgm.scaling import sweep
+
+    sweep.load(spec)
+    return json.loads(json.dumps(read_config_file(spec)))
+
+
+def _next(result: dict, analysed: list[Family], settings: Settings, spend: float | None, plan: dict | None
+          ) -> dict | None:  # fmt: skip
+    """The runs that would sharpen the last answer most (`design.propose`); None where there is no answer."""
+    answered = [row for row in result["answers"] if row["family"]]
+    if not answered:
+        return None
+    row = answered[-1]
+    family = next(f for f in analysed if f.runs.family == row["family"])
+    spend = spend or float(family.runs.flops.max())
+    if plan is None:
+        candidates = design.grid(family, spend)
+    else:
+        from lgm.scaling import sweeping
+
+        candidates = sweeping.candidates(plan, family, spend)
+    return design.propose(family, settings, row["budget"], candidates, spend)
+
+
+def planned_next(plan: dict, proposed: dict) -> dict:
+    """A sweep's plan with the proposed runs, to be run in the same folder: what is finished stays."""
+    keys = ("architecture", "objective", "size", "images")
+    return plan | {"also": [*plan.get("also", ()), *({key: row[key] for key in keys} for row in proposed["runs"])]}
 
 
 def summary(read: table.Table, analysed: list[Family], settings: Settings, budgets, pod: Machine | None, points=(),
@@ -101,6 +141,7 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
             predictions     by budget: params, images or tokens and loss, `intervals`, every method's values, `refused`
             points_asked    the same of given params and data
             held_out, leave_one_size_out, leave_one_run_out, ranges, deltas: what was left out, and what became of it
+        next            the runs that would sharpen the last answer most, and what they leave of its interval
         comparisons     by pair of families: exponents, losses, and compute for the same loss
     """
     pairs = [(a, b) for i, a in enumerate(analysed) for b in analysed[i + 1:]]
@@ -215,6 +256,8 @@ def headline(result: dict) -> list[str]:
     method, lines = result["settings"]["method"], answer.lines(result["answers"])
     for name, found in result["contradictions"].items():
         lines += [f"! {name}: {line}" for line in found]
+    if result.get("next"):
+        lines += design.lines(result["next"], result["families"][result["next"]["family"]]["points"]["unit"])
     for name, family in result["families"].items():
         points = family["points"]
         lines.append(f"{name}: {points['used']} points used, {len(points['dropped'])} dropped, {points['sizes']} sizes")

@@ -53,7 +53,7 @@ def page(result: dict, figures: dict[str, bytes]) -> str:
         f"A/N<sup>α</sup> + B/D<sup>β</sup>. Predictions and checks by the method <b>{LABELS[settings['method']]}</b>; "
         f"95% intervals from {settings['draws']} simulated tables with the noise of this one.</p>",
     ]
-    body[1:1] = [_answers(result), _contradictions(result)]
+    body[1:1] = [_answers(result), _contradictions(result), _next(result)]
     body += ["<h2>Can it be trusted?</h2>", _verdicts(result)]
     if result["comparisons"]:
         rows = "".join(_comparison(row) for row in result["comparisons"])
@@ -85,6 +85,17 @@ def _answers(result: dict) -> str:
     head = ["FLOPs", *(["pod-hours"] if pods else []), "train", "parameters", "on", "for a loss of",
             "of the largest run's FLOPs", "runner-up"]
     return _table(head, rows)
+
+
+def _next(result: dict) -> str:
+    """The runs that would sharpen the last answer most."""
+    proposed = result.get("next")
+    if not proposed or not proposed["runs"]:
+        return ""
+    unit = result["families"][proposed["family"]]["points"]["unit"]
+    rows = [[_n(row["params"]), _n(row[unit]), _n(row["flops"], 2), f"{row['left']:.0%}"] for row in proposed["runs"]]
+    return (f"<p class=note>Next runs, to know the loss of {escape(proposed['family'])} at {_n(proposed['budget'])} "
+            "FLOPs better, one after the other:</p>" + _table(["parameters", unit, "FLOPs", "left of its interval"], rows))
 
 
 def _contradictions(result: dict) -> str:

@@ -74,6 +74,7 @@ class Sweep:
       images: of every size (a grid), or budgets: training FLOPs, each spent by every size that needs between min_images
         and max_images for it (an isoFLOP plan). guess: (k, a): with it, only sizes within a factor `reach` of k FLOPs^a
         parameters, about where the lowest loss is expected, spend a budget.
+      also: further runs, dict(architecture=..., objective=..., size=..., images=...) each, for every seed.
       cooldown: the part of its images that a run lowers its rate over.
       machine: what the runs are planned for. latent, text_tokens: where no autoencoder or encoder can be asked.
     """
@@ -88,6 +89,7 @@ class Sweep:
     max_images: int | None = None
     guess: tuple[float, float] | None = None
     reach: float = 4.0
+    also: tuple[dict[str, Any], ...] = ()
     seeds: tuple[int, ...] = (0,)
     cooldown: float = 0.2
     machine: Machine | None = None
@@ -150,7 +152,11 @@ class Run:
 
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
     """The sweep of a file `path.py` or `path.py:arg`. Raises ConfigError, one line, for what cannot be one."""
-    values = read_config_file(spec, overrides)
+    return parse_sweep(read_config_file(spec, overrides))
+
+
+def parse_sweep(values: Mapping[str, Any]) -> Sweep:
+    """The sweep of a file's values. Raises ConfigError, one line."""
     sweep = parse(Sweep, values, "config")
     tables = {}
     for table, kind in (("architectures", Architecture), ("objectives", Objective)):
@@ -168,7 +174,9 @@ def expand(sweep: Sweep) -> list[Run]:
     """All runs, those of one program side by side, small before large."""
     runs = []
     names = list(sweep.architectures)
-    places = [(i, size, name) for name in names for i, size in enumerate(sweep.architectures[name].sizes)]
+    sizes = lambda name: [*sweep.architectures[name].sizes, *sorted({one["size"] for one in sweep.also if one[
+        "architecture"] == name} - set(sweep.architectures[name].sizes))]
+    places = [(i, size, name) for name in names for i, size in enumerate(sizes(name))]
     for (_, size, name), objective in itertools.product(sorted(places, key=lambda p: (p[0], names.index(p[2]))),
                                                          sweep.objectives):
         runs += _runs(sweep, name, objective, size)
@@ -193,7 +201,10 @@ def _runs(sweep: Sweep, name: str, objective: str, size: int) -> list[Run]:
     warmup = base.get("optimizer", {}).get("warmup_images", 0)
     first = schema.from_dict(values | {"total_images": batch + warmup})
     shape = measure(sweep, first, architecture.together > 1)
-    amounts = _amounts(sweep, shape, batch)
+    planned = _amounts(sweep, shape, batch) if size in architecture.sizes else []
+    more = [one["images"] for one in sweep.also
+            if (one["architecture"], one["objective"], one["size"]) == (name, objective, size)]
+    amounts = sorted({*planned, *(whole(images, batch) for images in more)})
     if not amounts:
         return []
     runs = []
@@ -243,7 +254,12 @@ def _amounts(sweep: Sweep, shape: Shape, batch: int) -> list[int]:
     wanted = sweep.images or [budget / shape.flops for budget in sweep.budgets if near(budget)]
     high = sweep.max_images or float("inf")
     kept = [images for images in wanted if sweep.images or sweep.min_images <= images <= high]
-    return sorted({max(round(images / batch), 1) * batch for images in kept})
+    return sorted({whole(images, batch) for images in kept})
+
+
+def whole(images: float, batch: int) -> int:
+    """The nearest number of whole batches."""
+    return max(round(images / batch), 1) * batch
 
 
 def expected(sweep: Sweep, budget: float) -> float:
@@ -308,6 +324,12 @@ def _text(config, tokens: int) -> tuple[int, float]:
 
 def _check(sweep: Sweep) -> None:
     """Plans that cannot be, each in one line."""
+    for one in sweep.also:
+        if set(one) != {"architecture", "objective", "size", "images"} or one["architecture"] not in (
+                sweep.architectures) or one["objective"] not in sweep.objectives or not all(
+                isinstance(one[key], int) and one[key] > 0 for key in ("size", "images")):  # fmt: skip
+            raise ConfigError(f"config.also: {one!r} should be dict(architecture=..., objective=..., size=..., "
+                              "images=...), of what the plan has")
     if bool(sweep.images) == bool(sweep.budgets):
         raise ConfigError("config.images and config.budgets: give one of them, a grid's images or an isoFLOP plan's "
                           "FLOPs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import signal
 from collections.abc import Iterator
@@ -10,18 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from lgm import files
 from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED
 from lgm.scaling import results
 from lgm.scaling.board import Board
-from lgm.scaling.sweep import Run, Sweep, expand, load, thin
+from lgm.scaling.design import Candidates
+from lgm.scaling.families import Family
+from lgm.scaling.sweep import Run, Sweep, expand, load, parse_sweep, thin, whole
 from lgm.train import loop
 from lgm.train.lock import NAME as LOCK
 from lgm.train.lock import hold, wait_for
 from lgm.train.main import keep_freed_memory
 from lgm.train.opening import use_compilation_cache
+
+LOOKED = 12  # sizes of a ladder among which the next runs are looked for
 
 
 def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int | None = None, gather: bool = False,
@@ -91,6 +97,37 @@ def totals(plan: Sweep, runs: list[Run]) -> list[str]:
                      f"{m.mfu:.0%} MFU, {hours * m.chips:,.1f} chip-hours; the longest run, {largest.name}, takes "
                      f"{_hours(m.hours(largest.flops))}")
     return lines
+
+
+def candidates(plan: dict, family: Family, most: float) -> Candidates:
+    """Runs of a family's ladder of at most so many FLOPs, seeds counted: sizes about those of the plan, amounts from
+    the table's least to four times its most. Raises ConfigError, one line, where the plan has no such family."""
+    plan = parse_sweep(plan)
+    found = [(name, objective) for name in plan.architectures for objective in plan.objectives
+             if f"{name} {objective}" == family.runs.family]
+    if not found:
+        raise ConfigError(f"--sweep: the plan has no family {family.runs.family!r}; is the table of another?")
+    (name, objective), = found
+    architecture = plan.architectures[name]
+    tried = np.geomspace(1, 2 * max(architecture.sizes), LOOKED).round().astype(int)
+    there = {(run.size, images) for run in expand(plan) if run.family == family.runs.family for images in run.images}
+    rows = []
+    for size in sorted({*architecture.sizes, *tried.tolist()}):
+        entry = dict(architecture=name, objective=objective, size=size, images=int(family.runs.d.max()))
+        one = dataclasses.replace(plan, budgets=(), images=(), also=(entry,), objectives={
+            objective: plan.objectives[objective]}, architectures={name: dataclasses.replace(architecture, sizes=())})
+        try:
+            run = expand(one)[0]
+        except ConfigError:  # a size that the ladder, or its learning rates, do not have
+            continue
+        batch = run.configs[0].batch_size
+        for images in np.geomspace(family.runs.d.min(), 4 * family.runs.d.max(), 17):
+            images = whole(images, batch)
+            flops = run.shape.flops * images * len(plan.seeds)
+            if flops <= most and (size, images) not in there:
+                rows.append((run.shape.params, images, flops, entry | {"images": images}))
+    n, d, flops, entries = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return Candidates(*(np.array(column, float) for column in (n, d, flops)), entries)
 
 
 def _hours(hours: float) -> str:

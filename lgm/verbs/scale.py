@@ -28,6 +28,7 @@ def fit(arguments, overrides) -> int:
         arguments.data, arguments.out, loss=arguments.loss, tokens_per_image=arguments.tokens_per_image,
         limits=table.Limits(**pick("min_params", "min_data", "min_flops", "max_loss")),
         family=arguments.family_column, rows=arguments.rows, dataset=arguments.dataset,
+        sweep=arguments.sweep, spend=arguments.spend,
         settings=families.Settings(**pick("method", "delta", "draws", "seed", "max_steps", "max_params"),
                                    hold_out=_above("--hold-out", arguments.hold_out)),
         points=_pairs("--predict", arguments.predict),
