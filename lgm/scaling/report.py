@@ -95,7 +95,8 @@ def _next(result: dict) -> str:
     unit = result["families"][proposed["family"]]["points"]["unit"]
     rows = [[_n(row["params"]), _n(row[unit]), _n(row["flops"], 2), f"{row['left']:.0%}"] for row in proposed["runs"]]
     return (f"<p class=note>Next runs, to know the loss of {escape(proposed['family'])} at {_n(proposed['budget'])} "
-            "FLOPs better, one after the other:</p>" + _table(["parameters", unit, "FLOPs", "left of its interval"], rows))
+            "FLOPs better, one after the other:</p>"
+            + _table(["parameters", unit, "FLOPs", "left of its interval"], rows))
 
 
 def _contradictions(result: dict) -> str:
