@@ -96,7 +96,7 @@ def load_pipeline(
         if tokenizer is not None:
             tokenizers[place] = read_text_tokenizer(folder / tokenizer)
             check_tokenizer(tokenizers[place], config, folder / tokenizer, system.words)
-        found = None
+        found = file = None
         for single in singles:
             here = section(single, place, classes[place], config, names_in_library(classes[place], config))
             if here is not None and found is not None:
@@ -104,6 +104,7 @@ def load_pipeline(
             if here is not None:
                 single_files.check_apart(sections[single.path], place, here)
                 sections[single.path][place] = found = here
+                file = single
         if only is not None and place not in only:
             models[place] = build(config)
             continue
@@ -117,7 +118,7 @@ def load_pipeline(
             **changes,
         )
         if (others := component(classes[place]).beside) is not None:
-            beside[place] = others(open_weights(folder / place))
+            beside[place] = others(open_weights(folder / place) if file is None else file)
     check_all_used(loras, used)
     configs = {place: model.config for place, model in models.items()}
     for single in singles:

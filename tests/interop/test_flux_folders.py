@@ -12,6 +12,7 @@ import safetensors.numpy
 import safetensors.torch
 import tiny_systems
 import torch
+from test_single_file import original_layout
 from tiny_systems import GUIDANCE, PROMPTS, SIZE, STEPS, draw, noise_for, their_images
 
 from lgm.cli import main
@@ -223,19 +224,3 @@ def test_networks_are_read_from_a_single_file(dev, tmp_path, prefixes):
     safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "single.safetensors")
     with pytest.raises(ValueError, match="lacks 'single_transformer_blocks.1.proj_out.bias'"):
         load_pipeline(folder, single_file=tmp_path / "single.safetensors")
-
-
-def original_layout(state, original, prefix):
-    """The tensors of a diffusers state dict as the original file holds them, by the inverse of `original`."""
-    tensors, parts = {}, {}
-    for name, tensor in state.items():
-        source = original(name)
-        if source.change == "swap":
-            tensor = torch.cat(tensor.chunk(2)[::-1])
-        if source.change == "squeeze":
-            tensor = tensor[:, :, None, None]
-        if source.rows is None:
-            tensors[prefix + source.name] = tensor
-        else:
-            parts.setdefault(prefix + source.name, {})[source.rows[0]] = tensor
-    return tensors | {name: torch.cat([rows[i] for i in sorted(rows)]) for name, rows in parts.items()}

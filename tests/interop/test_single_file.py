@@ -12,6 +12,7 @@ from diffusers.loaders import single_file_utils
 
 from lgm.interop import original_names
 from lgm.interop.components import component
+from lgm.interop.lora_names import targets_of
 from lgm.interop.scaled import descaled
 from lgm.interop.single_file import schedule_of, section
 from lgm.interop.tensor_files import open_weights
@@ -148,6 +149,8 @@ def test_names_of_z_image_equal_diffusers_conversion(tmp_path):
     converted = single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers(dict(tensors))
     weights = section(written(tmp_path, tensors), "transformer", type(theirs).__name__, config, list(state)).weights
     check(state, converted, weights)
+    places = {target.module[-1]: target.rows for target in targets_of(state, original)["layers_1_attention_qkv"]}
+    assert places == {"q": (0, 1, 3), "k": (1, 2, 3), "v": (2, 3, 3)}  # of a LoRA in these names
 
 
 def test_names_of_qwen_images_autoencoder_equal_diffusers_conversion(tmp_path):

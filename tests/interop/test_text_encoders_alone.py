@@ -9,7 +9,7 @@ import torch
 from test_single_file import original_layout
 
 from lgm.interop import original_names
-from lgm.systems.folders import load_pipeline
+from lgm.systems.folders import load_pipeline, save_pipeline
 
 PLACES = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
 
@@ -85,6 +85,19 @@ def test_several_files_each_have_their_places(sd3, tmp_path):
     negated_but(before, params, {"text_encoder_2", "text_encoder_3"})
     with pytest.raises(ValueError, match="both hold the text_encoder_2; give one of them"):
         load_pipeline(folder, single_file=[*files, saved(tmp_path, states["clip_g"], "again")])
+
+
+def test_a_language_model_that_sees_comes_whole_from_its_file(tmp_path):
+    """With its eye and its head, which nothing here computes with, in a folder that has none of its weights."""
+    theirs = tiny_systems.qwen_image()
+    theirs.save_pretrained(tmp_path / "folder")
+    (tmp_path / "folder" / "text_encoder" / "model.safetensors").unlink()
+    state = {name: -tensor for name, tensor in theirs.text_encoder.state_dict().items()}
+    named = lambda name: name.removeprefix("model.") if "visual" in name else name.replace("language_model.", "")
+    file = saved(tmp_path, {named(name): tensor for name, tensor in state.items()})
+    save_pipeline(tmp_path / "out", *load_pipeline(tmp_path / "folder", single_file=file))
+    again = type(theirs.text_encoder).from_pretrained(tmp_path / "out" / "text_encoder").state_dict()
+    assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), "rows", "column"])

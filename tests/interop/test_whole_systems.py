@@ -97,7 +97,9 @@ class Tiny:
     expected: np.ndarray
 
 
-@pytest.fixture(scope="module", params=CASES)
+# one for every day
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=() if name == "qwen_image" else pytest.mark.slow)
+                                        for name in CASES])
 def tiny(request, tmp_path_factory):
     case, folder = CASES[request.param], tmp_path_factory.mktemp(request.param) / "theirs"
     theirs = case.make()
