@@ -184,6 +184,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--config", required=True, help="a sweep's file.py or file.py:arg; override with "
                                                        "--config.KEY=VALUE")
     sweep.add_argument("--workdir", required=True, help="the sweep's folder")
+    sweep.add_argument("--adaptive", action="store_true", help="spend each budget about where the results so far put "
+                       "its lowest loss, beginning with config.guess")
     _add_processes(sweep)
     what = sweep.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the runs and what they cost; train nothing")

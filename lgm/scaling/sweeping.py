@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 from lgm import files
 from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED
-from lgm.scaling import results
+from lgm.scaling import adaptive, results
 from lgm.scaling.board import Board
 from lgm.scaling.design import Candidates
 from lgm.scaling.families import Family
@@ -31,15 +32,23 @@ LOOKED = 12  # sizes of a ladder among which the next runs are looked for
 
 
 def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int | None = None, gather: bool = False,
-        list_: bool = False) -> int:
+        list_: bool = False, fill: bool = False) -> int:
     """Run a sweep in `workdir`; returns the exit code: 0 when done, 75 when preempted and saved.
 
     list_: print the runs instead, one a line, with their number first. only: train the run of that number, by itself
     and without the table, as a cluster's job does. gather: write the table from what is finished, and train nothing.
+    fill: choose the sizes of each budget as results come in (`adaptive`).
     """
     place = files.place(workdir, "--workdir")
     plan = load(spec, overrides)
     runs = expand(plan)
+    if fill:
+        adaptive.check(plan)
+        if only is not None or list_:
+            raise ConfigError("--adaptive chooses runs as results come in: --only and --list know of none; leave them "
+                              "out")
+        known = adaptive.shapes(plan)
+        runs, filled = _filled(plan, known, place)
     if list_:
         print("\n".join([*listing(runs), *totals(plan, runs)]))
         return 0
@@ -59,6 +68,9 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
             if only is None:
                 with hold(place) if jax.process_index() == 0 else contextlib.nullcontext():
                     _train(plan, runs, place)
+                    while fill and not filled:
+                        runs, filled = _filled(plan, known, place)
+                        _train(plan, runs, place)
             else:
                 wait_for(place / LOCK)  # a sweep of all runs may be on this one
                 _train_one(runs[only], place)
@@ -71,6 +83,30 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
         rest = f", {missing} still missing" if missing else f"; now: lgm fit --data={table} --out={place / 'fit'}"
         print(f"{table}: {rows} rows{rest}", flush=True)
     return 0
+
+
+def _filled(plan: Sweep, known, workdir: Path) -> tuple[list[Run], bool]:
+    """All runs that results so far ask for, and whether there will be no more."""
+    def loss(architecture: str, objective: str, size: int, images: int) -> float | None:
+        entry = dict(architecture=architecture, objective=objective, size=size, images=images)
+        by_rate: dict[float, list[float]] = {}
+        for run in expand(_alone(plan, entry)):
+            result = results.read(workdir, run, run.configs[0])
+            if result is None:
+                return None
+            by_rate.setdefault(run.lr, []).append(math.inf if result["diverged"] else result["figures"]["v_loss"])
+        return float(min(np.mean(losses) for losses in by_rate.values()))
+
+    wanted, filled = adaptive.entries(plan, known, loss)
+    return expand(dataclasses.replace(plan, budgets=(), images=(), also=tuple(wanted))), filled
+
+
+def _alone(plan: Sweep, entry: dict) -> Sweep:
+    """A plan of one entry, whatever its seeds and learning rates."""
+    name, objective = entry["architecture"], entry["objective"]
+    return dataclasses.replace(
+        plan, budgets=(), images=(), also=(entry,), objectives={objective: plan.objectives[objective]},
+        architectures={name: dataclasses.replace(plan.architectures[name], sizes=())})
 
 
 def listing(runs: list[Run]) -> list[str]:
@@ -114,10 +150,8 @@ def candidates(plan: dict, family: Family, most: float) -> Candidates:
     rows = []
     for size in sorted({*architecture.sizes, *tried.tolist()}):
         entry = dict(architecture=name, objective=objective, size=size, images=int(family.runs.d.max()))
-        one = dataclasses.replace(plan, budgets=(), images=(), also=(entry,), objectives={
-            objective: plan.objectives[objective]}, architectures={name: dataclasses.replace(architecture, sizes=())})
         try:
-            run = expand(one)[0]
+            run = expand(_alone(plan, entry))[0]
         except ConfigError:  # a size that the ladder, or its learning rates, do not have
             continue
         batch = run.configs[0].batch_size

@@ -10,7 +10,7 @@ def sweep(arguments, overrides) -> int:
     from lgm.scaling import sweeping
 
     return sweeping.run(arguments.config, arguments.workdir, overrides, only=arguments.only, gather=arguments.gather,
-                        list_=arguments.list)
+                        list_=arguments.list, fill=arguments.adaptive)
 
 
 def fit(arguments, overrides) -> int:
