@@ -220,6 +220,7 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", required=True, help="the folder to write")
     fit.add_argument("--loss", default="loss", help="the column that is fitted, as vlb_bits of a sweep's runs.csv "
                                                     "(default: loss)")
+    fit.add_argument("--quality", help="columns, by commas, that are told as powers of the loss, as frechet_distance")
     fit.add_argument("--family-column", help="the column, or columns by commas, whose values tell families apart "
                                              "(default: family)")
     fit.add_argument("--rows", choices=("all", "last"), default="all",

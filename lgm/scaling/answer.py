@@ -13,8 +13,8 @@ def of(families: list[Family], settings: Settings, budgets, dataset: float | Non
 
     `runner_up.compute` is how many times the budget the runner-up needs to come to the best family's loss, with its 95%
     interval; None where it never does. `seen` is the budget over the largest FLOPs of that family's runs. `epochs` of
-    the `dataset`, where its size is known. `tuned`: learning rate and batch size, where several were tried. Budgets for
-    which no family states a loss have a `reason`.
+    the `dataset`, where its size is known. `tuned`: learning rate and batch size, where several were tried.
+    `quality`: of one run at that loss, by column. Budgets for which no family states a loss have a `reason`.
     """
     able = [family for family in families if not family.refusal(settings.method)]
     rows = []
@@ -34,10 +34,19 @@ def of(families: list[Family], settings: Settings, budgets, dataset: float | Non
             "seen": row["beyond_data"]["flops"], "refused": row["refused"],
             "tuned": {trend.knob: {"value": at[0], "interval": at[1]} for trend in best.tuning
                       if row["params"] and row[unit] and (at := trend.at(row["params"], row[unit]))},
+            "quality": _quality(best, settings, flops),
             "epochs": row[unit] / dataset if dataset and row[unit] else None,
             "runner_up": _runner_up(best, stated[1][1], settings, flops) if len(stated) > 1 else None, "reason": None,
         })
     return rows
+
+
+def _quality(family: Family, settings: Settings, flops: float) -> dict:
+    """By column, the quality of one run at the predicted loss."""
+    value, drawn = predicting.best(family, settings, flops)
+    rows = {quality.column: quality.at(float(value[2]), drawn[2], settings.seed) for quality in family.quality
+            if quality.reason is None}
+    return {name: {"value": at, "interval": interval} for name, (at, interval) in rows.items()}
 
 
 def _runner_up(best: Family, second: Family, settings: Settings, flops: float) -> dict:
@@ -66,7 +75,7 @@ def lines(rows: list[dict]) -> list[str]:
         said.append(f"{at}: {row['family']}, N={tell('params', 3)}, {row['unit']}={tell('data', 3)}{epochs}, "
                     f"loss {tell('loss', 4)}{seen}")
         said += [f"    {name.replace('_', ' ')} {one['value']:.3g} [{one['interval'][0]:.2g}, {one['interval'][1]:.2g}]"
-                 for name, one in row["tuned"].items()]
+                 for name, one in (row["tuned"] | row["quality"]).items()]
         if row["runner_up"]:
             said.append(f"    {in_words(row['runner_up'])}")
     return said

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lgm.scaling import bootstrap, forms, identify, isoflop, laws, parametric, sensitivity, tuning
+from lgm.scaling import bootstrap, forms, identify, isoflop, laws, parametric, quality, sensitivity, tuning
 from lgm.scaling.bootstrap import Draws
 from lgm.scaling.laws import Cost
 from lgm.scaling.parametric import Fit
@@ -69,7 +69,7 @@ class Estimate:
 class Family:
     """A family's runs, cost and estimates; `reason` says why nothing was fitted, `unidentified` why the plan itself
     tells no exponents. form: the law of another form that predicts, None for the plain one; forms: what each came
-    to. tuning: trends of what was tuned."""
+    to. tuning: trends of what was tuned. quality: what the loss comes to."""
 
     runs: Runs
     cost: Cost | None
@@ -81,6 +81,7 @@ class Family:
     form: forms.Fitted | None = None
     forms: list[dict] = dataclasses.field(default_factory=list)
     tuning: tuple[tuning.Trend, ...] = ()
+    quality: tuple[quality.Quality, ...] = ()
 
     def refusal(self, method: str) -> str | None:
         """Why no best N and D for a budget are stated by a method; None where they are."""
@@ -122,7 +123,7 @@ def analyse(runs: Runs, settings: Settings, dataset: float | None = None) -> Fam
     form, tried = forms.choose(runs, chosen.fit.law, above, dataset, settings.seed)
     parabolas = isoflop.fit(runs, settings.draws, settings.seed)
     return Family(runs, cost, estimates, parabolas, checks, None, unidentified, form, tried,
-                  trends)
+                  trends, tuple(quality.fit(runs, name, settings.draws, settings.seed) for name in runs.quality))
 
 
 def estimate(method: str, runs: Runs, refused: dict[str, str], settings: Settings) -> Estimate:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lgm import __version__
 from lgm.files import place, read_json, write_atomically
-from lgm.scaling import answer, contradictions, design, families, identify, laws, predicting, table, tuning
+from lgm.scaling import answer, contradictions, design, families, identify, laws, predicting, quality, table, tuning
 from lgm.scaling.bootstrap import interval
 from lgm.scaling.compute import Machine
 from lgm.scaling.families import Estimate, Family, Settings
@@ -40,15 +40,16 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
         family: str | None = None, rows: str = "all", limits: Limits = LIMITS, settings: Settings = SETTINGS,
         budgets: tuple[float, ...] = (), pod: Machine | None = None, pod_hours: tuple[float, ...] = (),
         points: tuple[tuple[float, float], ...] = (), dataset: float | None = None, sweep: str | None = None,
-        spend: float | None = None) -> dict:
+        spend: float | None = None, qualities: tuple[str, ...] = ()) -> dict:
     """Fit every family of a CSV and write fit.json, figures/*.png and report.html into `out`; returns fit.json's dict.
 
-    `loss` names the column that is fitted, `family` those that tell families apart; rows: as of `table.read`. points:
-    (N, D) whose loss is predicted. dataset: how many images or tokens there are. spend: FLOPs of the next runs that are
-    proposed, by default those of the largest run; sweep: the plan whose table this is, of whose ladders they are, and
-    which with them is written as next.json. Budgets are FLOPs;
-    pod_hours become budgets by the pod's peak and MFU. Without either, three budgets are chosen: the largest in the
-    table, ten and a hundred times it. Raises ValueError in one line for bad input, before anything is written.
+    `loss` names the column that is fitted, `qualities` columns that are told as powers of it, `family` those that
+    tell families apart; rows: as of `table.read`. points: (N, D) whose loss is predicted. dataset: how many images
+    or tokens there are. spend: FLOPs of the next runs that are proposed, by default those of the largest run;
+    sweep: the plan whose table this is, of whose ladders they are, and which with them is written as next.json.
+    Budgets are FLOPs; pod_hours become budgets by the pod's peak and MFU. Without either, three budgets are chosen:
+    the largest in the table, ten and a hundred times it. Raises ValueError in one line for bad input, before
+    anything is written.
     """
     if pod_hours and pod is None:
         raise ValueError("--pod-hours needs --plan, or --chips, --chip-peak and --mfu, to know the FLOPs of an hour")
@@ -61,7 +62,7 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
     out = place(out, "--out")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; give a folder")
-    read = table.read(data, tokens_per_image, limits, loss, family, rows)
+    read = table.read(data, tokens_per_image, limits, loss, family, rows, qualities)
     if not any(len(runs) for runs in read.families):
         reasons = sorted({reason for runs in read.families for _, reason in runs.dropped})
         raise ValueError(f"{data}: all {read.rows} rows are dropped: {'; '.join(reasons)}")
@@ -102,7 +103,7 @@ def _next(result: dict, analysed: list[Family], settings: Settings, spend: float
     if not answered:
         return None
     row = answered[-1]
-    family = next(f for f in analysed if f.runs.family == row["family"])
+    family = {one.runs.family: one for one in analysed}[row["family"]]
     spend = spend or float(family.runs.flops.max())
     if plan is None:
         candidates = design.grid(family, spend)
@@ -137,6 +138,7 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
                             `frontier`, exponents in compute; `noise` of a run and a row; `scatter`; `convergence`
             tuning          of learning rate and batch size, where several were tried: the best of each size and amount
                             (`places`), the trend's exponents in N and D, or the reason why there is none
+            quality         of columns asked for: the power of the loss that each is, or the reason why it is not told
             isoflop         parabolas by budget, the exponents of N and D, predictions
             predictions     by budget: params, images or tokens and loss, `intervals`, every method's values, `refused`
             points_asked    the same of given params and data
@@ -187,6 +189,7 @@ def _family(family: Family, settings: Settings, budgets, pod: Machine | None, po
         "methods": {name: _method(estimate, family) for name, estimate in family.estimates.items()},
         "unidentified": family.unidentified,
         "tuning": [tuning.summary(trend) for trend in family.tuning],
+        "quality": [quality.summary(one) for one in family.quality],
         "isoflop": _isoflop(family, budgets),
         **family.checks,
         "predictions": predictions,

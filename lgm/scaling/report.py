@@ -169,7 +169,7 @@ def _family(family: dict, slug: str, figures: dict[str, bytes]) -> list[str]:
     parts += ["<h3>Best size and data for a budget</h3>", _predictions(family), draw("isoflop"), _slices(family)]
     parts += ["<h3>Is it the best law of this form, and is the form right?</h3>", _convergence(family),
               draw("convergence"), _forms(family)]
-    parts += [_tuning(family), "<h3>Does it predict?</h3>", draw("residuals"), _held_out(family),
+    parts += [_tuning(family), _quality(family), "<h3>Does it predict?</h3>", draw("residuals"), _held_out(family),
               _leave_one_size_out(family)]
     if f"{slug}_sensitivity" in figures:
         parts += ["<h3>Does it depend on what was fitted?</h3>", draw("sensitivity")]
@@ -210,6 +210,16 @@ def _tuning(family: dict) -> str:
         text += (f"<h3>Best {name}</h3><p>By a parabola in its logarithm at each size and amount; {line}.</p>"
                  + _table(["parameters", unit, "tried", f"best {name}"], rows))
     return text
+
+
+def _quality(family: dict) -> str:
+    """What the loss comes to in other columns."""
+    rows = [[escape(one["column"]), one["runs"], _refused(one["reason"]) if one["reason"] else
+             f"L<sup>{one['power']['value']:.2g}</sup> {_between(one['power']['interval'], 2)}",
+             f"{one['explained']:.0%}", "" if one["reason"] else f"{100 * one['scatter']:.2g}%"]
+            for one in family["quality"]]
+    return "<h3>What the loss comes to</h3>" + _table(
+        ["column", "rows", "goes as", "of its variance told", "scatter of one run"], rows) if rows else ""
 
 
 def _forms(family: dict) -> str:

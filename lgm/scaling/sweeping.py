@@ -139,14 +139,13 @@ def candidates(plan: dict, family: Family, most: float) -> Candidates:
     """Runs of a family's ladder of at most so many FLOPs, seeds counted: sizes about those of the plan, amounts from
     the table's least to four times its most. Raises ConfigError, one line, where the plan has no such family."""
     plan = parse_sweep(plan)
-    found = [(name, objective) for name in plan.architectures for objective in plan.objectives
-             if f"{name} {objective}" == family.runs.family]
-    if not found:
+    pairs = {f"{name} {objective}": (name, objective) for name in plan.architectures for objective in plan.objectives}
+    if family.runs.family not in pairs:
         raise ConfigError(f"--sweep: the plan has no family {family.runs.family!r}; is the table of another?")
-    (name, objective), = found
+    name, objective = pairs[family.runs.family]
     architecture = plan.architectures[name]
     tried = np.geomspace(1, 2 * max(architecture.sizes), LOOKED).round().astype(int)
-    there = {(run.size, images) for run in expand(plan) if run.family == family.runs.family for images in run.images}
+    there = {(run.architecture, run.objective, run.size, images) for run in expand(plan) for images in run.images}
     rows = []
     for size in sorted({*architecture.sizes, *tried.tolist()}):
         entry = dict(architecture=name, objective=objective, size=size, images=int(family.runs.d.max()))
@@ -158,7 +157,7 @@ def candidates(plan: dict, family: Family, most: float) -> Candidates:
         for images in np.geomspace(family.runs.d.min(), 4 * family.runs.d.max(), 17):
             images = whole(images, batch)
             flops = run.shape.flops * images * len(plan.seeds)
-            if flops <= most and (size, images) not in there:
+            if flops <= most and (name, objective, size, images) not in there:
                 rows.append((run.shape.params, images, flops, entry | {"images": images}))
     n, d, flops, entries = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Candidates(*(np.array(column, float) for column in (n, d, flops)), entries)

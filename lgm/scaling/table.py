@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ class Runs:
       dropped: (row, reason) of rows that are not fitted.
       notes: what was derived rather than read.
       unique: [rows] how much data there was, of which d is passes over it; None where it is not said.
-      tried: all rows with what was tuned, where something was.
+      tried: all rows with what was tuned, where something was. quality: columns that were asked for, [rows] each.
       unread: columns of few values that were not read, [rows] each: what may split the data.
     """
 
@@ -79,6 +80,7 @@ class Runs:
     notes: tuple[str, ...] = ()
     unique: np.ndarray | None = None
     tried: Tried | None = None
+    quality: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     unread: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -90,7 +92,8 @@ class Runs:
         unread = {name: values[keep] for name, values in self.unread.items()}
         flops = None if self.flops is None else self.flops[keep]
         unique = None if self.unique is None else self.unique[keep]
-        return dataclasses.replace(self, **arrays, flops=flops, unique=unique, unread=unread)
+        quality = {name: values[keep] for name, values in self.quality.items()}
+        return dataclasses.replace(self, **arrays, flops=flops, unique=unique, unread=unread, quality=quality)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Table:
 
 
 def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits = LIMITS, loss: str = "loss",
-         family: str | None = None, rows: str = "all") -> Table:
+         family: str | None = None, rows: str = "all", quality: Sequence[str] = ()) -> Table:
     """Read and check a table of runs: CSV, JSON lines or a tracker's folder (`inputs`).
 
     Columns: `loss` (or the one that the argument of that name says), and any two of `params`, `images` or `tokens`, and
@@ -117,7 +120,8 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
     semicolons, tabs or bars, numbers then having decimal commas. Rows whose loss is empty, NaN or infinite (runs that
     diverged or have not ended) and rows that are there twice are dropped.
 
-    rows: "all", or "last" of each run: its last 5% of data, of learning curves, as one row.
+    quality: columns that are read beside, cells without a number being none. rows: "all", or "last" of each run:
+    its last 5% of data, of learning curves, as one row.
 
     Raises ValueError in one line naming file, row and column for anything that is not a table of runs.
     """
@@ -138,6 +142,9 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
     names = {c: [_name(path, line, c, cell) for line, cell in zip(lines, columns[c], strict=True)]
              for c in NAMES if c in header}
     others = {c: cells for c, cells in columns.items() if c not in (*POSITIVE, *NAMES)}
+    for name in quality:
+        if name not in others:
+            raise ValueError(f"{path}: column {name!r}, of --quality, is missing; {_there(list(others), name)}")
     repeats = _repeats(path, lines, others, numbers, names)
     if len(lines) == 1:
         raise ValueError(f"{path}: row {lines[0]} is the only row; a fit needs many runs")
@@ -159,6 +166,7 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
             flops=values["flops"][of] if "flops" in values else None, run=run[of], row=line[of], unit=unit, notes=notes,
             unique=values["unique"][of] if "unique" in values else None,
             unread={c: cells[of] for c, cells in unread.items()},
+            quality={name: _numbers(others[name])[of] for name in quality},
         )
         rates = values["learning_rate"][of] if "learning_rate" in values else None
         tuned = {name: column[of] for name, column in knobs.items()}

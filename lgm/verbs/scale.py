@@ -29,6 +29,7 @@ def fit(arguments, overrides) -> int:
         limits=table.Limits(**pick("min_params", "min_data", "min_flops", "max_loss")),
         family=arguments.family_column, rows=arguments.rows, dataset=arguments.dataset,
         sweep=arguments.sweep, spend=arguments.spend,
+        qualities=tuple(name.strip() for name in arguments.quality.split(",")) if arguments.quality else (),
         settings=families.Settings(**pick("method", "delta", "draws", "seed", "max_steps", "max_params"),
                                    hold_out=_above("--hold-out", arguments.hold_out)),
         points=_pairs("--predict", arguments.predict),
