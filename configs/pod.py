@@ -42,7 +42,7 @@ SYSTEMS = {
     ),
     "z_image": dict(model=dict(family="z_image", remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=32)),
     "qwen_image": dict(model=dict(family="qwen_image", remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=64)),
-    "flux2_dev": dict(model=dict(family="flux2", remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=128)),
+    "flux2_dev": dict(model=dict(family="flux2", remat="full"), **FLOW, batch_size=512, mesh=dict(fsdp=32)),
     "flux2_klein_9b": dict(
         model=dict(family="flux2", width=4096, single_depth=24, heads=32, text_dim=12_288, guidance=False,
                    remat="full"),

@@ -185,6 +185,11 @@ def qwen_image():
     )  # fmt: skip
 
 
+# so many layers that their time would show
+DEEP = dict(vocab_size=272, hidden_size=16, intermediate_size=24, num_attention_heads=1, num_key_value_heads=1,
+            head_dim=8)  # fmt: skip
+
+
 def flux2_parts(guidance, joint):
     transformer = diffusers.Flux2Transformer2DModel(
         in_channels=128, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
@@ -204,8 +209,8 @@ def flux2_parts(guidance, joint):
 
 
 def flux2_klein(distilled=False):
-    text = LANGUAGE | dict(num_hidden_layers=28, hidden_size=16, head_dim=8, vocab_size=272)
-    encoder = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**text, tie_word_embeddings=False))
+    encoder = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
+        **DEEP, num_hidden_layers=28, tie_word_embeddings=False))  # fmt: skip
     return diffusers.Flux2KleinPipeline(
         **flux2_parts(False, 48), text_encoder=randomized(encoder, 0.2), tokenizer=chat_tokenizer(),
         is_distilled=distilled,
@@ -230,8 +235,7 @@ def instruct_tokenizer():
 
 
 def flux2():
-    text = LANGUAGE | dict(num_hidden_layers=31, hidden_size=16, head_dim=8, vocab_size=272, model_type="mistral",
-                           sliding_window=None)  # fmt: skip
+    text = DEEP | dict(num_hidden_layers=31, model_type="mistral", sliding_window=None)
     eye = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
                patch_size=14, model_type="pixtral")  # fmt: skip
     encoder = transformers.Mistral3ForConditionalGeneration(
