@@ -219,6 +219,8 @@ WORDS = ["batch_size=2", "total_images=6", "data.where.subcategory=face-hat", "d
 @pytest.mark.slow
 def test_an_adapter_trained_here_is_drawn_by_diffusers_as_by_the_run(tiny, tmp_path):
     """In either form."""
+    if tiny.case is CASES["flux2_klein"]:
+        pytest.skip("all that is trained is Flux.2-dev's, too")
     start, run = tmp_path / "start", tmp_path / "run"
     assert main(["import", f"--from={tiny.folder}", f"--workdir={start}"]) == 0
     words = [*WORDS, "lora.rank=2", "lora.alpha=4.0", "optimizer.lr=0.3"]
