@@ -2,8 +2,8 @@
 
 Size 1, 2, ... is the number of heads of a transformer, whose width is about aspect x depth: DiT 43 (DiT-L and XL),
 MMDiT 64 (all of SD3), Flux 54 with one double-stream block for two single-stream ones, Flux.2 123 with one for four
-(klein of 4B parameters). U-Nets keep their levels and depths, SD 1.5's or SDXL's (or two levels for small latents), and widen: size 40, at 8 channels each, is the released
-width of 320.
+(klein of 4B parameters). U-Nets keep their levels and depths, SD 1.5's or SDXL's (or two levels for small latents), and
+widen: size 40, at 8 channels each, is the released width of 320.
 """
 
 from __future__ import annotations
