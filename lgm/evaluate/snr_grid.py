@@ -3,7 +3,7 @@
 Every process passes through the same mixtures of data and noise up to a factor, and the errors of all targets at one
 mixture are multiples of each other. So whatever a network predicts and wherever in t it was trained, its error can be
 stated as that of v of a variance-preserving process at a given log SNR; and the error of eps, integrated over log SNR,
-is the variational bound (see `evaluate.bound`). A network that knows nothing errs by about 1 in v, but one of eps by
+is the variational bound (`vlb_bits`). A network that knows nothing errs by about 1 in v, but one of eps by
 1 + 1 / SNR where noise is high: what is left of its error there is what its samples start from.
 """
 

@@ -93,7 +93,7 @@ def _log_snr_rate(process: Process, t: jax.Array) -> jax.Array:
 
 def vlb() -> Weighting:
     """-1/2 d log SNR / dt on the eps-error: the expectation over uniform t is the diffusion part of the variational
-    bound in nats (Kingma et al. 2021, 2107.00630, eq. 14), on one scale for all processes. See `evaluate.bound`."""
+    bound in nats (Kingma et al. 2021, 2107.00630, eq. 14), on one scale for all processes. See `evaluate.snr_grid`."""
     return _on_x(lambda process, t: 0.5 * _log_snr_rate(process, t) * snr_of(process, t))
 
 

@@ -8,7 +8,6 @@ says of how much becomes as small as that path allows.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from lgm import config as schema
@@ -26,7 +25,8 @@ def rehearsal(config: Config, devices: int = 1, folder: str | None = None) -> Co
     """`config` in small, for `devices`: three steps with a checkpoint, held-out figures and pictures.
 
     `folder`, a tiny diffusers folder of the same system, stands in for whatever folder the config names. Images are a
-    few of emoji64's. Raises ConfigError, one line, where the config names a folder and none is given.
+    few of emoji64's. `lgm train` reads its `lgm.config.to_dict` as a JSON file. Raises ConfigError, one line, where the
+    config names a folder and none is given.
     """
     values = json.loads(json.dumps(schema.to_dict(config)))
     model, text = values["model"], values.get("text") or {}
@@ -83,11 +83,3 @@ def _mesh(mesh: dict[str, Any], devices: int) -> dict[str, Any]:
     free = "data" if mesh["data"] != 1 else next((axis for axis in AXES if small[axis] > 1), "data")
     small[free] *= left
     return mesh | small | {"dcn": {}}
-
-
-def write_rehearsal(config: Config, path: str | Path, devices: int = 1, folder: str | None = None) -> Path:
-    """`rehearsal` as a file for `lgm train --config=PATH.json`."""
-    from lgm.files import write_atomically
-
-    write_atomically(path, (json.dumps(schema.to_dict(rehearsal(config, devices, folder)), indent=2) + "\n").encode())
-    return Path(path)

@@ -1,6 +1,5 @@
 """Pure-function solvers, time grids, guidance and starts."""
 
-from lgm.sampling.adaptive import dormand_prince
 from lgm.sampling.clipping import bounded
 from lgm.sampling.grids import SPACINGS, informative, last_part, times
 from lgm.sampling.guidance import (
@@ -36,7 +35,6 @@ __all__ = [
     "Wrap",
     "bounded",
     "classifier_free",
-    "dormand_prince",
     "embedded",
     "from_image",
     "guided",

@@ -37,8 +37,7 @@ def draw(runs: Runs, law: np.ndarray, delta: float, draws: int, seed: int = 0, i
     found = cells.gather(runs)
     points = Points.of(found.n, found.d, np.exp(found.mean(np.log(runs.loss))))
     inner = points.inward(law)
-    value, *shares = (part[0] for part in solver.terms(points, inner[None]))
-    jacobian = np.stack([*shares, -points.x * shares[0], -points.y * shares[1]], -1)
+    value, jacobian = solver.tangent(points, inner)
     whole = Points(np.log(runs.n) - points.centre[0], np.log(runs.d) - points.centre[1], np.log(runs.loss),
                    points.centre)
     residual = whole.log_loss - solver.terms(whole, inner[None])[0][0]

@@ -115,8 +115,7 @@ def _bend(runs: Runs, law: np.ndarray) -> list[str]:
     few = len(np.unique(runs.run))
     if few < 12:
         return []
-    _, first, second, third = _terms(points, law)
-    base = np.stack([first, second, third, points.x * first, points.y * second], -1)
+    base = solver.tangent(points, points.inward(law))[1]
     lines = []
     bends = (("size", points.x**2), (runs.unit, points.y**2), (f"size and {runs.unit}", points.x * points.y))
     for name, column in bends:
@@ -128,10 +127,6 @@ def _bend(runs: Runs, law: np.ndarray) -> list[str]:
                          "squares away. A break, a saturation or an interaction is not in E + A/N^alpha + B/D^beta; "
                          "beyond the data it grows")
     return lines[:1]
-
-
-def _terms(points: Points, law: np.ndarray) -> list[np.ndarray]:
-    return [part[0] for part in solver.terms(points, points.inward(law)[None])]
 
 
 def _unlikely(explained: float, more: int, rest: float, free: int, rows: int) -> bool:

@@ -8,8 +8,10 @@ import re
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import BoundaryNorm, LogNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
 from lgm.scaling import laws, parametric, solver
@@ -70,20 +72,15 @@ def _bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _sizes(family: Family):
-    """Distinct sizes and a colour of each, light for small."""
+def _sizes(family: Family) -> tuple[np.ndarray, ScalarMappable]:
+    """Distinct sizes and their colours, light for small."""
     n = np.unique(family.runs.n)
-    norm = LogNorm(n[0], max(n[-1], n[0] * 1.01))
-    map_ = matplotlib.colormaps["viridis_r"].resampled(256)
-    return n, lambda value: map_(0.08 + 0.92 * norm(value)), norm, map_
+    shades = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1, 256)))
+    return n, ScalarMappable(LogNorm(n[0], max(n[-1], n[0] * 1.01)), shades)
 
 
-def _size_bar(figure, axes, sizes, norm, map_):
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap
-
-    shown = ListedColormap(map_(np.linspace(0.08, 1, 256)))
-    bar = figure.colorbar(ScalarMappable(norm, shown), ax=axes, pad=0.02, aspect=30)
+def _size_bar(figure, axes, sizes: np.ndarray, colours: ScalarMappable) -> None:
+    bar = figure.colorbar(colours, ax=axes, pad=0.02, aspect=30)
     bar.set_label("parameters")
     bar.outline.set_visible(False)
     _named_ticks(bar.ax.yaxis, sizes, _count)
@@ -91,18 +88,18 @@ def _size_bar(figure, axes, sizes, norm, map_):
 
 def _named_ticks(axis, values: np.ndarray, name) -> None:
     """Ticks where the values are, if they are few and apart: powers of ten say little within a decade or two."""
-    from matplotlib.ticker import NullLocator
-
     values = np.unique(values)
     if len(values) <= 6 and (len(values) < 2 or np.diff(np.log(values)).min() > 0.05 * np.ptp(np.log(values))):
         axis.set_minor_locator(NullLocator())
         axis.set_ticks(values, [name(value) for value in values])
 
 
-def _band(estimate, cost, part: int, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of a part of (N, D, loss) of the optimum along budgets."""
-    low, high = estimate.between(lambda law: laws.optimum(law[..., None, :], cost, budgets)[part])
-    return low, high
+def _optimum(axis, family: Family, settings: Settings, part: int, budgets: np.ndarray, colour: str, **style) -> None:
+    """A line of the best N (part 0) or of its loss (2) along budgets, in its 95% interval."""
+    estimate = family.estimates[settings.method]
+    best = lambda law: laws.optimum(law[..., None, :], family.cost, budgets)[part]
+    axis.plot(budgets, best(estimate.fit.law), color=colour, **style)
+    axis.fill_between(budgets, *estimate.between(best), color=colour, alpha=0.15, lw=0)
 
 
 def _some(runs):
@@ -115,25 +112,22 @@ def losses(family: Family, settings: Settings, budgets) -> Figure:
     runs, estimate = family.runs, family.estimates[settings.method]
     figure = Figure(figsize=(11, 4.2))
     axes = figure.subplots(1, 2 if family.cost else 1, squeeze=False)[0]
-    sizes, colour, norm, map_ = _sizes(family)
+    sizes, colours = _sizes(family)
     shown = _some(runs)
-    axes[0].scatter(shown.d, shown.loss, c=colour(shown.n), s=18, zorder=3)
+    axes[0].scatter(shown.d, shown.loss, c=colours.to_rgba(shown.n), s=18, zorder=3)
     for n in sizes if len(sizes) <= 12 else np.geomspace(sizes[0], sizes[-1], 7):
         near = np.abs(np.log(runs.n / n)) < (0.01 if len(sizes) <= 12 else np.log(sizes[-1] / sizes[0]) / 7)
         d = np.geomspace(runs.d[near].min() / 1.2, runs.d[near].max() * 1.2, 50)
-        axes[0].plot(d, laws.loss(estimate.fit.law, n, d), lw=1, color=colour(n))
+        axes[0].plot(d, laws.loss(estimate.fit.law, n, d), lw=1, color=colours.to_rgba(n))
     axes[0].set(xscale="log", yscale="log", xlabel=runs.unit, ylabel="loss",
                 title="Runs and the fitted law" + ("" if estimate.fit.convergence.converged else " (NOT CONVERGED)"))
     if family.cost:
-        axes[1].scatter(shown.flops, shown.loss, c=colour(shown.n), s=16)
+        axes[1].scatter(shown.flops, shown.loss, c=colours.to_rgba(shown.n), s=16)
         axes[1].set(xscale="log", yscale="log", xlabel="training FLOPs", title="Compute frontier")
         if not family.refusal(settings.method):
-            top = max([runs.flops.max(), *budgets])
-            c = np.geomspace(runs.flops.min(), top * 1.3, 80)
-            axes[1].plot(c, laws.optimum(estimate.fit.law, family.cost, c)[2], color="black", lw=1.5,
-                         label="lowest loss for the FLOPs, with 95% interval")
-            axes[1].fill_between(c, *_band(estimate, family.cost, 2, c),
-                                 color="black", alpha=0.15, lw=0)
+            c = np.geomspace(runs.flops.min(), max([runs.flops.max(), *budgets]) * 1.3, 80)
+            _optimum(axes[1], family, settings, 2, c, "black", lw=1.5,
+                     label="lowest loss for the FLOPs, with 95% interval")
             if len(budgets):
                 axes[1].plot(budgets, laws.optimum(estimate.fit.law, family.cost, np.array(budgets))[2], "*", ms=11,
                              color=COLOURS[1], label="asked for")
@@ -144,14 +138,12 @@ def losses(family: Family, settings: Settings, budgets) -> Figure:
         _plain_log_ticks(axis)
     _named_ticks(axes[0].xaxis, runs.d, _data)
     if len(sizes) > 1:
-        _size_bar(figure, list(axes), sizes, norm, map_)
+        _size_bar(figure, list(axes), sizes, colours)
     return figure
 
 
 def _plain_log_ticks(axis) -> None:
     """Loss spans less than a decade, where powers of ten say nothing: about six plain numbers instead."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-
     low, high = axis.get_ylim()
     if high / low < 30:
         if high / low < 4:
@@ -190,12 +182,8 @@ def isoflops(family: Family, settings: Settings, budgets) -> Figure:
         between = np.stack([found.optimum(family.cost, b)[2] for b in c], -1)
         right.plot(c, n, color=COLOURS[1], label="parabolas")
         right.fill_between(c, *between, color=COLOURS[1], alpha=0.15, lw=0)
-    estimate = family.estimates[settings.method]
     if not family.refusal(settings.method):
-        right.plot(c, laws.optimum(estimate.fit.law, family.cost, c)[0], color=COLOURS[0],
-                   label=f"law, {LABELS[settings.method]}")
-        right.fill_between(c, *_band(estimate, family.cost, 0, c),
-                           color=COLOURS[0], alpha=0.15, lw=0)
+        _optimum(right, family, settings, 0, c, COLOURS[0], label=f"law, {LABELS[settings.method]}")
     right.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="parameters", title="Best size for a budget")
     right.axvspan(runs.flops.max(), c[-1], color="#f3f3f3", zorder=-2, lw=0)
     right.text(runs.flops.max(), 0.02, " beyond the data", transform=right.get_xaxis_transform(), color="#666",
@@ -232,14 +220,12 @@ def exponents(family: Family) -> Figure:
 
 def convergence(family: Family) -> Figure:
     """The profile of the least-squares objective over (alpha, beta) with the draws, and where every start ended."""
-    if family.refusal("variable_projection"):
-        figure = Figure(figsize=(6, 4.2))
-        _ends(figure.subplots(), family)
-        return figure
-    figure = Figure(figsize=(11, 4.2))
-    left, right = figure.subplots(1, 2)
-    _profile(figure, left, family)
-    _ends(right, family)
+    known = not family.refusal("variable_projection")
+    figure = Figure(figsize=(11 if known else 6, 4.2))
+    axes = figure.subplots(1, 1 + known, squeeze=False)[0]
+    if known:
+        _profile(figure, axes[0], family)
+    _ends(axes[-1], family)
     return figure
 
 
@@ -288,16 +274,16 @@ def residuals(family: Family, settings: Settings) -> Figure:
     held = family.checks.get("held_out", {"runs": []})["runs"]
     figure = Figure(figsize=(11, 3.8))
     axes = figure.subplots(1, 2 if held else 1, squeeze=False)[0]
-    sizes, colour, norm, map_ = _sizes(family)
+    sizes, colours = _sizes(family)
     shown = _some(runs)
     errors = 100 * (laws.loss(fit.law, shown.n, shown.d) / shown.loss - 1)
-    axes[0].scatter(shown.d, errors, c=colour(shown.n), s=18)
+    axes[0].scatter(shown.d, errors, c=colours.to_rgba(shown.n), s=18)
     axes[0].axhline(0, color="black", lw=0.8)
     axes[0].set(xscale="log", xlabel=runs.unit, ylabel="fitted above measured, %",
                 title=f"Errors of the law, {LABELS[settings.method]}")
     _named_ticks(axes[0].xaxis, runs.d, _data)
     if len(sizes) > 1:
-        _size_bar(figure, axes[0], sizes, norm, map_)
+        _size_bar(figure, axes[0], sizes, colours)
     if held:
         at = np.arange(len(held))
         predicted, measured = (np.array([row[key] for row in held]) for key in ("predicted", "measured"))
@@ -336,8 +322,9 @@ def sensitivities(family: Family, settings: Settings) -> Figure:
             place += 1.6
             for label, row in rows:
                 if row[name] is None:
-                    axis.text(0.02, place, f"none: {_short(row['reason'])}", transform=axis.get_yaxis_transform(),
-                              va="center", fontsize=7, color="#a33")
+                    short = row["reason"] if len(row["reason"]) <= 60 else row["reason"][:57] + "..."
+                    axis.text(0.02, place, f"none: {short}", transform=axis.get_yaxis_transform(), va="center",
+                              fontsize=7, color="#a33")
                 else:
                     axis.plot(row[name], place, "o", ms=4, color=colour)
                 labels.append((place, label))
@@ -367,25 +354,19 @@ def _data(value: float) -> str:
     return f"{value:,.0f}" if value < 1e5 else _count(value)
 
 
-def _short(reason: str, length: int = 60) -> str:
-    return reason if len(reason) <= length else reason[: length - 3] + "..."
-
-
 def comparison(analysed: list[Family], settings: Settings, budgets) -> Figure:
     """Compute frontiers of all families, lowest loss and best size against FLOPs, with 95% intervals."""
     figure = Figure(figsize=(11, 4.2))
     left, right = figure.subplots(1, 2)
     for index, family in enumerate(analysed):
-        estimate, colour = family.estimates[settings.method], COLOURS[index % len(COLOURS)]
+        law, colour = family.estimates[settings.method].fit.law, COLOURS[index % len(COLOURS)]
         runs = family.runs
         c = np.geomspace(runs.flops.min(), max([runs.flops.max(), *budgets]) * 1.3, 80)
-        value = laws.optimum(estimate.fit.law, family.cost, c)
+        inside = c[c <= runs.flops.max()]
         left.plot(_some(runs).flops, _some(runs).loss, "o", ms=2.5, alpha=0.35, color=colour)
         for axis, part in ((left, 2), (right, 0)):
-            inside = c <= runs.flops.max()
-            axis.plot(c[inside], value[part][inside], color=colour, lw=1.6, label=runs.family)
-            axis.plot(c[~inside], value[part][~inside], color=colour, lw=1.2, ls="--")
-            axis.fill_between(c, *_band(estimate, family.cost, part, c), color=colour, alpha=0.15, lw=0)
+            _optimum(axis, family, settings, part, c, colour, lw=1.2, ls="--")
+            axis.plot(inside, laws.optimum(law, family.cost, inside)[part], color=colour, lw=1.6, label=runs.family)
     left.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="loss", title="Lowest loss for the FLOPs")
     right.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="parameters",
               title="Best size for the FLOPs (dashed: beyond the data)")

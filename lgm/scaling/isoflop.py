@@ -76,9 +76,9 @@ def fit(runs: Runs, draws: int, seed: int = 0) -> Isoflop:
         return Isoflop(slices, *none, reason)
     log_c = np.log([s.budget for s in good])
     line = _line(log_c, np.log([[s.n for s in good]]))[0]
-    parabolas, errors = [_parabola(runs, s.rows) for s in good], _errors(runs, good, draws, seed)
-    minima = np.stack([_minimum(*parabola, runs.loss[s.rows] * (1 + errors[i]))
-                       for i, (parabola, s) in enumerate(zip(parabolas, good, strict=True))], -1)
+    errors = _errors(runs, good, draws, seed)
+    minima = np.stack([_minima(np.log(runs.n[s.rows]), runs.loss[s.rows] * (1 + error))
+                       for s, error in zip(good, errors, strict=True)], -1)
     drawn = _line(log_c, minima[:, 0])
     low, high = bootstrap.interval(drawn[:, 1], line[1])
     reason = f"the 95% interval of its exponent, {low:.2g} to {high:.2g}, is wider than 1" if high - low > 1 else None
@@ -135,16 +135,11 @@ def _slice(runs: Runs, rows: np.ndarray) -> Slice:
         return Slice(budget, rows, at_zero, float(np.exp(log_n)), lowest, reason)
 
 
-def _parabola(runs: Runs, rows: np.ndarray) -> tuple[np.ndarray, float, float, float]:
-    """The matrix [3, rows] that makes losses a parabola, and what its argument is: (ln N - centre) / spread; reach."""
-    x = np.log(runs.n[rows])
-    centre, spread = x.mean(), x.std()
-    return np.linalg.pinv(np.vander((x - centre) / spread, 3)), centre, spread, REACH * np.ptp(x)
-
-
-def _minimum(matrix, centre, spread, reach, losses: np.ndarray) -> np.ndarray:
-    """[draws, 2]: ln N of each draw's minimum and whether it has none within reach, but its lower end there."""
-    two, one, _ = matrix @ losses.T
+def _minima(x: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """[draws, 2]: ln N of the minimum of each draw's parabola through losses [draws, rows] at x = ln N, and whether it
+    has none within reach, but its lower end there."""
+    centre, spread, reach = x.mean(), x.std(), REACH * np.ptp(x)
+    two, one, _ = np.linalg.pinv(np.vander((x - centre) / spread, 3)) @ losses.T
     with np.errstate(divide="ignore", invalid="ignore"):
         away = np.where(two > 0, -spread * one / (2 * two), -np.sign(one) * np.inf)
     lost = ~(np.abs(away) <= reach)

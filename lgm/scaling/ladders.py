@@ -9,7 +9,6 @@ widen: size 40, at 8 channels each, is the released width of 320.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -34,10 +33,6 @@ class Rung:
     forward: float
     training: float
 
-    def sampling(self, steps: int, guided: bool = True) -> float:
-        """FLOPs of one sampled image: a prediction a step, two under classifier-free guidance."""
-        return self.forward * steps * (2 if guided else 1)
-
 
 def of(name: str) -> Ladder:
     """The ladder of a family. Raises ValueError, one line, where there is none."""
@@ -60,39 +55,12 @@ def shape(family: str, size: int, *, aspect: float | None = None, head_size: int
     return of(family).shape(size, **{name: value for name, value in given.items() if value}, **options)
 
 
-def ladder(family: str, low: float, high: float, rungs: int, **options) -> list[Any]:
-    """Configurations whose parameters are nearest to `rungs` geometric steps from `low` to `high`, without repeats.
-
-    `options` as of `shape`. Raises ValueError where the smallest shape has more than twice `low` parameters.
-    """
-    params = functools.cache(lambda size: build(shape(family, size, **options)).count())
-    if of(family).widens:  # three sizes tell all
-        one, two, three = (params(size) for size in (1, 2, 3))
-        params = lambda u: one + (u - 1) * (two - one) + (u - 1) * (u - 2) // 2 * (three - 2 * two + one)
-    if params(1) > 2 * low:
-        raise ValueError(f"the smallest {family} has {params(1):,} parameters, more than low={low:g}; choose smaller "
-                         "text and head sizes or a larger low")
-    sizes = []
-    for index in range(rungs):
-        target = low * (high / low) ** (index / max(rungs - 1, 1))
-        upper = 1
-        while params(upper) < target:
-            upper *= 2
-        lower = upper // 2
-        while upper - lower > 1:
-            middle = (lower + upper) // 2
-            lower, upper = (middle, upper) if params(middle) < target else (lower, middle)
-        near = [size for size in (lower, upper) if size]
-        sizes.append(min(near, key=lambda size: abs(params(size) / target - 1)))
-    return [shape(family, size, **options) for size in dict.fromkeys(sizes)]
-
-
 def measure(config, latent: int, text_tokens: int = 77) -> Rung:
     """Exact parameters, and FLOPs an image at `latent` x `latent` latents and so many text tokens; runs nothing.
 
     FLOPs are those of matrix products and convolutions, two a multiply-add, by the model's standard count (what is
-    computed may be less: `flops.count_flops`); the training step's
-    are traced through its gradient, which is a little less than three times the forward pass.
+    computed may be less: `flops.count_flops`); the training step's are traced through its gradient, which is a little
+    less than three times the forward pass.
     """
     model, network = build(config), family_of(config)
     arguments = network.inputs(config, 1, latent, text_tokens)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -49,13 +49,13 @@ def _train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool) -> 
         except NonFinite as error:
             reason = str(error)
             for rest in missing[missing.index(config):]:
-                _once(lambda rest=rest: results.write_diverged(workdir, run, rest, reason))
+                _once(lambda rest=rest: results.write(workdir, run, rest, {}, diverged=reason))
             say(f"{run.name}: diverged at {config.total_images:,} images: {error}")
             break
         figures = _figures(place, config)
         _once(lambda: results.write(workdir, run, config, figures, time.monotonic() - began))
         say(f"{run.name}: {config.total_images:,} images, loss {figures['v_loss']:.4f}")
-    _once(lambda: _remove(_trunks(run, workdir)))
+    _once(lambda: _remove(p for p in files.folders(workdir / "runs" / run.name) if p.name.startswith("trunk-")))
 
 
 def _trunk(run: Run, workdir: Path, config: Config, quiet: bool) -> Path | None:
@@ -71,7 +71,7 @@ def _trunk(run: Run, workdir: Path, config: Config, quiet: bool) -> Path | None:
     _once(lambda: _seed(source, ahead))
     _loop(_constant(config), ahead, quiet)
     _once(lambda: files.write_atomically(ahead / "done", b""))
-    _once(lambda: _remove(list(done.values())))
+    _once(lambda: _remove(done.values()))
     return ahead
 
 
@@ -86,11 +86,7 @@ def _trunk_folder(run: Run, workdir: Path, start: int) -> Path:
     return workdir / "runs" / run.name / f"trunk-{start}"
 
 
-def _trunks(run: Run, workdir: Path) -> list[Path]:
-    return [path for path in files.folders(workdir / "runs" / run.name) if path.name.startswith("trunk-")]
-
-
-def _remove(paths: list[Path]) -> None:
+def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         files.remove(path)
 

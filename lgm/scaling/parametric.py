@@ -107,11 +107,6 @@ def huber_delta(method: str, delta: float) -> float:
     return {"huber": delta, "least_absolute": SMOOTHING, "variable_projection": np.inf}[method]
 
 
-def certify(law: np.ndarray, n: np.ndarray, d: np.ndarray, loss: np.ndarray, delta: float = HUBER_DELTA) -> float:
-    """The relative gradient of the Huber objective at any law [5]: 0 at an optimum, towards 1 away from it."""
-    return float(solver.solve(Points.of(n, d, loss), law[None], delta=delta, max_steps=0).gradient[0])
-
-
 def starts(points: Points) -> np.ndarray:
     """A grid of laws [starts, 5]: E a part of the lowest loss, the typical rest shared between N's and D's terms."""
     exponents, floors, shares = (0.1, 0.25, 0.5, 0.9, 1.5), (0.3, 0.7, 0.95), (0.3, 0.7)
@@ -246,8 +241,8 @@ def _linear_programs(points: Points, law: np.ndarray, max_steps: int) -> tuple[n
 
 def _linear(points: Points, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Errors of ln L [n] and their Jacobian [n, 5] at a centred law."""
-    value, first, second, third = (a[0] for a in solver.terms(points, inner[None]))
-    return value - points.log_loss, np.stack([first, second, third, -points.x * first, -points.y * second], -1)
+    value, jacobian = solver.tangent(points, inner)
+    return value - points.log_loss, jacobian
 
 
 def _subgradient(points: Points, law: np.ndarray) -> float:
@@ -297,14 +292,12 @@ def _low_corners(points: Points) -> np.ndarray:
 
 def profile(points: Points, alphas: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """At each (alpha, beta) the best non-negative (A, B, E), centred [g, 3], and mean squared relative error [g]."""
-    parts = []
-    size = max(1, projection.CHUNK // len(points.x))
     inverse = np.exp(-points.log_loss)
-    for i in range(0, len(alphas), size):
-        alpha, beta = alphas[i:i + size, None], betas[i:i + size, None]
+
+    def best(alpha, beta):
         basis = np.stack([np.exp(-alpha * points.x), np.exp(-beta * points.y), np.ones((len(alpha), len(inverse)))],
                          1) * inverse
-        best, value = projection.non_negative(basis @ basis.transpose(0, 2, 1) / len(inverse), basis.mean(-1))
-        parts.append((best, np.maximum(value + 1, 0.0)))
-    best, value = zip(*parts, strict=True)
-    return np.concatenate(best), np.concatenate(value)
+        law, value = projection.non_negative(basis @ basis.transpose(0, 2, 1) / len(inverse), basis.mean(-1))
+        return law, np.maximum(value + 1, 0.0)
+
+    return solver.in_chunks(best, projection.CHUNK // len(inverse), alphas[:, None], betas[:, None])

@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from lgm.scaling.solver import EXPONENTS, FLOOR
+from lgm.scaling.solver import EXPONENTS, FLOOR, in_chunks
 
 CHUNK = 1 << 18  # fits x points handled together
 STEPS = 100  # a fit takes four or five; one along a valley more
@@ -28,11 +28,8 @@ def fit(x: np.ndarray, y: np.ndarray, scale: np.ndarray, weights: np.ndarray, ta
       targets: [fits, points], about 1. exponents: (alpha, beta) to start from [fits, 2].
     Returns centred laws [fits, 5], in which a term that vanished is e^-18 of the lowest scale, and steps [fits].
     """
-    size = max(1, CHUNK // len(x))
-    parts = [_fit(x, y, scale, weights, targets[i:i + size], exponents[i:i + size], max_steps)
-             for i in range(0, len(targets), size)]
-    law, steps = zip(*parts, strict=True)
-    return np.concatenate(law), np.concatenate(steps)
+    some = lambda targets, exponents: _fit(x, y, scale, weights, targets, exponents, max_steps)
+    return in_chunks(some, CHUNK // len(x), targets, exponents)
 
 
 def _fit(x, y, scale, weights, targets, exponents, max_steps):

@@ -15,13 +15,14 @@ from typing import Any
 
 from lgm import config as schema
 from lgm.config import Config
-from lgm.files import write_atomically
+from lgm.files import read_json, write_atomically
 from lgm.parsing import ConfigError
 from lgm.scaling.sweep import Run
 
 COLUMNS = ("family", "run", "architecture", "objective", "size", "seed", "learning_rate", "batch_size", "params",
            "non_embedding", "trainable", "images", "flops", "config", "loss", "vlb_bits")
 FIGURES = ("v_loss", "vlb_bits", "kernel_distance", "frechet_distance")  # figures kept, with all that begin with these
+AGAIN = "delete its folder to run it again"
 
 
 def folder(workdir: Path, run: Run, config: Config) -> Path:
@@ -35,7 +36,7 @@ def check(workdir: Path, run: Run) -> None:
         path = folder(workdir, run, config) / "config.json"
         begun = any((path.parent / name).exists() for name in ("result.json", "checkpoints"))
         if path.is_file() and begun:
-            found = schema.other_run(config, _json(path))
+            found = schema.other_run(config, read_json(path, AGAIN))
             if found:
                 key, mine, other = found
                 raise ConfigError(f"{path.parent} holds a run with config.{key}={other!r}, not {mine!r}; give another "
@@ -52,21 +53,14 @@ def claim(workdir: Path, run: Run) -> None:
 def read(workdir: Path, run: Run, config: Config) -> dict[str, Any] | None:
     """A finished run's figures; None where it is not finished."""
     path = folder(workdir, run, config) / "result.json"
-    return _json(path) if path.is_file() else None
+    return read_json(path, AGAIN) if path.is_file() else None
 
 
-def write(workdir: Path, run: Run, config: Config, figures: dict[str, float], seconds: float) -> None:
-    """Record a finished run; `seconds` is what this sweep spent on it and stands in no table."""
-    result = {"config": schema.digest(config), "diverged": None, "figures": figures, "seconds": seconds}
-    _record(workdir, run, config, result)
-
-
-def write_diverged(workdir: Path, run: Run, config: Config, reason: str) -> None:
-    """Record a run whose loss stopped being finite: it has no row in the table."""
-    _record(workdir, run, config, {"config": schema.digest(config), "diverged": reason, "figures": {}, "seconds": 0.0})
-
-
-def _record(workdir: Path, run: Run, config: Config, result: dict) -> None:
+def write(workdir: Path, run: Run, config: Config, figures: dict[str, float], seconds: float = 0.0,
+          diverged: str | None = None) -> None:
+    """Record a finished run; `seconds` is what this sweep spent on it and stands in no table. `diverged` says why the
+    loss stopped being finite: such a run has no row in the table."""
+    result = {"config": schema.digest(config), "diverged": diverged, "figures": figures, "seconds": seconds}
     write_atomically(folder(workdir, run, config) / "result.json", (json.dumps(result, indent=1) + "\n").encode())
 
 
@@ -109,10 +103,3 @@ def _row(run: Run, config: Config, result: dict) -> dict[str, Any]:
         "images": config.total_images, "flops": repr(shape.flops * config.total_images), "config": result["config"],
         "loss": repr(figures["v_loss"]), "vlb_bits": repr(figures["vlb_bits"]),
     }
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise ConfigError(f"{path} is not JSON; delete its folder to run it again") from None

@@ -68,14 +68,12 @@ class Solution:
       gradient: [batch], the largest component of the projected gradient, each relative to the sum of the absolute terms
         that cancel in it: 1 where nothing cancels, 0 at an optimum.
       steps: [batch] Newton steps tried.
-      at_bound: [batch, 5] which unknowns ended on a bound of the search.
     """
 
     law: np.ndarray
     objective: np.ndarray
     gradient: np.ndarray
     steps: np.ndarray
-    at_bound: np.ndarray
 
     def converged(self, tolerance: float = 1e-6) -> np.ndarray:
         return self.gradient <= tolerance
@@ -96,14 +94,16 @@ def solve(points: Points, start: np.ndarray, weights: np.ndarray | None = None, 
         weights = np.ones((1, n))
     weights = np.broadcast_to(weights / weights.sum(-1, keepdims=True), (batch, n))
     log_loss = np.broadcast_to(points.log_loss, (batch, n))
-    size = max(1, CHUNK // n)
-    parts = [
-        _solve(points, points.inward(start[i:i + size]), log_loss[i:i + size], weights[i:i + size], delta, relative,
-               max_steps, tolerance)
-        for i in range(0, batch, size)
-    ]
-    joined = [np.concatenate(fields) for fields in zip(*parts, strict=True)]
-    return Solution(points.outward(joined[0]), *joined[1:])
+    some = lambda *part: _solve(points, *part, delta, relative, max_steps, tolerance)
+    law, *rest = in_chunks(some, CHUNK // n, points.inward(start), log_loss, weights)
+    return Solution(points.outward(law), *rest)
+
+
+def in_chunks(act, size: int, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What `act` returns of arrays [batch, ...], joined from calls with at most `size` of the batch, or one."""
+    size = max(1, size)
+    parts = [act(*(array[i:i + size] for array in arrays)) for i in range(0, len(arrays[0]), size)]
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _solve(points, law, log_loss, weights, delta, relative, max_steps, tolerance):
@@ -118,7 +118,7 @@ def _solve(points, law, log_loss, weights, delta, relative, max_steps, tolerance
     objective, gradient, scale, _, _ = evaluate(points, law, log_loss, weights, delta, relative)
     frozen = _frozen(law, gradient, low, high)
     worst = np.where(frozen, 0.0, np.abs(gradient) / scale).max(-1)
-    return law, objective, worst, steps, (law <= low + GONE + 1e-9) | (law >= high - 1e-9)
+    return law, objective, worst, steps
 
 
 def _levels(points, law, log_loss, delta) -> list[float]:
@@ -188,13 +188,18 @@ def terms(points: Points, law: np.ndarray) -> tuple[np.ndarray, ...]:
     return top + np.log(total), first / total, second / total, third / total
 
 
+def tangent(points: Points, law: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ln of the law [n] and its Jacobian [n, 5] at a centred law [5]."""
+    value, first, second, third = (part[0] for part in terms(points, law[None]))
+    return value, np.stack([first, second, third, -points.x * first, -points.y * second], -1)
+
+
 def scores(points: Points, law: np.ndarray, delta: float, relative: bool) -> tuple[np.ndarray, np.ndarray]:
     """Each point's part [n, 5] of the gradient of the sum over points, at a centred law [5], and the sum's Hessian."""
-    value, *shares = (part[0] for part in terms(points, law[None]))
+    value, jacobian = tangent(points, law)
     residual = value - points.log_loss
     factor = np.exp(np.minimum(residual, 50.0)) if relative else np.ones_like(residual)
     error = factor - 1 if relative else residual
-    jacobian = np.stack([*shares, -points.x * shares[0], -points.y * shares[1]], -1)
     weights = np.full((1, len(residual)), 1 / len(residual))
     hessian = evaluate(points, law[None], points.log_loss[None], weights, delta, relative)[3][0] * len(residual)
     return (np.clip(error, -delta, delta) * factor)[:, None] * jacobian, hessian

@@ -14,10 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from lgm import config as schema
 from lgm import files
 from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED
-from lgm.scaling import adaptive, results
+from lgm.scaling import adaptive, one_run, results, together
 from lgm.scaling.board import Board
 from lgm.scaling.design import Candidates
 from lgm.scaling.families import Family
@@ -73,7 +74,7 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
                         _train(plan, runs, place)
             else:
                 wait_for(place / LOCK)  # a sweep of all runs may be on this one
-                _train_one(runs[only], place)
+                one_run.train(runs[only], place, say=lambda line: print(line, flush=True))
         except loop.Preempted as error:
             print(f"lgm sweep: {error}", flush=True)
             return PREEMPTED
@@ -111,8 +112,6 @@ def _alone(plan: Sweep, entry: dict) -> Sweep:
 
 def listing(runs: list[Run]) -> list[str]:
     """One line a run: its number, name, parameters, images of every cooldown, FLOPs and the hash of its last config."""
-    from lgm import config as schema
-
     width = max(len(one.name) for one in runs)
     return [f"{index:4d}  {one.name:{width}}  params {one.shape.params:.4g}  images "
             f"{','.join(map(str, one.images))}  FLOPs {one.flops:.3g}  config {schema.digest(one.configs[-1])}"
@@ -167,20 +166,12 @@ def _hours(hours: float) -> str:
     return f"{hours:,.1f} hours" if hours >= 2 else f"{60 * hours:,.1f} minutes"
 
 
-def _train_one(one: Run, workdir: Path) -> None:
-    from lgm.scaling import one_run
-
-    one_run.train(one, workdir, say=lambda line: print(line, flush=True))
-
-
 def _train(plan: Sweep, runs: list[Run], workdir: Path) -> None:
     """Everything that is missing, group by group.
 
     Compiling a small group takes one core longer than stepping it takes all: the next group's programs are compiled
     meanwhile by a thread.
     """
-    from lgm.scaling import one_run, together
-
     parts = [part for part in _parts(plan, runs) if not all(results.finished(workdir, one) for one in part)]
     architecture = lambda part: plan.architectures[part[0].architecture]
 

@@ -117,7 +117,8 @@ def train(group: Group, note: Note, say: Callable[[str], None], stop: Callable[[
     """
     runs, workdir = group.runs, group.workdir
     place = workdir / "groups" / runs[0].name
-    missing = _missing(runs, workdir)
+    has = lambda run, i: results.read(workdir, run, run.configs[i]) is not None
+    missing = [i for i in range(len(runs[0].configs)) if not all(has(run, i) for run in runs)]
     if missing:
         checkpoints = Checkpoints(place, keep=1)
         if (checkpoints.latest() or 0) > decay_start(runs[0].configs[missing[0]]):
@@ -129,12 +130,6 @@ def train(group: Group, note: Note, say: Callable[[str], None], stop: Callable[[
         finally:
             checkpoints.close()
     files.remove(place)
-
-
-def _missing(runs: list[Run], workdir: Path) -> list[int]:
-    """The amounts of data, by number, that some run has no result for."""
-    has = lambda run, i: results.read(workdir, run, run.configs[i]) is not None
-    return [i for i in range(len(runs[0].configs)) if not all(has(run, i) for run in runs)]
 
 
 def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
@@ -250,8 +245,8 @@ class Drive:
             run = self.group.runs[member]
             for config in run.configs[amount:]:
                 if results.read(self.group.workdir, run, config) is None:
-                    results.write_diverged(self.group.workdir, run, config,
-                                           f"the loss is not finite by step {step}; a lower rate may do")
+                    results.write(self.group.workdir, run, config, {},
+                                  diverged=f"the loss is not finite by step {step}; a lower rate may do")
 
 
 def _advance(config: Config, system: System, stacked: bool):

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.integrate
 
 from lgm import gaussian, losses
-from lgm.evaluate.bound import bits_per_dimension
 from lgm.losses import densities
 from lgm.models import Conditioning
 
@@ -149,27 +147,6 @@ def test_times_drawn_in_proportion_to_a_weighting_leave_the_expectation_and_take
     allowed = 5 * float(jnp.std(before) + jnp.std(after)) / 100_000**0.5
     assert abs(float(before.mean() - after.mean())) < allowed
     assert float(jnp.std(left(process, target, drawn))) < 0.2 * float(jnp.std(weighting(process, target, even)))
-
-
-@pytest.mark.parametrize("process_name", FEW)
-def test_the_bound_in_bits_is_the_integral_and_the_same_for_every_process_and_target(process_name):
-    process = PROCESSES[process_name]
-    ends = (-4.0, 6.0)
-    x = MEAN + STD * jax.random.normal(jax.random.key(0), (2048, 16))
-    bits = {target: float(jnp.mean(jax.jit(
-        lambda x, k, p=target: bits_per_dimension(process, p, predictor(process, p), x, None, k, ends))(
-            x, jax.random.key(1)))) for target in ("eps", "v")}  # fmt: skip
-    # on any path E (eps - eps_hat)^2 = SNR E (x - x_hat)^2, and x_hat depends on the SNR alone
-    ratio = np.linspace(*ends, 4001)
-    snr = np.exp(ratio)
-    exactly = 0.5 * scipy.integrate.trapezoid(snr * x_error(1.0, snr**-0.5), ratio) / np.log(2)
-    for value in bits.values():
-        assert abs(value - exactly) < 0.02 * exactly, (bits, exactly)
-
-
-def test_a_bound_beyond_what_a_process_reaches_is_one_line():
-    with pytest.raises(ValueError, match="must rise within what process 'ddpm' reaches"):
-        bits_per_dimension(PROCESSES["ddpm"], "eps", None, jnp.zeros((2, 3)), None, jax.random.key(0), (-50.0, 5.0))
 
 
 def linear(dtype):

@@ -80,7 +80,7 @@ def test_what_is_no_family_is_one_line(name, why):
 
 
 def test_a_family_from_outside_has_a_ladder_counts_and_a_place_in_sweeps():
-    two, four = ladders.ladder(OWN, 1_000, 2_000, 2, channels=32)
+    two, four = (ladders.shape(OWN, size, channels=32) for size in (2, 4))
     assert (two.width, four.width) == (16, 32)
     rung = ladders.measure(two, 8)
     assert rung.params == rung.non_embedding == build(two).count()

@@ -12,7 +12,7 @@ import pytest
 
 from lgm import config as schema
 from lgm.parsing import ConfigError
-from lgm.planning.rehearsal import STEPS, rehearsal, write_rehearsal
+from lgm.planning.rehearsal import STEPS, rehearsal
 from lgm.scaling import sweep
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,8 @@ def test_every_config_file_trains_in_small_on_two_processes_of_two_devices(folde
         configs[name] = sweep.expand(dataclasses.replace(whole, architectures=first))[0].configs[-1], maker
     jobs = []
     for number, (config, maker) in enumerate(configs.values()):
-        path = write_rehearsal(config, tmp_path / f"{number}.json", 4, maker and str(folders / maker))
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(schema.to_dict(rehearsal(config, 4, maker and str(folders / maker)))))
         jobs.append(["train", f"--config={path}", f"--workdir={tmp_path / str(number)}"])
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     with socket.socket() as probe:

@@ -1,11 +1,10 @@
-"""Time grids against diffusers' schedulers, starts from images, jumps and the adaptive solver against scipy's."""
+"""Time grids against diffusers' schedulers, starts from images, and jumps."""
 
 import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.integrate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,38 +129,6 @@ def test_jumps_of_the_exact_mean_velocity_land_on_the_path_in_any_number_of_step
         np.testing.assert_allclose(drawn, 0.5 * x, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["flow", "vp", "edm"])
-def test_the_adaptive_solver_reaches_its_tolerance_in_about_scipys_evaluations(name):
-    process, data = PROCESSES[name], ring(count=3)
-    first, last = {"flow": (1.0, 0.02), "vp": (1.0, 0.02), "edm": (0.9, 0.3)}[name]
-    start = float(process.b(jnp.float32(first)))
-    x = start * jax.random.normal(jax.random.key(0), (16, 2))
-    predict = data.predictor(process, "x")
-    solve = jax.jit(lambda x: sampling.dormand_prince(process, "x", predict, x, (first, last), 1e-4, 1e-4))
-    solution = solve(x)
-    assert bool(solution.reached) and int(solution.steps) > 3
-
-    # scipy's own Runge-Kutta, with a tenth of the tolerance
-    @jax.jit
-    def field(t, x):
-        x = x.reshape(-1, 2)
-        t_B = jnp.full(len(x), t)
-        return gaussian.convert(process, "x", "flow", predict(x, t_B), x, t_B).reshape(-1)
-
-    right = scipy.integrate.solve_ivp(lambda t, y: np.asarray(field(t, jnp.asarray(y, jnp.float32)), np.float64),
-                                      (first, last), np.asarray(x).reshape(-1), rtol=1e-5, atol=1e-5)
-    assert right.success
-    apart = np.abs(np.asarray(solution.x).reshape(-1) - right.y[:, -1])
-    assert apart.max() < 0.02, apart.max()  # a path near the edge of two components multiplies errors
-    assert int(solution.evaluations) < 2 * right.nfev
-
-
-def test_an_adaptive_solver_out_of_steps_says_so():
-    x = jax.random.normal(jax.random.key(0), (4, 2))
-    cut = sampling.dormand_prince(FLOW, "x", ring().predictor(FLOW, "x"), x, (1.0, 0.01), 1e-6, 1e-6, most=3)
-    assert not bool(cut.reached) and int(cut.evaluations) == 19
-
-
 @pytest.mark.parametrize("call, message", [
     (lambda: sampling.times(FLOW, 0), "steps=0 must be at least 1"),
     (lambda: sampling.times(FLOW, 4, shift=-1.0), "shift=-1.0 must be above 0"),
@@ -188,8 +155,6 @@ def test_an_adaptive_solver_out_of_steps_says_so():
     (lambda: sampling.guided(sampling.solver("euler"), sampling.plain(2.0), (0.5, 0.5)), "must rise within"),
     (lambda: sampling.bounded(sampling.solver("euler"), 0.0), "clip=0.0 must be above 0"),
     (lambda: sampling.last_part(np.ones(5), 1.5), r"strength=1.5 must lie in \(0, 1\]"),
-    (lambda: sampling.dormand_prince(FLOW, "x", None, None, (0.1, 0.9)), "must be two, fall and end at 0 or above"),
-    (lambda: sampling.dormand_prince(FLOW, "x", None, None, rtol=0.0), "must be above 0"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
