@@ -49,22 +49,20 @@ def _section(path: str, record: type) -> Iterator[tuple[str, str, list[Key]]]:
         if dataclasses.is_dataclass(kind):
             below.append((place, kind))
         if not dataclasses.is_dataclass(kind) or place in RECORDS:
-            keys.append(Key(place, _words(place, hints[field.name]), _default(field)))
+            kind = "anything" if hints[field.name] is Any else describe(hints[field.name])
+            default = _default(field)
+            keys.append(Key(place, "a section" if place in CHOSEN or place in RECORDS else kind,
+                            None if default is ... else repr(default)))
     yield f"config.{path}".rstrip("."), inspect.cleandoc(record.__doc__ or ""), keys
     for place, kind in below:
         yield from _section(place, kind)
 
 
-def _words(place: str, hint: Any) -> str:
-    if place in CHOSEN or place in RECORDS:
-        return "a section"
-    return "anything" if hint is Any else describe(hint)
-
-
-def _default(field: dataclasses.Field) -> str | None:
+def _default(field: dataclasses.Field) -> Any:
+    """A field's default, Ellipsis where it has none."""
     if field.default_factory is not dataclasses.MISSING:
-        return repr(field.default_factory())
-    return None if field.default is dataclasses.MISSING else repr(field.default)
+        return field.default_factory()
+    return ... if field.default is dataclasses.MISSING else field.default
 
 
 def everything() -> str:
@@ -85,9 +83,6 @@ def values_of(record: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, value, default) of every key of a config; the default is Ellipsis where there is none."""
     for field in dataclasses.fields(record):
         place, value = f"{path}.{field.name}".lstrip("."), getattr(record, field.name)
-        default = ... if field.default is dataclasses.MISSING else field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
         if place in CHOSEN and value is not None:
             yield f"{place}.family", family_of(value).name, ...
         if dataclasses.is_dataclass(value):
@@ -95,7 +90,7 @@ def values_of(record: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
         elif place == "loss.options":  # which stand beside the loss's name
             yield from ((f"loss.{name}", option, ...) for name, option in value.items())
         else:
-            yield place, value, default
+            yield place, value, _default(field)
 
 
 def shown(config: schema.Config, diff: bool) -> str:

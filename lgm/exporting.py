@@ -21,13 +21,13 @@ from lgm import config as schema
 from lgm import files
 from lgm.casting import cast
 from lgm.files import write_atomically
-from lgm.interop.components import read_carried, read_json, write_json
-from lgm.interop.exports import export_lora
+from lgm.interop.components import component, read_carried, read_json, save_component, write_json
 from lgm.interop.keymap import flatten, unflatten
-from lgm.interop.lora_export import STEM, Form
+from lgm.interop.lora_export import STEM, Form, save_lora
 from lgm.interop.lora_files import LoRA
 from lgm.interop.schedulers import TARGET_OF, read_schedule
 from lgm.interop.schedules import Schedule
+from lgm.interop.single_file import original_of
 from lgm.interop.tensor_files import open_weights, save
 from lgm.models import Model, Params, build, family_of
 from lgm.models.autoencoder import AutoencoderConfig
@@ -98,8 +98,17 @@ def _export_lora(system: System, adapter: Params, out: str, form: Form) -> None:
         raise ConfigError(f"kohya's scripts have no names for a {which}; export its LoRA "
                           "without --lora-form=kohya")
     model, _ = theirs.form(config.model, None)  # whose matrices are the same
-    original_names = theirs.kohya == "original"
-    export_lora(out, theirs.denoiser, theirs.component, model, adapter, config.lora, form, original_names)
+    place, name = theirs.denoiser, theirs.component
+    original = original_of(place, name, model) if theirs.kohya == "original" else None
+    adapters = {place: (component(name).rules(model), jax.device_get(adapter))}
+    files.write_folder(out, lambda folder: save_lora(folder, adapters, config.lora, form, original))
+
+
+def export_autoencoder(folder: str, config: AutoencoderConfig, params: Params, latents: np.ndarray) -> str:
+    """Write an AutoencoderKL whose scale is that of `latents`; returns one line on what was written."""
+    config = dataclasses.replace(config, scale=float(1.0 / np.std(latents)), shift=0.0)
+    files.write_folder(folder, lambda path: save_component(path, "AutoencoderKL", config, params))
+    return f"wrote {folder}, an AutoencoderKL that diffusers and config.autoencoder read"
 
 
 def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipeline, dict[str, Params]]:

@@ -286,6 +286,22 @@ def coefficients(process: Process, kind: str, t: jax.Array) -> tuple[jax.Array, 
     raise ValueError(f"unknown prediction target {kind!r}{near_miss(kind, TARGETS)}")
 
 
+def singular_at(process: Process, kind: str, t: float) -> bool:
+    """Whether a prediction at time t leaves the data open: eps where x_t is nothing but noise."""
+    with jax.ensure_compile_time_eval():  # asked inside a traced function, too
+        t = jnp.asarray(t, float)
+        p, q = coefficients(process, kind, t)
+        a, b = process.a(t), process.b(t)
+        return bool(jnp.abs(a * q - b * p) < 1e-6 * b)
+
+
+def check_tells_data(process: Process, kind: str, t: float, hint: str) -> None:
+    """Raise ValueError, one line with a hint on what would do, for a target that is `singular_at` t."""
+    if singular_at(process, kind, t):
+        raise ValueError(f"target {kind!r} says nothing of the data at t={t:g}, which is pure noise under process "
+                         f"{process.name!r}; {hint}")
+
+
 def target(process: Process, kind: str, x: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:
     """What a network of that kind should predict at (x, eps, t)."""
     p, q = coefficients(process, kind, t_B)

@@ -11,8 +11,7 @@ from lgm import config as schema
 from lgm import files
 from lgm.data import open_images
 from lgm.files import write_atomically
-from lgm.interop.components import write_json
-from lgm.interop.imports import open_checked
+from lgm.interop.components import open_checked, write_json
 from lgm.interop.schedulers import write_schedule
 from lgm.models import family_of
 from lgm.parsing import ConfigError, as_dict

@@ -42,9 +42,10 @@ def describe(source: str, *, caption: str = "text", resolution: int = 512, step:
     if sizes:
         height_N, width_N = np.array(list(sizes.values())).T
         ratio = width_N / height_N
+        of_bucket = ["{}x{}".format(*buckets[number]) for number in assign_buckets(list(sizes.values()), buckets)]
         lines += [f"sizes     {_range(width_N)} px wide, {_range(height_N)} px high, width / height "
                   f"{ratio.min():.2f} to {ratio.max():.2f}; {len({*sizes.values()}):,} sizes",
-                  f"buckets   {_buckets(np.array(list(sizes.values())), buckets)}"
+                  f"buckets   {_counted(of_bucket)}"
                   f" (height x width, of about {resolution} x {resolution} px, by {step})"]
     lines.append(_captions(images, some, caption, words, tokenizer))
     for number in some[np.linspace(0, len(some) - 1, min(SHOWN, len(some))).astype(int)].tolist():
@@ -94,11 +95,6 @@ def _captions(images: ImageSet, places: np.ndarray, field: str, words: Tokenizer
     letters = np.array([len(text) for text in texts])
     return (f"captions  {len(texts):,} of {len(places):,} in {field!r}: {_range(letters)} letters, {_range(lengths)} "
             f"tokens of {tokenizer}; {len({*texts}):,} different")
-
-
-def _buckets(sizes_N2: np.ndarray, buckets) -> str:
-    numbers = assign_buckets(sizes_N2, buckets)
-    return _counted([f"{buckets[number][0]}x{buckets[number][1]}" for number in numbers])
 
 
 def _counted(values) -> str:

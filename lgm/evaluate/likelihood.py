@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import gaussian
-from lgm.gaussian import Process
+from lgm.gaussian import Process, singular_at
 from lgm.parallel import even, fetch, spread
 from lgm.parsing import ConfigError
-from lgm.sampling.singlestep import singular_at
 from lgm.system import System
 
 ENDS = (1e-3, 1.0)  # of t: the data's density has no bound where they lie on less than all dimensions

@@ -19,7 +19,7 @@ from lgm.interop import keys_causal_text as causal
 from lgm.interop import keys_text, tables, text_configs
 from lgm.interop import original_names as original
 from lgm.interop.fields import Table, WrongKind, carried, joined
-from lgm.interop.keymap import Extra, iterate_theirs, names_of
+from lgm.interop.keymap import Extra, check, iterate_theirs, names_of
 from lgm.interop.keys_autoencoder import autoencoder_rules, autoencoder_weights
 from lgm.interop.keys_autoencoder_flux2 import (
     AUTOENCODER_FLUX2,
@@ -47,7 +47,7 @@ from lgm.interop.original_names import Layouts
 from lgm.interop.scaled import descaled
 from lgm.interop.tensor_files import Weights, load, open_weights, save
 from lgm.models import Model, Params, build, family_of
-from lgm.parsing import near_miss
+from lgm.parsing import ConfigError, near_miss
 from lgm.untrusted import read_object
 
 
@@ -230,6 +230,17 @@ def load_component(
     weights = adapt(kind.prepare(descaled(open_weights(folder)) if weights is None else weights))
     shardings = None if shard is None else shard(model)
     return model, load(kind.rules(model.config), model.abstract(), weights, dtype=held_in, shardings=shardings)
+
+
+def open_checked(folder: Path, name: str, model: Model) -> tuple[list, Weights]:
+    """(key map, weights) of the network of class `name` in a folder, which are seen to be for `model`; none is read."""
+    kind = component(name)
+    rules, weights = kind.rules(model.config), kind.prepare(open_weights(folder))
+    try:
+        check(rules, model.abstract(), weights.names, weights.shape)
+    except ValueError as error:
+        raise ConfigError(f"{weights.path}: {error}") from error
+    return rules, weights
 
 
 def names_in_library(name: str, config: Any) -> list[str]:

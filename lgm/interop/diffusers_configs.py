@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lgm.interop.fields import a_level, check, expect
+from lgm.interop.fields import a_level, expect, read_fields, written_fields
 from lgm.interop.tables import AUTOENCODER, UNET, UNET_FIXED
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.models.unet import UNetConfig
@@ -16,26 +16,12 @@ SCORED_IDS = 5  # its refiner, which a folder's model_index.json tells: original
 
 def read_autoencoder(config: Mapping[str, Any]) -> AutoencoderConfig:
     """AutoencoderConfig of an AutoencoderKL."""
-    check(config, AUTOENCODER)
+    ours = read_fields(config, AUTOENCODER)
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         for block in config.get(key, ()):
             expect({key: block}, key, kind)
-    expect(config, "out_channels", config.get("in_channels", 3))
-    optional = lambda key: None if config.get(key) is None else tuple(config[key])
-    return AutoencoderConfig(
-        channels=config.get("in_channels", 3),
-        latent_channels=config.get("latent_channels", 4),
-        block_channels=tuple(config.get("block_out_channels", (64,))),
-        layers_per_block=config.get("layers_per_block", 1),
-        norm_groups=config.get("norm_num_groups", 32),
-        mid_attention=config.get("mid_block_add_attention", True),
-        use_quant_conv=config.get("use_quant_conv", True),
-        use_post_quant_conv=config.get("use_post_quant_conv", True),
-        scale=config.get("scaling_factor", 0.18215),
-        shift=config.get("shift_factor") or 0.0,
-        latents_mean=optional("latents_mean"),
-        latents_std=optional("latents_std"),
-    )
+    expect(config, "out_channels", ours["channels"])
+    return AutoencoderConfig(**ours, shift=config.get("shift_factor") or 0.0)
 
 
 def write_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
@@ -49,34 +35,22 @@ def write_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
     return {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
-        "in_channels": config.channels,
         "out_channels": config.channels,
-        "latent_channels": config.latent_channels,
-        "block_out_channels": list(config.block_channels),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": config.layers_per_block,
-        "norm_num_groups": config.norm_groups,
-        "mid_block_add_attention": config.mid_attention,
-        "use_quant_conv": config.use_quant_conv,
-        "use_post_quant_conv": config.use_post_quant_conv,
-        "scaling_factor": config.scale,
         "shift_factor": config.shift or None,
-        "latents_mean": config.latents_mean and list(config.latents_mean),
-        "latents_std": config.latents_std and list(config.latents_std),
+        **written_fields(config, AUTOENCODER),
     }
 
 
 def read_unet(config: Mapping[str, Any]) -> UNetConfig:
     """UNetConfig of a UNet2DConditionModel."""
-    check(config, UNET)
-    channels = config.get("out_channels", 4)
+    ours = read_fields(config, UNET)
+    channels, levels = ours["channels"], len(ours["block_channels"])
     beside = config.get("in_channels", 4) - channels
     if beside not in (0, channels + 1):
         raise ValueError(f"config.json: in_channels={channels + beside} has no equal here beside "
                          f"out_channels={channels}; it is that, or {2 * channels + 1} of an inpainting model")
-    widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
-    levels = len(widths)
     kinds = config.get("down_block_types", ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",))
     if len(kinds) != levels:
         raise ValueError(f"config.json: down_block_types has {len(kinds)} entries for {levels} block_out_channels")
@@ -92,18 +66,13 @@ def read_unet(config: Mapping[str, Any]) -> UNetConfig:
         raise ValueError(f"config.json: addition_embed_type={kind!r} needs projection_class_embeddings_input_dim above "
                          f"{MICRO_IDS} times addition_time_embed_dim, not {added} and {micro}")
     return UNetConfig(
-        channels=channels,
-        block_channels=widths,
-        layers_per_block=config.get("layers_per_block", 2),
+        **ours,
         transformer_depth=tuple(d if a else 0 for d, a in zip(depths, attends, strict=True)),
         mid_depth=depths[-1],
         heads=heads,
-        text_dim=config.get("cross_attention_dim", 1280),
         pooled_dim=added - MICRO_IDS * micro if kind else 0,
         micro_ids=MICRO_IDS if kind else 0,
         micro_dim=micro,
-        norm_groups=config.get("norm_num_groups", 32),
-        linear_projection=config.get("use_linear_projection", False),
         beside=beside,
     )
 
@@ -129,17 +98,12 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
     return UNET_FIXED | added | {
         "_class_name": "UNet2DConditionModel",
         "in_channels": config.channels + config.beside,
-        "out_channels": config.channels,
-        "block_out_channels": list(config.block_channels),
         "down_block_types": [_DOWN[0] if depth else _DOWN[1] for depth in config.transformer_depth],
         "up_block_types": [_UP[0] if depth else _UP[1] for depth in reversed(config.transformer_depth)],
         "transformer_layers_per_block": [depth or 1 for depth in config.transformer_depth[:-1]] + [config.mid_depth],
         "attention_head_dim": list(config.heads),
-        "layers_per_block": config.layers_per_block,
-        "cross_attention_dim": config.text_dim,
-        "norm_num_groups": config.norm_groups,
-        "use_linear_projection": config.linear_projection,
-    }  # fmt: skip
+        **written_fields(config, UNET),
+    }
 
 
 _DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")

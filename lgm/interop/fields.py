@@ -3,6 +3,7 @@
 Every option that a class of theirs has stands in its table as one of five:
 
     a kind (COUNT, NUMBER, ...)   it is read here, and may be anything of that kind
+    KIND.of("width", 512)         it is our field of that name as it stands, with that value where it is absent
     Fixed(...)                    it has one possible value here, or a few; another is refused
     CARRIED                       it changes no result here, or none of what is computed: written again as it was read
     a table                       it is an object, or null, whose options stand in that table
@@ -32,10 +33,16 @@ class WrongKind(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What values an option may have, in words and as a check."""
+    """What values an option may have, in words and as a check; which field of ours it is, if it is one."""
 
     words: str
     holds: Callable[[Any], bool]
+    ours: str | None = None
+    default: Any = None
+
+    def of(self, ours: str, default: Any) -> Kind:
+        """The option that is our field `ours`, and `default` where it is absent."""
+        return dataclasses.replace(self, ours=ours, default=default)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +109,23 @@ def check(config: Mapping[str, Any], table: Table, name: str = "config.json") ->
             check(value or {}, kind, f"{name}: {key}")
         elif not kind.holds(value):
             raise WrongKind(f"{name}: {key}={shown(value)} is not {kind.words}")
+
+
+def read_fields(config: Mapping[str, Any], table: Table) -> dict[str, Any]:
+    """The fields of ours that are options of theirs as they stand, after `check`."""
+    check(config, table)
+    as_ours = lambda value: tuple(value) if isinstance(value, list) else value
+    return {kind.ours: as_ours(config.get(key, kind.default)) for key, kind in _fields(table)}
+
+
+def written_fields(ours: Any, table: Table) -> dict[str, Any]:
+    """The options of theirs that `read_fields` reads, from a configuration of ours."""
+    as_theirs = lambda value: list(value) if isinstance(value, tuple) else value
+    return {key: as_theirs(getattr(ours, kind.ours)) for key, kind in _fields(table)}
+
+
+def _fields(table: Table) -> list[tuple[str, Kind]]:
+    return [(key, kind) for key, kind in table.items() if isinstance(kind, Kind) and kind.ours]
 
 
 def carried(config: Mapping[str, Any], table: Table) -> dict[str, Any]:

@@ -256,24 +256,25 @@ def _part_shapes(rule: Rule, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 def _check_covered(rules: list[Rule | Extra], leaves: dict[str, Any]) -> None:
     ruled = [rule.ours for rule in _of_parameters(rules)]
     if unknown := [path for path in ruled if path not in leaves]:
-        raise ValueError(f"the key map names {_several(unknown)}, which the model does not have")
+        raise ValueError(f"the key map names {several(unknown)}, which the model does not have")
     if missing := sorted(set(leaves) - set(ruled)):
-        raise ValueError(f"the key map has no rule for {_several(missing)}")
+        raise ValueError(f"the key map has no rule for {several(missing)}")
     if len(set(ruled)) != len(ruled):
-        raise ValueError(f"the key map has two rules for {_several(sorted({r for r in ruled if ruled.count(r) > 1}))}")
+        raise ValueError(f"the key map has two rules for {several(sorted({r for r in ruled if ruled.count(r) > 1}))}")
 
 
 def _check_names(rules: list[Rule | Extra], leaves: dict[str, Any], names: set[str]) -> None:
     _check_covered(rules, leaves)
     needed = names_of(rules, leaves)
     if missing := [name for name in needed if name not in names]:
-        raise ValueError(f"the checkpoint lacks {_several(missing)}; is it of another architecture?")
+        raise ValueError(f"the checkpoint lacks {several(missing)}; is it of another architecture?")
     extras = {rule.theirs for rule in rules if isinstance(rule, Extra)}
     if left := sorted(names - set(needed) - extras):
-        raise ValueError(f"the checkpoint has {_several(left)}, which this model has no place for")
+        raise ValueError(f"the checkpoint has {several(left)}, which this model has no place for")
 
 
-def _several(names: list[str]) -> str:
+def several(names: list[str]) -> str:
+    """The first of some names and how many more there are."""
     rest = len(names) - 1
     return repr(names[0]) + (f" and {rest} more" if rest else "")
 

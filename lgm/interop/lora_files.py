@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lgm.interop.keymap import several
 from lgm.interop.lora_names import inner_name, targets_of
 from lgm.interop.lora_scales import scales_of
 from lgm.interop.lora_updates import Update, update_of
@@ -16,40 +17,28 @@ from lgm.interop.original_names import Original
 from lgm.interop.tensor_files import Weights, open_weights
 from lgm.untrusted import finite
 
-# endings of tensors' names -> what the tensor is: peft, diffusers before peft, its text encoders, its attention
-# processors, kohya, lycoris. The longest that fits counts.
-ENDINGS = {
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora_B.bias": "up_bias",
-    ".lora_embedding_A": "table_down",  # [rank, rows] and [columns, rank] of a table, which is no matrix transposed
-    ".lora_embedding_B": "table_up",
-    ".lora_embedding_A.default": "table_down",
-    ".lora_embedding_B.default": "table_up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".down.weight": "down",
-    ".up.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_mid.weight": "mid",
-    ".alpha": "alpha",
-    ".dora_scale": "dora_scale",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector.default.weight": "magnitude",
-    ".diff": "diff",
-    ".diff_b": "diff_b",
-    ".w_norm": "diff",  # lycoris, of a norm's scale and shift
-    ".b_norm": "diff_b",
-    **{f".hada_{part}": part for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{f".lokr_{part}": f"k{part.removeprefix('w')}"
+# what a tensor is, by the endings of its name: peft's, diffusers' before peft, its text encoders', its attention
+# processors', kohya's, lycoris'. The longest that fits counts.
+_SPELLED = {
+    "down": (".lora_A.weight", ".lora_A.default.weight", ".lora.down.weight", ".lora_linear_layer.down.weight",
+             ".down.weight", ".lora_down.weight"),
+    "up": (".lora_B.weight", ".lora_B.default.weight", ".lora.up.weight", ".lora_linear_layer.up.weight",
+           ".up.weight", ".lora_up.weight"),
+    "up_bias": (".lora_B.bias",),
+    # [rank, rows] and [columns, rank] of a table, which is no matrix transposed
+    "table_down": (".lora_embedding_A", ".lora_embedding_A.default"),
+    "table_up": (".lora_embedding_B", ".lora_embedding_B.default"),
+    "mid": (".lora_mid.weight",),
+    "alpha": (".alpha",),
+    "dora_scale": (".dora_scale",),
+    "magnitude": tuple(f".lora_magnitude_vector{end}" for end in ("", ".weight", ".default.weight")),
+    "diff": (".diff", ".w_norm"),  # lycoris', of a norm's scale and shift
+    "diff_b": (".diff_b", ".b_norm"),
+    **{part: (f".hada_{part}",) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    **{f"k{part.removeprefix('w')}": (f".lokr_{part}",)
        for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }  # fmt: skip
+ENDINGS = {ending: part for part, endings in _SPELLED.items() for ending in endings}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +58,18 @@ def read_lora(path: str | Path, strength: float = 1.0) -> LoRA:
     modules: dict[str, dict[str, np.ndarray]] = {}
     unknown = []
     for name in sorted(weights.names):
-        module, part = _divided(name)
-        if part is None:
+        ending = max((e for e in ENDINGS if name.endswith(e)), key=len, default=None)
+        if ending is None:
             unknown.append(name)
             continue
+        module, part = name.removesuffix(ending), ENDINGS[ending]
         if part in modules.setdefault(module, {}):
             raise ValueError(f"{weights.path} has {name!r} under another name too; keep one of them")
         modules[module][part] = np.array(weights.get(name))
     for module in [m for m in modules if set(modules[m]) == {"alpha"} and f"{m}_lora" in modules]:
         modules[f"{module}_lora"].setdefault("alpha", modules.pop(module)["alpha"])  # an attention processor's
     if unknown or not modules:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        found = f"has {unknown[0]!r}{more}" if unknown else "is empty"
+        found = f"has {several(unknown)}" if unknown else "is empty"
         raise ValueError(f"{weights.path} {found}, which is no part of a LoRA; give a file of lora_A and lora_B")
     scales, updates = scales_of(weights.path), {}
     for module, parts in modules.items():
@@ -100,12 +89,6 @@ def read_lora(path: str | Path, strength: float = 1.0) -> LoRA:
         except ValueError as error:
             raise ValueError(f"{weights.path}: {module!r} {error}") from error
     return LoRA(weights.path, updates, strength)
-
-
-def _divided(name: str) -> tuple[str, str | None]:
-    """(module, what the tensor is); None for one that is no part of a LoRA."""
-    ending = max((e for e in ENDINGS if name.endswith(e)), key=len, default=None)
-    return (name.removesuffix(ending), ENDINGS[ending]) if ending else (name, None)
 
 
 def merge(
@@ -128,7 +111,10 @@ def merge(
                     part = update.part(target.rows, target.swap)
                 except ValueError as error:
                     raise ValueError(f"{lora.path}: {module!r}: {error}") from error
-                for name, add in _additions(target.module, part):
+                for end, has, add in (("weight", part.product, part.added_to), ("bias", part.bias, part.added_to_bias)):
+                    if has is None:
+                        continue
+                    name = f"{target.module}.{end}"
                     if name not in weights.entries:
                         raise ValueError(f"{lora.path}: {module!r} changes {name!r}, which this system does not have")
                     if name in changed:
@@ -143,14 +129,7 @@ def check_all_used(loras: Iterable[LoRA], used: set[tuple[Path, str]]) -> None:
     """Raise ValueError, one line, naming a module that no network has."""
     for lora in loras:
         if left := [module for module in lora.updates if (lora.path, module) not in used]:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise ValueError(f"{lora.path} changes {left[0]!r}{more}, which this system does not have")
-
-
-def _additions(module: str, update: Update) -> list[tuple[str, Callable]]:
-    """(tensor, how the update is added to it) of a module of ours."""
-    found = [] if update.product is None else [(f"{module}.weight", update.added_to)]
-    return found + ([] if update.bias is None else [(f"{module}.bias", update.added_to_bias)])
+            raise ValueError(f"{lora.path} changes {several(left)}, which this system does not have")
 
 
 def _chained(before, add: Callable[[np.ndarray, float], np.ndarray], lora: LoRA, name: str):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from lgm.interop.lora_updates import Rows
-from lgm.interop.original_names import Original
+from lgm.interop.original_names import QKV, Original
 
 # place in a diffusers folder -> how modules of it are prefixed by diffusers, kohya, LyCORIS, in the original layout
 PREFIXES = {
@@ -24,7 +24,6 @@ _ALL = tuple({prefix for found in PREFIXES.values() for prefix in found})
 _PEFT = "base_model.model."
 _DENOISERS = ("unet", "transformer")  # whose modules may stand without a prefix
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-_THIRDS = {"q": (0, 1, 3), "k": (1, 2, 3), "v": (2, 3, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _other_spellings(module: str, original: Original | None) -> Iterator[tuple[s
         if name.startswith("single_blocks."):
             block = ".".join(name.split(".")[:2])
             if part := re.fullmatch(r".*\.attn\.to_([qkv])", module):
-                yield f"{block}.processor.qkv_lora", Target(module, _THIRDS[part.group(1)])
+                yield f"{block}.processor.qkv_lora", Target(module, QKV[part.group(1)])
             if name.endswith(".linear2"):
                 yield f"{block}.processor.proj_lora", Target(module)
 

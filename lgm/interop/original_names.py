@@ -99,8 +99,8 @@ def autoencoder(config: AutoencoderConfig) -> Original:
     return original
 
 
-def clip_text(_: Any) -> Original:
-    """CLIP-L as transformers has it, below what leads to text_model."""
+def same(_: Any) -> Original:
+    """A network whose names the single files share with the library: CLIP below what leads to text_model, T5, ..."""
     return Source
 
 
@@ -278,11 +278,6 @@ def dit(_: Any) -> Original:
         return Source(replaced(name, _DIT))
 
     return original
-
-
-def same(_: Any) -> Original:
-    """A network whose names the single files share with diffusers or transformers."""
-    return Source
 
 
 def in_model(_: Any) -> Original:

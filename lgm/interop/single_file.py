@@ -20,25 +20,25 @@ from lgm.interop.original_names import Layouts, Original, Source
 from lgm.interop.tensor_files import Entry, Weights, read_metadata
 from lgm.untrusted import shown
 
-_CLIP_ALONE = [("", names.clip_text), ("", names.clip_text_bare), ("transformer.", names.clip_text),
+_CLIP_ALONE = [("", names.same), ("", names.clip_text_bare), ("transformer.", names.same),
                ("transformer.", names.clip_text_bare), ("", names.open_clip_text)]  # fmt: skip
 _T5_ALONE = [("", names.same), ("transformer.", names.same)]
 # place of a text encoder in a diffusers folder -> how its class begins -> its layouts, the likeliest first
 ENCODERS: dict[str, dict[str, Layouts]] = {
     "text_encoder": {"CLIP": [(prefix, names.unprojected(layout)) for prefix, layout in (
-        ("cond_stage_model.transformer.", names.clip_text),
+        ("cond_stage_model.transformer.", names.same),
         ("cond_stage_model.transformer.", names.clip_text_bare),
         ("cond_stage_model.model.", names.open_clip_text),
-        ("conditioner.embedders.0.transformer.", names.clip_text),
+        ("conditioner.embedders.0.transformer.", names.same),
         ("conditioner.embedders.0.transformer.", names.clip_text_bare),
-        ("text_encoders.clip_l.transformer.", names.clip_text),
+        ("text_encoders.clip_l.transformer.", names.same),
         *_CLIP_ALONE,
     )]},
     "text_encoder_2": {
         "CLIP": [
             ("conditioner.embedders.1.model.", names.open_clip_text),
             ("conditioner.embedders.0.model.", names.open_clip_text),  # SDXL's refiner
-            ("text_encoders.clip_g.transformer.", names.clip_text),
+            ("text_encoders.clip_g.transformer.", names.same),
             *_CLIP_ALONE,
         ],
         "T5": [("text_encoders.t5xxl.transformer.", names.same), *_T5_ALONE],
@@ -235,13 +235,8 @@ def _part(entry: Entry, source: Source) -> Entry:
     return dataclasses.replace(entry, start=start, shape=shape)
 
 
-def _swapped(rows: np.ndarray) -> np.ndarray:
-    first, second = np.split(rows, 2)
-    return np.concatenate([second, first])
-
-
 _CHANGES = {
-    "swap": _swapped,
+    "swap": lambda rows: np.roll(rows, len(rows) // 2, axis=0),
     "transpose": lambda matrix: matrix.reshape(matrix.shape[::-1]).T,
     "identity": lambda matrix: np.eye(len(matrix), dtype=matrix.dtype),
 }

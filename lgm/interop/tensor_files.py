@@ -81,21 +81,20 @@ class Weights:
 
     def get(self, name: str) -> np.ndarray:
         """One tensor, as a read-only memory map of its part of the file where nothing changes it."""
-        tensor = self._map(self.entries[name])
+        entry = self.entries[name]
+        if not entry.nbytes:
+            tensor = np.zeros(entry.shape, entry.dtype)
+        else:
+            flat = np.memmap(entry.path, np.uint8, "r", entry.start, (entry.nbytes,))
+            tensor = flat.view(entry.dtype).view(np.ndarray)
+            if entry.scale is not None:
+                tensor = tensor.reshape(len(entry.scale), -1).astype(np.float32) * entry.scale[:, None]
+            tensor = tensor.reshape(entry.shape)
         return self.changes[name](tensor) if name in self.changes else tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor, which is not read."""
         return self.entries[name].shape
-
-    def _map(self, entry: Entry) -> np.ndarray:
-        if math.prod(entry.shape) == 0:
-            return np.zeros(entry.shape, entry.dtype)
-        flat = np.memmap(entry.path, np.uint8, "r", entry.start, (math.prod(entry.shape) * entry.dtype.itemsize,))
-        values = flat.view(entry.dtype).view(np.ndarray)
-        if entry.scale is not None:
-            values = values.reshape(len(entry.scale), -1).astype(np.float32) * entry.scale[:, None]
-        return values.reshape(entry.shape)
 
     def renamed(self, rename: Callable[[str], str | None]) -> Weights:
         """The same tensors under the names that `rename` gives them, without those it gives None. Raises ValueError
@@ -139,10 +138,8 @@ def load(
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, abstract)
     leaf = lambda p, s: jax.ShapeDtypeStruct(p.shape, dtype or p.dtype, sharding=s)
-    placed = [leaf(*pair) for pair in zip(*map(_leaves, (abstract, shardings)), strict=True)]
     try:
-        tree = jax.tree.unflatten(jax.tree.structure(abstract), placed)
-        return to_ours(rules, tree, weights.get, weights.names, weights.shape)
+        return to_ours(rules, jax.tree.map(leaf, abstract, shardings), weights.get, weights.names, weights.shape)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
 
@@ -176,10 +173,6 @@ def save(tensors: Iterable[tuple[str, np.ndarray]], folder: str | Path, stem: st
         weight_map = {name: file for (_, names), file in zip(shards, files, strict=True) for name in names}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_atomically(folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2).encode())
-
-
-def _leaves(tree: Any) -> list:
-    return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from lgm.launching.flags import variable, variables_of
-from lgm.launching.job import Job, Request, plain_path
+from lgm.launching.job import Job, Request, counted, hand_over, plain_path
 from lgm.launching.machines import GPUS, TPUS
 from lgm.launching.render import render
 from lgm.parsing import ConfigError
@@ -80,13 +79,8 @@ def job(request: Request) -> Job:
 
 def submit(job: Job) -> str:
     """Hand it to Kubernetes; returns the names of what was made."""
-    if shutil.which("kubectl") is None:
-        raise ConfigError("kubectl is not here; install it, then gcloud container clusters get-credentials, or see the "
-                          "job with --dry-run")
-    done = subprocess.run(job.submit, capture_output=True, text=True)
-    if done.returncode:
-        raise ConfigError(f"kubectl refused the job: {done.stderr.strip()}")
-    return ",".join(line.rpartition("/")[2] for line in done.stdout.splitlines() if line.startswith("jobset"))
+    made = hand_over(job, "install it, then gcloud container clusters get-credentials")
+    return ",".join(line.rpartition("/")[2] for line in made.splitlines() if line.startswith("jobset"))
 
 
 def state(record: dict[str, Any]) -> str:
@@ -95,14 +89,10 @@ def state(record: dict[str, Any]) -> str:
                            f"--selector=lgm/launch={record['name']}", "--output=json"], capture_output=True, text=True)
     if done.returncode:
         return f"unknown ({done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'kubectl failed'})"
-    count: dict[str, int] = {}
-    for item in json.loads(done.stdout)["items"]:
-        word = _state(item)
-        count[word] = count.get(word, 0) + 1
-    going = {word: n for word, n in count.items() if word not in ("Completed", "Failed")}
-    if not going:
-        return "FAILED" if "Failed" in count else ""
-    return next(iter(going)).upper() if sum(count.values()) == 1 else ", ".join(f"{n} {w}" for w, n in count.items())
+    states = [_state(item) for item in json.loads(done.stdout)["items"]]
+    if not set(states) - {"Completed", "Failed"}:
+        return "FAILED" if "Failed" in states else ""
+    return states[0].upper() if len(states) == 1 else counted(states)
 
 
 def _state(item: dict) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
+import shutil
+import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +77,38 @@ def command(python: str, request: Request, config: str, workdir: str) -> list[st
 def gathering(words: list[str]) -> list[str]:
     """The words that write a sweep's table, from those that train a run of it."""
     return [*words[:-1], "--gather"]
+
+
+def hand_over(job: Job, hint: str) -> str:
+    """Submit a job to a cluster; what its program prints. Raises ConfigError, one line, where that is not here, with a
+    hint on what would do, or refuses."""
+    program = job.submit[0]
+    if shutil.which(program) is None:
+        raise ConfigError(f"{program} is not here; {hint}, or see the job with --dry-run")
+    done = subprocess.run(job.submit, capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"{program} refused the job: {done.stderr.strip()}")
+    return done.stdout
+
+
+def start_here(job: Job, log: Path) -> str:
+    """Start a job's command in the background, in a session of its own; its process number."""
+    with open(log, "ab") as file:
+        return str(subprocess.Popen(job.submit, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                                    start_new_session=True).pid)
+
+
+def words_of(process: str) -> list[bytes]:
+    """The command line of a process of this machine; nothing where there is none."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def counted(words: Iterable[str]) -> str:
+    """`Running`, `Running`, `Queued` as `2 Running, 1 Queued`."""
+    return ", ".join(f"{count} {word}" for word, count in collections.Counter(words).items())
 
 
 def plain_path(path: str, flag: str) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from lgm.launching.job import Job, Request, command, gathering
+from lgm.launching.job import Job, Request, command, gathering, start_here, words_of
 from lgm.launching.render import render
 
 
@@ -35,15 +34,9 @@ def job(request: Request) -> Job:
 
 def submit(job: Job) -> str:
     """Start it in the background, in a session of its own; returns its process number."""
-    with open(Path(job.submit[-1]).parent / "job.log", "ab") as log:
-        return str(subprocess.Popen(job.submit, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                    start_new_session=True).pid)
+    return start_here(job, Path(job.submit[-1]).parent / "job.log")
 
 
 def state(record: dict[str, Any]) -> str:
     """RUNNING while the script's process is there."""
-    try:
-        words = Path(f"/proc/{record['id']}/cmdline").read_bytes().split(b"\0")
-        return "RUNNING" if os.fsencode(f"{record['workdir']}/launch/run.sh") in words else ""
-    except OSError:
-        return ""
+    return "RUNNING" if os.fsencode(f"{record['workdir']}/launch/run.sh") in words_of(record["id"]) else ""

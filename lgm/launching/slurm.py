@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from lgm.launching.flags import variables_of
-from lgm.launching.job import Job, Request, command, gathering, plain_path
+from lgm.launching.job import Job, Request, command, counted, gathering, hand_over, plain_path
 from lgm.launching.render import directive, render
 from lgm.parsing import ConfigError
 
@@ -38,7 +37,9 @@ def job(request: Request) -> Job:
         "chdir": plain_path(str(Path.cwd()), "the current folder"),
         "array": f"{numbers(request.runs)}{f'%{request.at_once}' if request.at_once else ''}" if array else None,
     }
-    lines = [f"--{name}={_checked(name, value)}" for name, value in options.items() if value not in (None, "")]
+    ours = ("output", "array")  # with Slurm's own patterns in them
+    lines = [f"--{name}={value if name in ours else directive(value, f'site.slurm.{name}')}"
+             for name, value in options.items() if value not in (None, "")]
     lines += ["--exclusive"] * alone + ["--requeue", *(directive(o, "site.slurm.options") for o in settings.options)]
     image = request.image or settings.image
     srun, prefix = container(settings, image)
@@ -88,12 +89,7 @@ def numbers(runs: tuple[int, ...]) -> str:
 
 def submit(job: Job) -> str:
     """Hand it to Slurm; returns the job's number."""
-    if shutil.which("sbatch") is None:
-        raise ConfigError("sbatch is not here; launch from a login node of the cluster, or see the job with --dry-run")
-    done = subprocess.run(job.submit, capture_output=True, text=True)
-    if done.returncode:
-        raise ConfigError(f"sbatch refused the job: {done.stderr.strip()}")
-    return done.stdout.strip().split(";")[0]
+    return hand_over(job, "launch from a login node of the cluster").strip().split(";")[0]
 
 
 def state(record: dict[str, Any]) -> str:
@@ -107,14 +103,4 @@ def state(record: dict[str, Any]) -> str:
     if len(rows) == 1:
         name, reason = rows[0][0], rows[0][1] if len(rows[0]) > 1 else ""
         return name if name != "PENDING" or reason in ("", "None") else f"{name} ({reason})"
-    count: dict[str, int] = {}
-    for row in rows:
-        count[row[0]] = count.get(row[0], 0) + 1
-    return ", ".join(f"{n} {name}" for name, n in count.items())
-
-
-def _checked(name: str, value: Any) -> str:
-    text = str(value)
-    if name in ("output", "array"):  # ours, with Slurm's own patterns in it
-        return text
-    return directive(text, f"site.slurm.{name}")
+    return counted(row[0] for row in rows)

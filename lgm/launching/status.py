@@ -42,7 +42,7 @@ def status(workdirs: Sequence[str], as_json: bool = False) -> int:
 def of_folder(workdir: Path) -> list[dict[str, Any]]:
     """The rows of one folder. Raises ConfigError, one line, for one that no run has."""
     record = _json(workdir / "launch" / "job.json")
-    runs = _runs(workdir)
+    runs = [path.parent for path in files.below(workdir) if path.name == "metrics.jsonl"]
     if not workdir.is_dir() or (record is None and not runs):
         raise ConfigError(f"{workdir} is the folder of no run: it has neither launch/job.json nor metrics.jsonl")
     queue = _queue(record)
@@ -75,7 +75,8 @@ def _remote(workdir: Path, record: dict, queue: str) -> list[dict[str, Any]]:
 def of_run(folder: Path, record: dict | None, queue: str, single: bool = True) -> dict[str, Any]:
     """What one run's folder tells: images, loss, MFU, seconds since the last checkpoint and until the end."""
     config = _json(folder / "config.json") or {}
-    rows = [row for line in _lines(folder / "metrics.jsonl") if (row := _row(line))]
+    metrics = folder / "metrics.jsonl"
+    rows = [row for line in metrics.read_bytes().splitlines() if (row := _row(line))] if metrics.is_file() else []
     losses = [row for row in rows if "loss" in row]
     last = losses[-1] if losses else {}
     images, total = max((row["images"] for row in rows), default=0), config.get("total_images")
@@ -90,7 +91,7 @@ def of_run(folder: Path, record: dict | None, queue: str, single: bool = True) -
         "seconds": account.get("seconds"), "checkpoint": None if saved is None else saved[0] * batch,
         "checkpoint_seconds_ago": None if saved is None else time.time() - saved[1],
         "seconds_left": 0.0 if done else (total - images) / rate if total and rate else None,
-        "written_seconds_ago": time.time() - files.modified(folder / "metrics.jsonl"),
+        "written_seconds_ago": time.time() - files.modified(metrics),
     }
     ours = queue if single or not done else ""
     return row | {"state": ours or ("finished" if done else "stopped" if record else "not launched")}
@@ -139,15 +140,6 @@ def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:
         return None
     path = folder / "checkpoints" / str(step)
     return step, files.modified(path / COMMITTED if files.is_remote(path) else path)
-
-
-def _runs(workdir: Path) -> list[Path]:
-    """The folders below one that have metrics."""
-    return [path.parent for path in files.below(workdir) if path.name == "metrics.jsonl"]
-
-
-def _lines(path: Path) -> list[bytes]:
-    return path.read_bytes().splitlines() if path.is_file() else []
 
 
 def _row(line: bytes) -> dict | None:

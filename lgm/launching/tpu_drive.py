@@ -57,6 +57,11 @@ class Names:
     def place(self) -> list[str]:
         return [f"--zone={self.zone}", f"--project={self.project}"]
 
+    def describe(self) -> list[str]:
+        """The command that tells the queued resource's state."""
+        return ["gcloud", "compute", "tpus", "queued-resources", "describe", self.resource, *self.place,
+                "--format=value(state.state)"]
+
 
 def run_command(words: Sequence[str]) -> Done:
     """Run it, its output kept."""
@@ -96,7 +101,7 @@ class Driver:
     def commands(self) -> Iterator[list[str]]:
         """What a run takes when nothing fails, in order; for people."""
         yield self._create_words()
-        yield self._describe_words()
+        yield self.names.describe()
         runs = self.order["runs"] or (None,)
         for part in ("setup", "start", "wait"):
             for node in self.names.nodes:
@@ -157,7 +162,7 @@ class Driver:
 
     def _state(self) -> str:
         """The queued resource's state, "" where there is none."""
-        done = self._try(self._describe_words(), good=MISSING)
+        done = self._try(self.names.describe(), good=MISSING)
         return "" if done.code else done.out.strip()
 
     def _on_all(self, part: str, words: list[str]) -> int | None:
@@ -224,10 +229,6 @@ class Driver:
         more += [f"--{flag.replace('_', '-')}={order[flag]}" for flag in ("network", "service_account") if order[flag]]
         return ["gcloud", "compute", "tpus", "queued-resources", "create", self.names.resource, *nodes,
                 *order["accelerator"], f"--runtime-version={order['runtime']}", *self.names.place, *more, "--quiet"]
-
-    def _describe_words(self) -> list[str]:
-        return ["gcloud", "compute", "tpus", "queued-resources", "describe", self.names.resource, *self.names.place,
-                "--format=value(state.state)"]
 
     def _delete_words(self) -> list[str]:
         return ["gcloud", "compute", "tpus", "queued-resources", "delete", self.names.resource, *self.names.place,

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from lgm.launching.flags import variable
-from lgm.launching.job import Job, Request, plain_path
+from lgm.launching.job import Job, Request, plain_path, start_here, words_of
 from lgm.launching.machines import TPUS
 from lgm.launching.render import render
-from lgm.launching.tpu_drive import Driver, Names
+from lgm.launching.tpu_drive import Driver, Names, run_command
 from lgm.parsing import ConfigError
 
 PYTHONS = ("python3.13", "python3.12", "python3.11")  # that lgm runs with, the first that a worker has
@@ -104,23 +104,14 @@ def submit(job: Job) -> str:
     """Start the driver in the background, in a session of its own; returns its process number."""
     if shutil.which("gcloud") is None:
         raise ConfigError("gcloud is not here; install the Google Cloud CLI and log in, or see the job with --dry-run")
-    with open(Path(job.submit[-1]) / "job.log", "ab") as log:
-        return str(subprocess.Popen(job.submit, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                    start_new_session=True).pid)
+    return start_here(job, Path(job.submit[-1]) / "job.log")
 
 
 def state(record: dict[str, Any]) -> str:
     """The queued resource's state while the driver is there, "" when it has gone."""
-    try:
-        words = Path(f"/proc/{record['id']}/cmdline").read_bytes().split(b"\0")
-    except OSError:
+    if b"lgm.launching.tpu_vm" not in words_of(record["id"]):
         return ""
-    if b"lgm.launching.tpu_vm" not in words:
-        return ""
-    done = subprocess.run(["gcloud", "compute", "tpus", "queued-resources", "describe", record["name"],
-                           f"--zone={record['zone']}", f"--project={record['project']}", "--format=value(state.state)"],
-                          capture_output=True, text=True)
-    return done.stdout.strip() or "RUNNING"
+    return run_command(Names(record["name"], record["project"], record["zone"], 1).describe()).out.strip() or "RUNNING"
 
 
 def main(place: str) -> int:

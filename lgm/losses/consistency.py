@@ -17,19 +17,16 @@ import jax.numpy as jnp
 from lgm import gaussian
 from lgm.losses.denoising import Drawn, Predict, drawn, mean_square
 from lgm.losses.densities import Density
-from lgm.losses.records import Loss
+from lgm.losses.records import Loss, OfDraws
 
 
 @dataclasses.dataclass(frozen=True)
-class Consistency:
+class Consistency(OfDraws):
     """`loss(predict, x, cond, key, teacher=None, ramp=1.0, log_weight=None) -> (scalar, metrics)`; see `consistency`.
     It is `given` what `draw` draws."""
 
     density: Density
     offset: float = 0.1
-
-    def __call__(self, predict: Predict, x: jax.Array, cond, key: jax.Array, **options) -> tuple[jax.Array, dict]:
-        return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Drawn:
         """Times and noise for a batch of `shape` [B, ...]."""

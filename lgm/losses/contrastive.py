@@ -11,19 +11,16 @@ from lgm import gaussian
 from lgm.gaussian import Process
 from lgm.losses.denoising import Denoising, Drawn, Predict, denoising, mean_square
 from lgm.losses.densities import Density
-from lgm.losses.records import Loss
+from lgm.losses.records import Loss, OfDraws
 from lgm.losses.weightings import Weighting
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
+class Contrastive(OfDraws):
     """`loss(predict, x, cond, key) -> (scalar, metrics)`; see `contrastive`. It is `given` what `draw` draws."""
 
     simple: Denoising
     weight: float = 0.05
-
-    def __call__(self, predict: Predict, x: jax.Array, cond, key: jax.Array) -> tuple[jax.Array, dict]:
-        return self.given(predict, x, cond, *self.draw(key, x.shape))
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Drawn:
         """Times and noise for a batch of `shape` [B, ...]."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from lgm import gaussian
 from lgm.gaussian import Process
 from lgm.losses.densities import Density
-from lgm.losses.records import Loss
+from lgm.losses.records import Loss, OfDraws
 from lgm.losses.weightings import Weighting
 
 
@@ -31,7 +31,7 @@ Predict = Callable[[jax.Array, jax.Array, object], jax.Array]  # (x_t [B, ...], 
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoising:
+class Denoising(OfDraws):
     """`loss(predict, x, cond, key) -> (scalar float32, metrics)`: the batch mean of the weighted squared error.
 
     It is `given` what `draw` draws. A batch that is taken in pieces draws for all of it first.
@@ -41,9 +41,6 @@ class Denoising:
     target: str
     density: Density
     weighting: Weighting
-
-    def __call__(self, predict: Predict, x: jax.Array, cond, key: jax.Array) -> tuple[jax.Array, dict]:
-        return self.given(predict, x, cond, *self.draw(key, x.shape))
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Drawn:
         """Times and noise for a batch of `shape` [B, ...]."""

@@ -17,11 +17,6 @@ from lgm import registry
 from lgm.gaussian import shift_time
 
 Density = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-Uniforms = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-
-
-def _independent(key, shape):
-    return jax.random.uniform(key, shape)
 
 
 def _stratified(key, shape):
@@ -38,7 +33,7 @@ def _antithetic(key, shape):
     return jnp.concatenate([u, 1.0 - u])[:n].reshape(shape)
 
 
-UNIFORMS: dict[str, Uniforms] = {"independent": _independent, "stratified": _stratified, "antithetic": _antithetic}
+UNIFORMS = {"independent": jax.random.uniform, "stratified": _stratified, "antithetic": _antithetic}
 
 
 def by_quantile(quantile: Callable[[jax.Array], jax.Array], draws: str = "independent") -> Density:

@@ -20,7 +20,7 @@ from lgm import gaussian, registry
 from lgm.gaussian import Process
 from lgm.losses.denoising import Predict
 from lgm.losses.distances import Distance, pseudo_huber
-from lgm.losses.records import Loss, Setting
+from lgm.losses.records import Loss, OfDraws, Setting
 
 STEPS = ("euler", "heun")  # of the teacher's ODE
 
@@ -51,7 +51,7 @@ GROWTHS = {"doubling": doubling, "root": root}
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscreteConsistency:
+class DiscreteConsistency(OfDraws):
     """`loss(predict, x, cond, key, teacher=None) -> (scalar, metrics)`; see `discrete_consistency`. It is `given` what
     `draw` draws, for which it is told how far training is."""
 
@@ -65,9 +65,6 @@ class DiscreteConsistency:
     rho: float = 7.0
     weighted: bool = True
     solver: str = "heun"
-
-    def __call__(self, predict: Predict, x: jax.Array, cond, key: jax.Array, **options) -> tuple[jax.Array, dict]:
-        return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...], progress: jax.Array | float = 1.0) -> Neighbours:
         """Neighbouring levels and noise for a batch of `shape` [B, ...] after a share `progress` of the training."""

@@ -12,7 +12,7 @@ from lgm import gaussian
 from lgm.gaussian import Process
 from lgm.losses.denoising import Predict, drawn, mean_square
 from lgm.losses.densities import Density
-from lgm.losses.records import Loss, Setting
+from lgm.losses.records import Loss, OfDraws, Setting
 from lgm.losses.weightings import Weighting
 
 
@@ -25,7 +25,7 @@ class Scaled(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidanceDistillation:
+class GuidanceDistillation(OfDraws):
     """`loss(predict, x, cond, key, teacher, unguided) -> (scalar, metrics)`; see `guidance_distillation`. It is `given`
     what `draw` draws."""
 
@@ -34,9 +34,6 @@ class GuidanceDistillation:
     density: Density
     weighting: Weighting
     scales: tuple[float, float] = (1.0, 8.0)
-
-    def __call__(self, predict: Predict, x: jax.Array, cond, key: jax.Array, **options) -> tuple[jax.Array, dict]:
-        return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Scaled:
         """Times, noise and scales for a batch of `shape` [B, ...]."""

@@ -17,7 +17,7 @@ from lgm import gaussian
 from lgm.gaussian import Process
 from lgm.losses.denoising import mean_square
 from lgm.losses.densities import Density
-from lgm.losses.records import Loss, Setting
+from lgm.losses.records import Loss, OfDraws, Setting
 
 Jump = Callable[[jax.Array, jax.Array, jax.Array, object], jax.Array]  # (x_t, t_B, s_B, cond) -> like x_t
 
@@ -31,7 +31,7 @@ class Spans(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanFlow:
+class MeanFlow(OfDraws):
     """`loss(predict, x, cond, key, uncond=None, dropped=None) -> (scalar, metrics)`; see `mean_flow`. It is `given`
     what `draw` draws, so that a batch that is taken in pieces draws for all of it first."""
 
@@ -43,9 +43,6 @@ class MeanFlow:
     scale: float = 1.0
     kappa: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
-
-    def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, **options) -> tuple[jax.Array, dict]:
-        return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
 
     @property
     def guided(self) -> bool:

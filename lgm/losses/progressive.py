@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from lgm import gaussian
 from lgm.gaussian import Process
 from lgm.losses.denoising import Drawn, Predict, mean_square
-from lgm.losses.records import Loss
+from lgm.losses.records import Loss, OfDraws
 from lgm.losses.weightings import Weighting
 
 
 @dataclasses.dataclass(frozen=True)
-class Progressive:
+class Progressive(OfDraws):
     """`loss(predict, x, cond, key, teacher) -> (scalar, metrics)`; see `progressive`. It is `given` what `draw`
     draws."""
 
@@ -26,9 +26,6 @@ class Progressive:
     target: str
     weighting: Weighting
     steps: int
-
-    def __call__(self, predict: Predict, x: jax.Array, cond, key: jax.Array, teacher: Predict):
-        return self.given(predict, x, cond, *self.draw(key, x.shape), teacher=teacher)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Drawn:
         """Starts of the student's steps and noise for a batch of `shape` [B, ...]."""
@@ -74,13 +71,7 @@ def progressive(process: Process, target: str, weighting: Weighting, steps: int 
     """
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
-    with jax.ensure_compile_time_eval():
-        t = latest(process)
-        a, b, (p, q) = process.a(jnp.float32(t)), process.b(jnp.float32(t)), gaussian.coefficients(process, target, t)
-        singular = bool(abs(a * q - b * p) < 1e-6 * b)
-    if singular:
-        raise ValueError(f"target {target!r} says nothing of the data at t={t:g}, which is pure noise under process "
-                         f"{process.name!r}; train another target")
+    gaussian.check_tells_data(process, target, latest(process), "train another target")
     return Progressive(process, target, weighting, steps)
 
 

@@ -11,6 +11,8 @@ import functools
 from collections.abc import Callable, Collection
 from typing import Any, Literal, NamedTuple
 
+import jax
+
 from lgm import registry
 from lgm.gaussian import Process
 from lgm.losses.densities import Density
@@ -29,6 +31,14 @@ LOSSES: dict[str, str] = {
     "progressive": "lgm.losses.progressive:PROGRESSIVE",
     "guidance_distillation": "lgm.losses.guidance_distillation:GUIDANCE_DISTILLATION",
 }
+
+
+class OfDraws:
+    """`loss(predict, x, cond, key, **extra) -> (scalar, metrics)` of a loss that is `given` what it draws (`draw`), so
+    that a batch that is taken in pieces draws for all of it first."""
+
+    def __call__(self, predict: Callable, x: jax.Array, cond, key: jax.Array, **extra) -> tuple[jax.Array, dict]:
+        return self.given(predict, x, cond, *self.draw(key, x.shape), **extra)
 
 
 class Setting(NamedTuple):

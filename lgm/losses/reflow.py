@@ -52,12 +52,7 @@ class OneStep:
 def one_step(process: Process, target: str, between: Distance | None = None) -> OneStep:
     """How far the data that the network sees in pure noise, at t = 1, lie from the pair's. `between` is any distance of
     batches, a perceptual one too. Raises ValueError for a target that leaves the data open there, as eps may."""
-    with jax.ensure_compile_time_eval():  # a loss may be made inside a traced function
-        a, b, (p, q) = process.a(1.0), process.b(1.0), gaussian.coefficients(process, target, 1.0)
-        singular = bool(abs(a * q - b * p) < 1e-6 * b)
-    if singular:
-        raise ValueError(f"target {target!r} says nothing of the data at t=1, which is pure noise under process "
-                         f"{process.name!r}; train another target")
+    gaussian.check_tells_data(process, target, 1.0, "train another target")
     return OneStep(process, target, squared() if between is None else between)
 
 

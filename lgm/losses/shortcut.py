@@ -14,7 +14,7 @@ from lgm.gaussian import Process
 from lgm.losses.denoising import mean_square
 from lgm.losses.densities import Density
 from lgm.losses.mean_flow import Jump
-from lgm.losses.records import Loss, Setting
+from lgm.losses.records import Loss, OfDraws, Setting
 
 
 class Pairs(NamedTuple):
@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shortcut:
+class Shortcut(OfDraws):
     """`loss(predict, x, cond, key, averaged=None, uncond=None) -> (scalar, metrics)`; see `shortcut`. It is `given`
     what `draw` draws."""
 
@@ -38,9 +38,6 @@ class Shortcut:
     levels: int = 7
     scale: float = 1.0
     averaged: bool = False
-
-    def __call__(self, predict: Jump, x: jax.Array, cond, key: jax.Array, **options):
-        return self.given(predict, x, cond, *self.draw(key, x.shape), **options)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Pairs:
         """Levels, places, times and noise for a batch of `shape` [B, ...]."""

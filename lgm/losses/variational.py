@@ -17,11 +17,12 @@ from lgm import gaussian
 from lgm.gaussian import Process
 from lgm.losses.denoising import Denoising, Drawn, denoising
 from lgm.losses.densities import Density
+from lgm.losses.records import OfDraws
 from lgm.losses.weightings import Weighting
 
 
 @dataclasses.dataclass(frozen=True)
-class Hybrid:
+class Hybrid(OfDraws):
     """`loss(predict, x, cond, key)`: a denoising loss plus `weight` times the bound's term at t, in bits a value.
 
     `predict` gives (prediction, v) side by side, [B, ..., 2 C]. The bound's gradient reaches v alone. Summed over the
@@ -31,9 +32,6 @@ class Hybrid:
 
     simple: Denoising
     weight: float = 1.0
-
-    def __call__(self, predict: Callable, x: jax.Array, cond, key: jax.Array) -> tuple[jax.Array, dict]:
-        return self.given(predict, x, cond, *self.draw(key, x.shape))
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Drawn:
         """Times and noise for a batch of `shape` [B, ...]."""

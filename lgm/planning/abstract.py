@@ -17,7 +17,7 @@ import numpy as np
 from lgm import files, gaussian
 from lgm.config import Config
 from lgm.config.combinations import check_parts
-from lgm.models import Model, Params, build, family, family_of, lora
+from lgm.models import Model, Params, build, family, lora
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError
 from lgm.system import System, named
@@ -144,10 +144,3 @@ def abstract_batch(config: Config, system: System) -> dict[str, jax.ShapeDtypeSt
         return batch | {"latent": jax.ShapeDtypeStruct((count, *system.latent_shape()), jnp.float32)}
     crop = config.data.crop or side
     return batch | {"image": jax.ShapeDtypeStruct((count, crop, crop, 3), jnp.uint8)}
-
-
-def checked(config: Config) -> Config:
-    """`config` where its step can be planned. Raises ConfigError, one line."""
-    if family_of(config.model).role == "autoencoder":
-        raise ConfigError("config.model.family='autoencoder' is trained on one chip; `lgm plan` is for denoisers")
-    return config

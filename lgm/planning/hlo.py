@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -216,6 +216,7 @@ def _taps(size: int, kernel: int, out: int, stride: int, low: int, lhs: int, rhs
     return int(((place >= 0) & (place <= (size - 1) * lhs) & (place % lhs == 0)).sum())
 
 
+@functools.lru_cache(maxsize=4096)
 def devices_joined(attributes: str) -> tuple[np.ndarray, int] | None:
     """(positions in the mesh of one group of devices that a collective joins, how many groups); None for all devices.
 
@@ -278,20 +279,3 @@ def _named(found: re.Match) -> tuple[np.ndarray, int]:
     rest = [i for i in range(len(dims)) if i not in chosen]
     groups = order.reshape(dims).transpose(rest + chosen).reshape(-1, math.prod(dims[i] for i in chosen))
     return groups[0], len(groups)
-
-
-def executed(module: Module) -> Iterator[tuple[Instruction, Computation, int]]:
-    """(instruction, its computation, how often it runs) of everything that the program schedules, fusions whole."""
-
-    def visit(name: str, times: int):
-        computation = module.computations[name]
-        for instruction in computation.instructions:
-            yield instruction, computation, times
-            if instruction.opcode == "while":
-                yield from visit(instruction.call("body"), times * module.trips(instruction))
-            elif instruction.opcode in ("call", "conditional"):
-                for role, target in instruction.called:
-                    if role in ("to_apply", "branch", "true_computation", "false_computation"):
-                        yield from visit(target, times)
-
-    yield from visit(module.entry, 1)

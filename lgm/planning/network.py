@@ -9,7 +9,6 @@ network, over which every device carries its share of what its slice or node mus
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 
@@ -74,7 +73,7 @@ class Network:
     @staticmethod
     def joined(attributes: str, count: int) -> np.ndarray:
         """One group of devices that a collective joins, all of `count` if none is named, or a permutation's pairs."""
-        found = _joined(attributes)
+        found = devices_joined(attributes)
         return np.arange(count) if found is None else found[0]
 
     def _rate(self, local: np.ndarray) -> float:
@@ -91,11 +90,6 @@ class Network:
             ring = wraps and len(along) * step == full
             rate += self.chip.link * (2 if ring else 1) / step
         return rate or self.chip.link  # devices of one chip
-
-
-@functools.lru_cache(maxsize=4096)
-def _joined(attributes: str):
-    return devices_joined(attributes)
 
 
 def torus(chip: Chip, devices) -> Network:

@@ -9,7 +9,6 @@ from lgm.config import Config
 from lgm.models import family_of
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError
-from lgm.planning.abstract import checked
 from lgm.planning.advice import advice
 from lgm.planning.cost import Collective, cost_of
 from lgm.planning.program import Compiled, OutOfMemory, Program, compiled, kept_for_backward
@@ -105,7 +104,8 @@ def plan(config: Config, topology: Topology | str, slices: int = 1) -> Plan:
 
 def compiled_plan(config: Config, topology: Topology) -> tuple[Plan, Program, Compiled | None]:
     """(the plan, what is known of the step before, and what the compiler made if it fits)."""
-    checked(config)
+    if family_of(config.model).role == "autoencoder":
+        raise ConfigError("config.model.family='autoencoder' is trained on one chip; `lgm plan` is for denoisers")
     devices, compiled_for = open_devices(topology)
     layout_on(config, topology, devices)
     program, made = compiled(config, topology)

@@ -102,12 +102,9 @@ class Hub:
             self._bad(index, 1, LOST, "is gone: its connection closed")
 
     def _go(self) -> None:
-        with socket.socket() as probe:  # a port that is free now, for JAX's own coordination service
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
         host = self.place.address.rpartition(":")[0]
         peers = [self.members[index].standby for index in range(self.place.count)]
-        self._tell(go={"coordinator": f"{host}:{port}", "peers": peers})
+        self._tell(go={"coordinator": f"{host}:{_free_port()}", "peers": peers})  # of JAX's own coordination service
 
     def _seen_from_others(self, writer: asyncio.StreamWriter) -> str:
         """The address of a supervisor that has connected; those on this machine are where the hub is."""
@@ -218,6 +215,12 @@ class Hub:
     def _tell(self, **message) -> None:
         for member in self.members.values():
             _send(member.writer, **message)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def _send(writer: asyncio.StreamWriter, **message) -> None:

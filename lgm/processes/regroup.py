@@ -12,11 +12,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import socket
 import time
 from collections.abc import Sequence
 
-from lgm.processes.hub import _send
+from lgm.processes.hub import _free_port, _send
 from lgm.processes.rank import Place
 from lgm.processes.timeouts import Bounds
 
@@ -126,9 +125,3 @@ async def _reach(peer: tuple[str, int]):
         return await asyncio.wait_for(asyncio.open_connection(*peer), REACH)
     except (TimeoutError, OSError):
         return None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]

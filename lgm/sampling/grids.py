@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import registry
-from lgm.gaussian import Process, shift_time
-from lgm.sampling.singlestep import ends_in_noise, lowest_time, singular_at
+from lgm.gaussian import Process, shift_time, singular_at
+from lgm.sampling.singlestep import ends_in_noise, lowest_time
 
 Ramp = Callable[[int, float, float], np.ndarray]  # (points, first, last) -> points falling values
 

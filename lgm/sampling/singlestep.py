@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lgm import gaussian
 from lgm.gaussian import Endpoints, Process
 from lgm.sampling import steps
 from lgm.sampling.steps import Denoise, Level, Solver, arrival, decay, level
@@ -57,15 +56,6 @@ def ends_in_noise(process: Process) -> bool:
 def lowest_time(process: Process) -> float:
     """Of the last noise level above the data: a table's first entry, EDM's sigma_min, a thousandth of a flow."""
     return 0.0 if process.steps or process.name == "edm" else 1e-3
-
-
-def singular_at(process: Process, target: str, t: float) -> bool:
-    """Whether a prediction at time t leaves the data open: eps where x_t is nothing but noise."""
-    with jax.ensure_compile_time_eval():
-        t = jnp.asarray(t, float)
-        p, q = gaussian.coefficients(process, target, t)
-        a, b = process.a(t), process.b(t)
-        return bool(jnp.abs(a * q - b * p) < 1e-6 * b)
 
 
 def ode(process: Process):

@@ -20,7 +20,6 @@ import numpy as np
 from lgm import gaussian, registry
 from lgm.gaussian import Process
 from lgm.sampling import dpm_adaptive, halfway, multistep, posterior, singlestep, sit, steps, unipc
-from lgm.sampling.singlestep import singular_at
 from lgm.sampling.steps import Denoise, Solver
 
 
@@ -194,6 +193,4 @@ def _check(process: Process, target: str, times) -> None:
 
 
 def _not_singular(process: Process, target: str, first: float) -> None:
-    if singular_at(process, target, first):
-        raise ValueError(f"target {target!r} says nothing of the data at t={first:g}, which is pure noise under "
-                         f"process {process.name!r}; start below, or train another target")
+    gaussian.check_tells_data(process, target, first, "start below, or train another target")

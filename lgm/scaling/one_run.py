@@ -6,7 +6,6 @@ it is the checkpoint of an ordinary run that had come so far, and the loop goes 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import time
@@ -32,7 +31,7 @@ from lgm.train.saved import newest_checkpoint
 
 def train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool = False) -> None:
     """Train what is missing of a run; resumes where an earlier call was killed. Raises loop.Preempted on SIGTERM."""
-    with hold(workdir / "runs" / run.name) if jax.process_index() == 0 else contextlib.nullcontext():
+    with hold(workdir / "runs" / run.name):
         member.barrier("the run is held")
         _train(run, workdir, say, quiet)
 

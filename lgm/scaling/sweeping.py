@@ -67,7 +67,7 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
             results.check(place, one)
         try:
             if only is None:
-                with hold(place) if jax.process_index() == 0 else contextlib.nullcontext():
+                with hold(place):
                     _train(plan, runs, place)
                     while fill and not filled:
                         runs, filled = _filled(plan, known, place)

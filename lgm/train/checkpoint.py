@@ -140,7 +140,7 @@ class Checkpoints:
             restored = self.manager.restore(step, args=args)
             return (jax.block_until_ready(restored["state"]), restored["data"]), ""
         except Exception as error:
-            return None, _line(error)
+            return None, first_line(error)
 
     def _set_aside(self, step: int) -> None:
         """Rename a damaged checkpoint to STEP.damaged, in a store or where it cannot be renamed remove it."""
@@ -217,7 +217,8 @@ def _agreed(mine: bool) -> bool:
     return bool(multihost_utils.process_allgather(jax.numpy.int32(mine)).all())
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
@@ -228,5 +229,5 @@ def _unwritten(path: Path, error: Exception) -> OSError:
         causes.append(cause)
     full = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno == errno.ENOSPC
                  or "No space left" in str(cause)), None)
-    reason = _line(error) if full is None else getattr(full, "strerror", None) or "no space is left"
+    reason = first_line(error) if full is None else getattr(full, "strerror", None) or "no space is left"
     return OSError(f"{path} could not be written ({reason}); the checkpoints before it are whole")

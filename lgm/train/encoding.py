@@ -14,7 +14,7 @@ import numpy as np
 from lgm import files, weights
 from lgm.config import Config
 from lgm.data import Bad, ImageSet, read_cache, write_index, write_shard
-from lgm.data.buckets import Bucketed, Ragged, bucketed
+from lgm.data.buckets import Bucketed, Ragged
 from lgm.data.cache import has_shard, verify
 from lgm.drawing import encode_pixels
 from lgm.system import System
@@ -74,10 +74,6 @@ def cached(config: Config, images: ImageSet, name: str) -> tuple[ImageSet, Bucke
     order = np.sort(np.concatenate(members))
     kept = images.take(order)
     groups = np.zeros(len(order), np.int32)
-    rows = []
-    for group, (part, numbers) in enumerate(zip(parts, members, strict=True)):
-        places = np.searchsorted(order, numbers)
-        groups[places] = group
-        rows.append(part)
-    buckets = bucketed(kept.sizes(), config.data.resolution, config.data.buckets)
-    return kept, buckets, Ragged(rows, groups)
+    for group, numbers in enumerate(members):
+        groups[np.searchsorted(order, numbers)] = group
+    return kept, buckets_of(config, kept), Ragged(parts, groups)

@@ -19,6 +19,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 from lgm import files
 from lgm.parsing import ConfigError
 
@@ -69,9 +71,12 @@ class Lock:
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[Lock]:
-    """Hold a run's folder, which is made if need be, as long as the block lasts. Raises ConfigError, one line, where
-    another process holds it."""
+def hold(folder: Path) -> Iterator[Lock | None]:
+    """Hold a run's folder, which is made if need be, as long as the block lasts; of several processes the first holds
+    it, and the others have None. Raises ConfigError, one line, where another process holds it."""
+    if jax.process_index():
+        yield None
+        return
     lock = Lock(folder / NAME)
     lock.take()
     try:

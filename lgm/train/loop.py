@@ -79,7 +79,7 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
     create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
     abstract = jax.eval_shape(create)
     places = state_shardings(layout, abstract, task.logical_axes, config)
-    with _room(workdir), hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext() as lock:
+    with _room(workdir), hold(workdir) as lock:
         claim_workdir(config, workdir)
         member.barrier("the folder is held")
         checkpoints = Checkpoints(workdir, config.log.keep)

@@ -43,9 +43,8 @@ class Matrix(NamedTuple):
 
 def muon(rate, b1: float, b2: float, eps: float, weight_decay: float, decays: Any) -> optax.GradientTransformation:
     """Muon for the hidden matrices, AdamW with Nesterov's look-ahead for everything else, at one rate."""
-    labels = lambda params: jax.tree.map(
-        lambda read: "adamw" if read is None else "muon", hidden_matrices(params), is_leaf=_is_read
-    )
+    labels = lambda params: jax.tree.map(lambda read: "adamw" if read is None else "muon", hidden_matrices(params),
+                                         is_leaf=lambda node: node is None or isinstance(node, Matrix))
     matrices = optax.chain(
         optax.trace(MOMENTUM, nesterov=True), orthogonalize(),
         optax.add_decayed_weights(weight_decay, decays), optax.scale_by_learning_rate(rate),
@@ -66,10 +65,6 @@ def hidden_matrices(params: Any) -> Any:
         return Matrix(0, 3) if leaf.ndim == 4 else Matrix(leaf.ndim - 2, 1)  # a convolution's window is of its inputs
 
     return jax.tree_util.tree_map_with_path(read, params)
-
-
-def _is_read(node: Any) -> bool:
-    return node is None or isinstance(node, Matrix)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ process reads its own parts.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from lgm.files import is_remote, local, place, plain
 from lgm.parsing import ConfigError
-from lgm.train.checkpoint import quiet
+from lgm.train.checkpoint import first_line, quiet
 from lgm.train.saved import complete_steps
 from lgm.train.seal import check_seal
 
@@ -65,26 +66,21 @@ def _restored(path: Path, name: str, wanted: Any) -> Any:
     try:
         if not is_remote(path) and jax.process_index() == 0:
             check_seal(path)
+        here = local(path) if str(path).startswith("s3://") else plain(path)  # Orbax has no driver for s3://
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             for group in _groups(leaves):
                 item = {name: _nested(group)}
                 options = {"restore_args": ocp.checkpoint_utils.construct_restore_args(item), "partial_restore": True}
-                tree = reader.restore(_readable(path) / "state", args=ocp.args.PyTreeRestore(item=item, **options))
-                found += [_at(tree[name], where) for where, _ in group]
+                tree = reader.restore(here / "state", args=ocp.args.PyTreeRestore(item=item, **options))[name]
+                found += [functools.reduce(lambda part, key: part[key.key], where, tree) for where, _ in group]
                 jax.block_until_ready(found)
     except Exception as error:
-        line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ConfigError(f"{path} cannot be read ({line})") from error
+        raise ConfigError(f"{path} cannot be read ({first_line(error)})") from error
     for (where, _), leaf in zip(leaves, found, strict=True):
         if not isinstance(leaf, jax.Array):
             raise ConfigError(f"{path} has no {jax.tree_util.keystr(where, simple=True, separator='/')}; its run is of "
                               "another model than its config.json says")
     return jax.tree.unflatten(structure, found)
-
-
-def _readable(path: Path) -> Path:
-    """Where Orbax can read a checkpoint, which has no driver for s3://."""
-    return local(path) if str(path).startswith("s3://") else plain(path)
 
 
 def _groups(leaves: list) -> Iterator[list]:
@@ -114,10 +110,4 @@ def _nested(group: list) -> dict:
         for key in parents:
             node = node.setdefault(key, {})
         node[last] = leaf
-    return tree
-
-
-def _at(tree: dict, where: tuple) -> Any:
-    for step in where:
-        tree = tree[step.key]
     return tree

@@ -12,7 +12,7 @@ from lgm import config as schema
 from lgm import files
 from lgm.config import Config
 from lgm.files import place
-from lgm.interop.imports import open_checked
+from lgm.interop.components import open_checked
 from lgm.interop.tensor_files import load
 from lgm.models import Model, Params, build, family_of
 from lgm.parallel import Layout
@@ -49,12 +49,12 @@ def open_system(config: Config, layout: Layout | None = None) -> tuple[System, P
 
 def _base(config: Config, system: System, shard, folder: bool) -> Params:
     """The frozen weights that a LoRA changes: the denoiser's and, of a run with a text encoder of its own, that's."""
-    plain = build(config.model)
-    if folder:
-        shardings = None if shard is None else shard(plain)
-        return {"denoiser": open_denoiser(config.init_from, plain)(dtype=config.model.dtype, shardings=shardings)}
-    models = {"denoiser": plain} | ({"text": system.text} if system.text else {})
-    return _from_run(config, system)(None if shard is None else {name: shard(model) for name, model in models.items()})
+    models = _models(config, system)
+    places = None if shard is None else {name: shard(model) for name, model in models.items()}
+    if not folder:
+        return _from_run(config, system)(places)
+    read = open_denoiser(config.init_from, models["denoiser"])
+    return {"denoiser": read(dtype=config.model.dtype, shardings=places and places["denoiser"])}
 
 
 def _from_folder(config: Config, system: System) -> Start:
@@ -84,13 +84,22 @@ def _from_run(config: Config, system: System) -> Start:
     ):
         if type(mine) is not type(other):
             raise ConfigError(f"config.{key} is not that of config.init_from={name!r}; start from a run of the same")
-        for field, value in (as_dict(other) if other else {}).items():
-            if field not in FREE and as_dict(mine)[field] != value:
-                raise ConfigError(f"config.{key}.{field}={as_dict(mine)[field]!r}, but that of "
-                                  f"config.init_from={name!r} is {value!r}")
-    parts = {"denoiser": build(config.model)} | ({"text": system.text} if system.text else {})
-    abstract = {part: model.abstract() for part, model in parts.items()}
+        _check_same(mine, other, f"config.{key}", f"config.init_from={name!r}")
+    abstract = {part: model.abstract() for part, model in _models(config, system).items()}
     return lambda shardings: restore_weights(name, abstract, "ema", shardings)[0]
+
+
+def _models(config: Config, system: System) -> dict[str, Model]:
+    """What another run's weights are of: the denoiser without a LoRA and a text encoder of the run's own."""
+    return {"denoiser": build(config.model)} | ({"text": system.text} if system.text else {})
+
+
+def _check_same(mine: Any, theirs: Any, key: str, source: str) -> None:
+    """Raise ConfigError, one line, for the first field in which two configurations of one class differ, but for how
+    they compute."""
+    for name, value in (as_dict(theirs) if theirs else {}).items():
+        if name not in FREE and (own := as_dict(mine)[name]) != value:
+            raise ConfigError(f"{key}.{name}={own!r}, but that of {source} is {value!r}")
 
 
 def open_denoiser(folder: str, model: Model, key: str = "config.init_from") -> Callable[..., Params]:
@@ -103,10 +112,7 @@ def open_denoiser(folder: str, model: Model, key: str = "config.init_from") -> C
     if type(theirs) is not type(model.config):
         found, wanted = family_of(theirs).name, family_of(model.config).name
         raise ConfigError(f"{key}={folder!r} holds a {found}; config.model.family={wanted!r} cannot start from it")
-    for name, value in as_dict(theirs).items():
-        mine = as_dict(model.config)[name]
-        if name not in FREE and mine != value:
-            raise ConfigError(f"config.model.{name}={mine!r}, but that of {key}={folder!r} is {value!r}")
+    _check_same(model.config, theirs, "config.model", f"{key}={folder!r}")
     place = pipeline.system.denoiser
     rules, weights = open_checked(files.local(folder) / place, pipeline.classes[place], model)
     return functools.partial(load, rules, model.abstract(), weights)

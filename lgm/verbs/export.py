@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from lgm import config as schema
 from lgm.data import open_images
-from lgm.exporting import check_new, export_folder, export_run
+from lgm.exporting import check_new, export_autoencoder, export_folder, export_run
 from lgm.files import place
 from lgm.importing import import_folder
 from lgm.interop.diffusers_configs import write_autoencoder
-from lgm.interop.exports import export_autoencoder
 from lgm.interop.lora_files import lora_of
 from lgm.models import build, family_of
 from lgm.parallel import on_first

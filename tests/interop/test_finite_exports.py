@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from lgm import config as schema
-from lgm.exporting import _standard, export_run
+from lgm.exporting import _standard, export_autoencoder, export_run
 from lgm.interop.components import save_component
-from lgm.interop.exports import export_autoencoder
 from lgm.models import build
 from lgm.models.autoencoder import AutoencoderConfig
 from lgm.parsing import ConfigError

@@ -203,7 +203,7 @@ def test_networks_are_read_from_a_single_file(dev, tmp_path, prefixes):
     layouts = {
         "transformer": original_names.flux(None),
         "vae": original_names.autoencoder(pipeline.models["vae"].config),
-        "text_encoder": original_names.clip_text(None),
+        "text_encoder": original_names.same(None),
         "text_encoder_2": original_names.same(None),
     }
     tensors = {}

@@ -100,7 +100,7 @@ def merged(tmp_path, base, lora, place, original=None):
 
 @pytest.mark.parametrize("style", ["lora_te2_text_projection.lora_{}.weight",
                                    "text_encoder_2.text_projection.lora_{}.weight"])  # fmt: skip
-@pytest.mark.parametrize("layout", [original_names.open_clip_text, original_names.clip_text])
+@pytest.mark.parametrize("layout", [original_names.open_clip_text, original_names.same])
 def test_a_projection_with_two_names_is_changed_once(tmp_path, style, layout):
     weight, down, up = randomly(5, 7), randomly(2, 7), randomly(5, 2)
     a, b = ("down", "up") if "te2_" in style else ("A", "B")

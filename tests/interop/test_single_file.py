@@ -185,7 +185,7 @@ def test_a_pipeline_reads_its_networks_from_a_single_file(tmp_path):
             original_names.autoencoder(config(theirs.vae, "AutoencoderKL")),
             "first_stage_model.",
         ),
-        **original_layout(text, original_names.clip_text(None), "cond_stage_model.transformer."),
+        **original_layout(text, original_names.same(None), "cond_stage_model.transformer."),
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(24)[None],
         "betas": torch.zeros(1000),
     }

@@ -24,7 +24,7 @@ LEFT = ("model_ema.decay", "model_ema.num_updates", "model_ema.diffusion_modelin
 FORMS = {
     "sd": {
         "whole": ({"unet": ("model.diffusion_model.", names.unet), "vae": ("first_stage_model.", names.autoencoder),
-                   "text_encoder": ("cond_stage_model.transformer.", names.clip_text)},
+                   "text_encoder": ("cond_stage_model.transformer.", names.same)},
                   ("cond_stage_model.transformer.text_model.embeddings.position_ids", *LEFT)),
         "bare text": ({"text_encoder": ("cond_stage_model.transformer.", names.clip_text_bare),
                        "unet": ("model.diffusion_model.", names.unet)}, ("cond_stage_model.logit_scale",)),
@@ -41,7 +41,7 @@ FORMS = {
     },
     "xl": {
         "whole": ({"unet": ("model.diffusion_model.", names.unet), "vae": ("first_stage_model.", names.autoencoder),
-                   "text_encoder": ("conditioner.embedders.0.transformer.", names.clip_text),
+                   "text_encoder": ("conditioner.embedders.0.transformer.", names.same),
                    "text_encoder_2": ("conditioner.embedders.1.model.", names.open_clip_text)},
                   ("conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
                    "conditioner.embedders.0.transformer.text_projection.weight", "conditioner.embedders.0.logit_scale",
@@ -50,8 +50,8 @@ FORMS = {
     "sd3": {
         "whole": ({"transformer": ("model.diffusion_model.", names.sd3), "vae": ("first_stage_model.",
                                                                                 names.autoencoder),
-                   "text_encoder": ("text_encoders.clip_l.transformer.", names.unprojected(names.clip_text)),
-                   "text_encoder_2": ("text_encoders.clip_g.transformer.", names.clip_text),
+                   "text_encoder": ("text_encoders.clip_l.transformer.", names.unprojected(names.same)),
+                   "text_encoder_2": ("text_encoders.clip_g.transformer.", names.same),
                    "text_encoder_3": ("text_encoders.t5xxl.transformer.", names.same)},
                   ("text_encoders.clip_l.transformer.text_projection.weight", "text_encoders.clip_l.logit_scale",
                    "text_encoders.clip_g.logit_scale", "text_encoders.t5xxl.logit_scale")),
@@ -62,7 +62,7 @@ FORMS = {
     },
     "flux": {
         "whole": ({"transformer": ("model.diffusion_model.", names.flux), "vae": ("vae.", names.autoencoder),
-                   "text_encoder": ("text_encoders.clip_l.transformer.", names.clip_text),
+                   "text_encoder": ("text_encoders.clip_l.transformer.", names.same),
                    "text_encoder_2": ("text_encoders.t5xxl.transformer.", names.same)},
                   ("text_encoders.clip_l.transformer.text_projection.weight", "text_encoders.clip_l.logit_scale")),
         "transformer alone": ({"transformer": ("", names.flux)}, ()),

@@ -13,7 +13,7 @@ from lgm.data.sources.array_record import ArrayRecord
 from lgm.data.sources.beside import Beside
 from lgm.data.sources.metadata import Metadata, tables_of
 from lgm.data.sources.parquet import Parquet
-from lgm.data.sources.places import Folder, Place, Store, Zip
+from lgm.data.sources.places import Folder, Store, Zip
 from lgm.data.sources.source import Bad, Source, is_image
 from lgm.data.sources.tars import WebDataset
 from lgm.data.sources.tfds import TensorFlowDataset
@@ -47,7 +47,10 @@ def open_source(spec: str, caption: str = "text", bad: Bad | None = None) -> Sou
     else:
         path = place(spec, "config.data.source")
     if "*" in path.name:
-        return _shards(kind, _matching(path), str(path), bad)
+        matching = [child for child in files.folders(path.parent) if fnmatch.fnmatchcase(child.name, path.name)]
+        if not matching:
+            raise ValueError(f"config.data.source={str(path)!r}: no file is so named; {WHAT}")
+        return _shards(kind, matching, str(path), bad)
     try:
         folder, file = path.is_dir(), path.is_file()
     except OSError:  # a name that is too long
@@ -56,7 +59,7 @@ def open_source(spec: str, caption: str = "text", bad: Bad | None = None) -> Sou
         raise ValueError(f"config.data.source={spec!r} is not there; {WHAT}")
     if file and (kind in SHARDS or _kind_of(path.name)):
         return _shards(kind, [path], str(path), bad)
-    where = _place(path, folder)
+    where = Zip(path) if not folder else Store(path) if files.is_remote(path) else Folder(path)
     names = where.names()
     if folder and (not tables_of(names) or kind in SHARDS):
         inside = getattr(where, "inside", lambda name: path / name)
@@ -72,12 +75,6 @@ def open_source(spec: str, caption: str = "text", bad: Bad | None = None) -> Sou
     raise ValueError(f"{where.label} has no metadata.jsonl, .csv or .parquet, no images and no shards: {holds}; {WHAT}")
 
 
-def _place(path: Path, folder: bool) -> Place:
-    if not folder:
-        return Zip(path)
-    return Store(path) if files.is_remote(path) else Folder(path)
-
-
 def _kind_of(name: str) -> str | None:
     if posixpath.basename(name).startswith("metadata."):
         return None
@@ -85,13 +82,6 @@ def _kind_of(name: str) -> str | None:
         if name.endswith(ending) or f"{ending}-" in posixpath.basename(name):
             return kind
     return None
-
-
-def _matching(path: Path) -> list[Path]:
-    found = [child for child in files.folders(path.parent) if fnmatch.fnmatchcase(child.name, path.name)]
-    if not found:
-        raise ValueError(f"config.data.source={str(path)!r}: no file is so named; {WHAT}")
-    return found
 
 
 def _shards(kind: str, paths: Sequence[Path], label: str, bad: Bad) -> Source:
