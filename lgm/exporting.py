@@ -20,8 +20,8 @@ import numpy as np
 from lgm import config as schema
 from lgm import files
 from lgm.casting import cast
-from lgm.files import write_atomically
-from lgm.interop.components import component, read_carried, read_json, save_component, write_json
+from lgm.files import write_atomically, write_json
+from lgm.interop.components import component, read_carried, read_json, save_component
 from lgm.interop.keymap import flatten, unflatten
 from lgm.interop.lora_export import STEM, Form, save_lora
 from lgm.interop.lora_files import LoRA

@@ -111,6 +111,11 @@ def read_json(path: str | os.PathLike, instead: str = "the file is damaged") -> 
         raise ConfigError(f"{path} is not JSON; {instead}") from None
 
 
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a JSON file as `write_atomically` does."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
 def folders(path: Path) -> list[Path]:
     """What lies in a folder, in order; nothing where there is no such folder."""
     try:

@@ -10,8 +10,8 @@ from typing import Any
 from lgm import config as schema
 from lgm import files
 from lgm.data import open_images
-from lgm.files import write_atomically
-from lgm.interop.components import open_checked, write_json
+from lgm.files import write_atomically, write_json
+from lgm.interop.components import open_checked
 from lgm.interop.schedulers import write_schedule
 from lgm.models import family_of
 from lgm.parsing import ConfigError, as_dict

@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lgm import files
-from lgm.files import write_atomically
 
 INDEX, FORMAT = "index.json", 1
 
@@ -54,7 +53,7 @@ def write_index(folder: str | Path, shards: int, made_of: Mapping[str, str]) -> 
         sizes.append(file.get_slice(next(iter(file.keys()))).get_shape()[0])
         hashes.append(_hash(files.place(folder) / _shard(number)))
     index = {"format": FORMAT, "made_of": dict(made_of), "rows": sizes, "sha256": hashes}
-    write_atomically(files.place(folder) / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+    files.write_json(files.place(folder) / INDEX, index)
 
 
 def verify(folder: str | Path) -> None:

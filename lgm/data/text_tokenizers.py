@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from lgm.data.tokenizer_files import (
     open_tokenizer,
     read_sentencepiece,
 )
-from lgm.files import local, write_atomically
+from lgm.files import local, write_atomically, write_json
 from lgm.untrusted import read_object, read_text, shown
 
 # words as CLIP splits them: contractions, runs of letters, single digits, runs of anything else
@@ -138,7 +137,7 @@ def save_text_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
     known["model_max_length"] = tokenizer.max_length
     write_atomically(Path(folder) / "tokenizer.json", tokenizer.tokenizer.to_str(pretty=True).encode())
     for name, values in {"tokenizer_config.json": known, **tokenizer.beside}.items():
-        write_atomically(Path(folder) / name, (json.dumps(values, indent=2) + "\n").encode())
+        write_json(Path(folder) / name, values)
 
 
 def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], special: Sequence[AddedToken] = ()):

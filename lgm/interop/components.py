@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from lgm.casting import cast
-from lgm.files import write_atomically
+from lgm.files import write_json
 from lgm.interop import diffusers_configs as configs
 from lgm.interop import keys_causal_text as causal
 from lgm.interop import keys_text, tables, text_configs
@@ -275,8 +274,3 @@ def read_json(path: Path, infinite: bool = False) -> dict[str, Any]:
         return read_object(path, infinite)
     except FileNotFoundError:
         raise ValueError(f"{path} is not there") from None
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` whole or not at all."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

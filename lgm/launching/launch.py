@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lgm import config as schema
 from lgm.config.reading import read_config_file
-from lgm.files import is_remote, place, write_atomically
+from lgm.files import is_remote, place, write_atomically, write_json
 from lgm.launching import machines as kinds
 from lgm.launching import site as sites
 from lgm.launching.job import Job, Request, slug
@@ -93,7 +93,7 @@ def launch(words: Words, overrides: Sequence[tuple[str, str]]) -> int:
     record = {"on": words.on, "id": number, "name": request.label, "workdir": str(Path(words.workdir).absolute()),
               "machines": str(machines), "launched": time.time(), "remote": job.remote,
               "namespace": site.gke.namespace, "zone": site.tpu_vm.zone, "project": site.tpu_vm.project}
-    write_atomically(Path(words.workdir) / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+    write_json(Path(words.workdir) / RECORD, record)
     print(spoken(job, number, words))
     return 0
 

@@ -145,15 +145,10 @@ def _gathered(layout: Layout, stored: tuple, used: tuple, parameter: jax.Array) 
     return constrain(_stored(layout, used, parameter), *used)
 
 
-def _gathered_forward(layout, stored, used, parameter):
-    return _gathered(layout, stored, used, parameter), None
-
-
-def _gathered_backward(layout, stored, used, _, gradient):
-    return (_stored(layout, stored, _stored(layout, used, gradient)),)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+_gathered.defvjp(
+    lambda layout, stored, used, parameter: (_gathered(layout, stored, used, parameter), None),
+    lambda layout, stored, used, _, gradient: (_stored(layout, stored, _stored(layout, used, gradient)),),
+)
 
 
 def _stored(layout: Layout, names: tuple, parameter: jax.Array) -> jax.Array:

@@ -117,14 +117,10 @@ def _within(shape: list[int], devices: list) -> np.ndarray:
     Those that are left after a host is lost need not: they lie in their own order, and a warning says what that costs.
     """
     if devices[0].platform == "tpu":
-        if _fills_a_box(devices):
+        # JAX lays a mesh over devices whose places are all those of a box
+        places = np.array([(*device.coords, device.core_on_chip) for device in devices])
+        if math.prod((np.ptp(places, axis=0) + 1).tolist()) == len(devices):
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         warnings.warn(f"the {len(devices)} TPU devices fill no box of their slice: neighbours in the mesh may be far "
                       "apart on its interconnect, and collectives slower", stacklevel=2)
     return np.asarray(devices).reshape(shape)
-
-
-def _fills_a_box(devices: list) -> bool:
-    """Whether the places of a slice's devices are all those of a box, which is what JAX lays a mesh over."""
-    places = np.array([(*device.coords, device.core_on_chip) for device in devices])
-    return math.prod((np.ptp(places, axis=0) + 1).tolist()) == len(devices)

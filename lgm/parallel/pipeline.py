@@ -28,7 +28,8 @@ def pipeline(layout: Layout, run: Callable[[Any, Any, Any], Any], blocks: Any, x
     batch = len(jax.tree.leaves(x)[0])
     if batch % parts:
         raise ValueError(f"a batch of {batch} does not divide into config.mesh.microbatches={parts}; give a divisor")
-    blocks = jax.tree.map(lambda p: _filled(p, stages), blocks)
+    filled = lambda p: jnp.pad(p, ((0, -len(p) % stages), *((0, 0),) * (p.ndim - 1)))
+    blocks = jax.tree.map(filled, blocks)
     x, cond = (jax.tree.map(lambda a: _in_parts(layout, a, parts), tree) for tree in (x, cond))
 
     def stage(blocks, x_parts, cond_parts):
@@ -53,11 +54,6 @@ def pipeline(layout: Layout, run: Callable[[Any, Any, Any], Any], blocks: Any, x
     staged = jax.shard_map(stage, mesh=mesh, in_specs=(PartitionSpec("stage"), whole, whole), out_specs=whole,
                            axis_names={"stage"}, check_vma=False)  # fmt: skip
     return jax.tree.map(lambda a: _whole(layout, a), staged(blocks, x, cond))
-
-
-def _filled(parameter: jax.Array, stages: int) -> jax.Array:
-    """A stack lengthened with zeros to a multiple of the stages."""
-    return jnp.pad(parameter, ((0, -len(parameter) % stages), *((0, 0),) * (parameter.ndim - 1)))
 
 
 def _in_parts(layout: Layout, x: jax.Array, parts: int) -> jax.Array:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lgm import config as schema
 from lgm.config import Config
-from lgm.files import read_json, write_atomically
+from lgm.files import read_json, write_atomically, write_json
 from lgm.parsing import ConfigError
 from lgm.scaling.sweep import Run
 
@@ -46,8 +46,7 @@ def check(workdir: Path, run: Run) -> None:
 def claim(workdir: Path, run: Run) -> None:
     """Write the run's configs."""
     for config in run.configs:
-        text = json.dumps(schema.to_dict(config), indent=2) + "\n"
-        write_atomically(folder(workdir, run, config) / "config.json", text.encode())
+        write_json(folder(workdir, run, config) / "config.json", schema.to_dict(config))
 
 
 def read(workdir: Path, run: Run, config: Config) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lgm.files import write_atomically
+from lgm.files import write_json
 
 NAME = "goodput.json"
 REASONS = ("step", "startup", "compile", "data", "checkpoint", "evaluation", "pictures", "redone", "down")
@@ -91,7 +91,7 @@ class Ledger:
         self.turn(self.reason)
         account = {"since": self.since, "until": self.turned, "starts": self.starts, "goodput": goodput(self.seconds),
                    "seconds": self.seconds, "marks": self.marks}
-        write_atomically(self.path, (json.dumps(account, indent=2) + "\n").encode())
+        write_json(self.path, account)
 
 
 def goodput(seconds: dict[str, float]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import signal
 import sys
 import time
@@ -19,7 +18,6 @@ import numpy as np
 from lgm import config as schema
 from lgm import files
 from lgm.config import Config
-from lgm.files import write_atomically
 from lgm.parallel import Layout, put_batch
 from lgm.parallel.chips import peak_flops
 from lgm.parsing import ConfigError
@@ -145,7 +143,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
     if jax.process_index() == 0:
         path = workdir / "config.json"
         values = recorded(schema.to_dict(config), files.read_json(path) if path.is_file() else {}, workdir)
-        write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+        files.write_json(path, values)
 
 
 class _Run:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from lgm.data import Bad, open_images
 from lgm.evaluate.drawn import check_enough
 from lgm.evaluate.likelihood import likelihood as log_likelihood
-from lgm.files import write_atomically
+from lgm.files import write_json
 from lgm.parsing import ConfigError
 from lgm.train.denoise import heldout_figures
 from lgm.train.feeding import heldout_parts
@@ -45,7 +44,7 @@ def run(arguments, overrides) -> int:
     if not first():
         return finished()
     result = {"images_seen": images_seen, "weights": arguments.weights, "heldout_images": len(images), **values}
-    write_atomically(out, (json.dumps(result, indent=2) + "\n").encode())
+    write_json(out, result)
     drawn = f", kernel distance {values['kernel_distance']:.4g} +- {values['kernel_distance_error']:.2g}" if \
         "kernel_distance" in values else ""
     print(f"held-out loss {values['heldout_loss']:.4f} over {len(images)} images{drawn}; see {out}")

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from lgm.casting import cast
-from lgm.files import local, place, write_atomically
+from lgm.files import local, place, read_json, write_atomically, write_json
+from lgm.interop import keymap
 from lgm.interop.components import AUTOENCODERS, load_component, read_config
 from lgm.models import Model, Params, build, families, family_of
 from lgm.models.autoencoder import AutoencoderConfig
@@ -59,7 +58,7 @@ def autoencoder_of(source: str) -> Model:
 
 def _class_of(folder: Path) -> str:
     """diffusers' class of the autoencoder in a folder."""
-    name = _json(folder / CONFIG)["_class_name"]
+    name = read_json(folder / CONFIG)["_class_name"]
     if name not in AUTOENCODERS:
         raise ConfigError(f"{folder / CONFIG}: _class_name={shown(name)} is no autoencoder that is known here; there "
                           f"are {', '.join(AUTOENCODERS)}")
@@ -69,7 +68,7 @@ def _class_of(folder: Path) -> str:
 def _own(folder: Path) -> Any:
     """The configuration in a folder of our own kind."""
     path = folder / CONFIG
-    values = _json(path)
+    values = read_json(path)
     kinds = {found.name: found.config for found in families("autoencoder")}
     name = values.pop("family", "autoencoder") if isinstance(values, dict) else "autoencoder"
     if name not in kinds:
@@ -82,11 +81,12 @@ def save_autoencoder(folder: str | Path, config: AutoencoderConfig, params: Para
 
     Raises ValueError, one line, for a tensor that is not finite in it."""
     folder = place(folder)
-    flat = {name: np.ascontiguousarray(cast(name, np.asarray(leaf), dtype)) for name, leaf in _named(params)}
+    leaves = keymap.flatten(params)
+    flat = {name: np.ascontiguousarray(cast(name, np.asarray(leaf), dtype)) for name, leaf in leaves.items()}
     write_atomically(folder / WEIGHTS, safetensors.numpy.save(flat))
     name = family_of(config).name
     values = as_dict(config) | ({} if name == "autoencoder" else {"family": name})
-    write_atomically(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+    write_json(folder / CONFIG, values)
 
 
 def fingerprint(source: str) -> str:
@@ -102,7 +102,7 @@ def fingerprint(source: str) -> str:
 def unflatten(model: Model, flat: dict[str, np.ndarray], name: str) -> Params:
     """Named tensors as the model's tree; one missing, left over or of the wrong shape is named."""
     abstract = model.abstract()
-    wanted = dict(_named(abstract))
+    wanted = keymap.flatten(abstract)
     if missing := sorted(wanted.keys() - flat.keys()):
         raise ConfigError(f"{name} lacks {missing[0]} ({len(missing)} missing); it belongs to another architecture")
     if extra := sorted(flat.keys() - wanted.keys()):
@@ -110,13 +110,7 @@ def unflatten(model: Model, flat: dict[str, np.ndarray], name: str) -> Params:
     for key, leaf in wanted.items():
         if flat[key].shape != leaf.shape:
             raise ConfigError(f"{name}: {key} has shape {flat[key].shape}, the model's is {leaf.shape}")
-    leaves, structure = jax.tree_util.tree_flatten(abstract)
-    return jax.tree_util.tree_unflatten(structure, [flat[key].astype(np.float32) for key, _ in _named(abstract)])
-
-
-def _named(tree: Params) -> list[tuple[str, object]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+    return keymap.unflatten(abstract, {key: flat[key].astype(np.float32) for key in wanted})
 
 
 def locate(source: str) -> Path:
@@ -132,14 +126,7 @@ def locate(source: str) -> Path:
 
 def is_diffusers(folder: Path) -> bool:
     """Whether the folder of an autoencoder is one of diffusers'."""
-    return "_class_name" in _json(folder / CONFIG)
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise ConfigError(f"{path} is not JSON; the file is damaged") from None
+    return "_class_name" in read_json(folder / CONFIG)
 
 
 def standardized(config: AutoencoderConfig, latents: np.ndarray) -> AutoencoderConfig:
