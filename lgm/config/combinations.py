@@ -18,17 +18,14 @@ def check(config: Config) -> None:
     autoencoder = network.role == "autoencoder"
     need(config.batch_size % config.accumulate == 0,
          f"config.accumulate={config.accumulate} does not divide config.batch_size={config.batch_size}; give a divisor")
-    need(
-        config.total_images >= config.batch_size,
-        f"config.total_images={config.total_images} is less than one batch of config.batch_size={config.batch_size}",
-    )
+    need(config.total_images >= config.batch_size,
+         f"config.total_images={config.total_images} is less than one batch of config.batch_size={config.batch_size}")
     need(config.optimizer.warmup_images <= config.total_images,
          f"config.optimizer.warmup_images={config.optimizer.warmup_images} must lie between 0 and "
          f"config.total_images={config.total_images}")
     crop, resolution = config.data.crop, config.data.resolution
-    if config.data.cache is not None:
-        need(not autoencoder, f"config.data.cache={config.data.cache!r} is for denoisers; "
-                              "an autoencoder learns from pixels")
+    need(config.data.cache is None or not autoencoder,
+         f"config.data.cache={config.data.cache!r} is for denoisers; an autoencoder learns from pixels")
     if (step := config.data.buckets) is not None:
         need(not autoencoder, f"config.data.buckets={step} is for denoisers; an autoencoder learns from "
                               "crops, config.data.crop")
@@ -97,22 +94,19 @@ def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
     """
     factor, channels = autoencoder.factor, autoencoder.latent_channels
     network, spec = family_of(config.model), family_of(config.model).conditioning(config.model)
-    if spec.beside:
-        raise ConfigError(f"config.model.beside={spec.beside} is of a model that inpaints, and no data set here has "
-                          "masks to train one with; set it to 0, or draw with `lgm sample --from=FOLDER --image=X "
-                          "--mask=Y`")
-    if config.model.channels != channels:
-        raise ConfigError(f"config.model.channels={config.model.channels} is not the {channels} of the latents of "
-                          f"config.autoencoder={config.autoencoder!r}; set it to {channels}")
+    need(not spec.beside, f"config.model.beside={spec.beside} is of a model that inpaints, and no data set here has "
+         "masks to train one with; set it to 0, or draw with `lgm sample --from=FOLDER --image=X --mask=Y`")
+    need(config.model.channels == channels, f"config.model.channels={config.model.channels} is not the {channels} of "
+         f"the latents of config.autoencoder={config.autoencoder!r}; set it to {channels}")
     if config.text is None and any(getattr(spec, part) for part in WIDTHS):
         widths = ", ".join(f"{key}={width}" for part, key in WIDTHS.items() if (width := getattr(spec, part)))
         raise ConfigError(f"config.model of family {config.family!r} is told text ({widths}): give config.text, "
                           "dict(encoder=...) or dict(folder=...), or choose a dit or a unet of text_dim=0")
     side, patch = config.data.resolution, network.unit(config.model)
-    if (step := config.data.buckets) is not None:
-        if step % (factor * patch):
-            raise ConfigError(f"config.data.buckets={step} must be a multiple of {factor * patch}, the pixels a latent "
-                              f"of config.autoencoder={config.autoencoder!r} x config.model.patch_size={patch}")
+    step = config.data.buckets
+    need(step is None or step % (factor * patch) == 0,
+         f"config.data.buckets={step} must be a multiple of {factor * patch}, the pixels a latent of "
+         f"config.autoencoder={config.autoencoder!r} x config.model.patch_size={patch}")
     if side % (factor * patch):
         near = max(round(side / (factor * patch)), 1) * factor * patch
         patches = f" x config.model.patch_size={patch}" if patch > 1 else ""

@@ -11,7 +11,7 @@ import numpy as np
 from lgm.data import ImageSet
 from lgm.drawing import draw
 from lgm.evaluate import distance
-from lgm.parallel import even, fetch, spread, using
+from lgm.parallel import even, in_batches, spread, using
 from lgm.parsing import ConfigError
 from lgm.system import System
 
@@ -47,13 +47,8 @@ def check_enough(system: System, heldout: ImageSet) -> None:
 
 def features(system: System, frozen, images_NHWC: np.ndarray) -> np.ndarray:
     """Features [N, D] of uint8 images: means and standard deviations of the autoencoder's last hidden channels."""
-    parts = []
-    size = even(system.layout, CHUNK)
-    for start in range(0, len(images_NHWC), size):
-        rows = np.minimum(np.arange(start, start + size), len(images_NHWC) - 1)  # one shape, so one program
-        found = _features(system, frozen, *spread(system.layout, images_NHWC[rows]))
-        parts.append(fetch(found)[: len(images_NHWC) - start])
-    return np.concatenate(parts)
+    of_rows = lambda rows: _features(system, frozen, *spread(system.layout, images_NHWC[rows]))
+    return in_batches(of_rows, len(images_NHWC), even(system.layout, CHUNK))
 
 
 @functools.partial(jax.jit, static_argnums=0)

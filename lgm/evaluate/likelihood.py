@@ -17,7 +17,7 @@ import numpy as np
 
 from lgm import gaussian
 from lgm.gaussian import Process, singular_at
-from lgm.parallel import even, fetch, spread
+from lgm.parallel import even, in_batches, spread
 from lgm.parsing import ConfigError
 from lgm.system import System
 
@@ -88,15 +88,13 @@ def likelihood(system: System, params, latents: np.ndarray, tokens: np.ndarray, 
     if not (count := len(latents)):
         return {}
     ends = ENDS if not singular_at(system.process, system.config.loss.target, 1.0) else (ENDS[0], 0.999)
-    size, found = even(system.layout, min(system.config.evaluation.batch_size, count)), []
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        given = spread(system.layout, latents[rows], tokens[rows], mask[rows], rows)
-        try:
-            found.append(fetch(_densities(system, steps, probes, ends, params, *given))[: count - start])
-        except ValueError as error:
-            raise ConfigError(f"the likelihood cannot be taken: {error}") from None
-    bits = -np.concatenate(found).astype(np.float64) / (math.log(2.0) * latents[0].size)
+    given = lambda rows: spread(system.layout, latents[rows], tokens[rows], mask[rows], rows)
+    try:
+        found = in_batches(lambda rows: _densities(system, steps, probes, ends, params, *given(rows)), count,
+                           even(system.layout, min(system.config.evaluation.batch_size, count)))
+    except ValueError as error:
+        raise ConfigError(f"the likelihood cannot be taken: {error}") from None
+    bits = -found.astype(np.float64) / (math.log(2.0) * latents[0].size)
     error = bits.std(ddof=1) / math.sqrt(count) if count > 1 else math.inf
     return {"latent_bits": float(bits.mean()), "latent_bits_error": float(error)}
 

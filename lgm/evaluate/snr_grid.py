@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm import gaussian
-from lgm.parallel import even, fetch, spread
+from lgm.parallel import even, in_batches, spread
 from lgm.parsing import ConfigError
 from lgm.system import System
 
@@ -49,13 +49,14 @@ def snr_errors(system: System, params, latents: np.ndarray, tokens: np.ndarray, 
     width = (high - low) / options.levels
     rows, levels = (a.ravel() for a in np.meshgrid(np.arange(count), np.arange(options.levels), indexing="ij"))
     ratios = (low + width * (levels + (0.5 + GOLDEN * (rows + 1)) % 1.0)).astype(np.float32)
-    errors, size = np.zeros(len(rows)), even(system.layout, min(options.batch_size, len(rows)))
-    for start in range(0, len(rows), size):
-        at = np.minimum(np.arange(start, start + size), len(rows) - 1)  # one shape, so one program
-        row = rows[at]
-        told = spread(system.layout, latents[row], tokens[row], mask[row], ratios[at], row, levels[at])
-        sizes = None if micro is None else spread(system.layout, micro[row])[0]
-        errors[start : start + size] = fetch(_v_errors(system, params, *told, sizes))[: len(rows) - start]
+
+    def errors_at(places):
+        row = rows[places]
+        told = spread(system.layout, latents[row], tokens[row], mask[row], ratios[places], row, levels[places])
+        return _v_errors(system, params, *told, None if micro is None else spread(system.layout, micro[row])[0])
+
+    size = even(system.layout, min(options.batch_size, len(rows)))
+    errors = in_batches(errors_at, len(rows), size).astype(np.float64)
     by_level = errors.reshape(count, options.levels).mean(0)
     eps_errors = errors / (1.0 + np.exp(-ratios.astype(np.float64)))  # that of v times a^2
     middles = low + width * (np.arange(options.levels) + 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,6 +51,14 @@ def even(layout: Layout | None, count: int) -> int:
     """The number of rows, `count` or a little more, that divides over a layout's shares."""
     shares = 1 if layout is None else layout.batch_shares
     return -(-count // shares) * shares
+
+
+def in_batches(act: Callable[[np.ndarray], jax.Array], count: int, size: int) -> np.ndarray:
+    """What `act` gives of rows 0 to `count` - 1, [count, ...]: it is asked for `size` of them each time, the last ones
+    repeated, so that one program serves all."""
+    found = [fetch(act(np.minimum(np.arange(start, start + size), count - 1)))[: count - start]
+             for start in range(0, count, size)]
+    return np.concatenate(found)
 
 
 def agreed(value: int) -> int:

@@ -6,6 +6,7 @@ flow's own t, on a process that ends in pure noise.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -44,36 +45,29 @@ def beta(alpha: float = 0.6, beta: float = 0.6) -> Ramp:
     return ramp
 
 
-def _even(process: Process, steps: int) -> np.ndarray:
-    return np.linspace(_noisiest(process), 0.0, steps + 1)
+def _even(power: int, process: Process, steps: int) -> np.ndarray:
+    """Even steps of t^(1 / power): 1, or 2 (DDIM, 2010.02502, appendix D.2)."""
+    return np.linspace(_noisiest(process) ** (1 / power), 0.0, steps + 1) ** power
 
 
-def _trailing(process: Process, steps: int) -> np.ndarray:
-    """Entries N - 1, N - 1 - N / steps, ... of a table, rounded: the noisiest is always among them (2305.08891)."""
-    entries = _table(process, steps, "trailing")
-    return _of_entries((np.arange(entries, 0, -entries / steps).round() - 1)[:steps], entries)
+# entries of a table of so many, falling
+ENTRIES: dict[str, Callable[[int, int], np.ndarray]] = {
+    # N - 1, N - 1 - N / steps, ..., rounded: the noisiest is always among them (2305.08891)
+    "trailing": lambda entries, steps: (np.arange(entries, 0, -entries / steps).round() - 1)[:steps],
+    # 0, N // steps, 2 (N // steps), ..., taken backwards: the noisiest is left out
+    "leading": lambda entries, steps: (np.arange(steps) * (entries // steps))[::-1],
+    # from the last to the first, rounded: both ends are among them
+    "linspace": lambda entries, steps: np.linspace(0, entries - 1, steps).round()[::-1],
+}
 
 
-def _leading(process: Process, steps: int) -> np.ndarray:
-    """Entries 0, N // steps, 2 (N // steps), ... of a table, taken backwards: the noisiest is left out."""
-    entries = _table(process, steps, "leading")
-    return _of_entries((np.arange(steps) * (entries // steps))[::-1], entries)
-
-
-def _linspace(process: Process, steps: int) -> np.ndarray:
-    """Entries from the last to the first of a table, rounded: both ends are among them."""
-    entries = _table(process, steps, "linspace")
-    return _of_entries(np.linspace(0, entries - 1, steps).round()[::-1], entries)
-
-
-def _of_entries(falling: np.ndarray, entries: int) -> np.ndarray:
+def _of_entries(name: str, process: Process, steps: int) -> np.ndarray:
     """Their times, then the data. Entry 0 has noise, of which the last step rids x: its time lies above 0, the data."""
-    return np.append(np.maximum(falling / entries, 1e-7), 0.0)
-
-
-def _quadratic(process: Process, steps: int) -> np.ndarray:
-    """Even steps of sqrt(t) (DDIM, 2010.02502, appendix D.2)."""
-    return np.linspace(_noisiest(process) ** 0.5, 0.0, steps + 1) ** 2
+    if process.steps is None:
+        raise ValueError(f"spacing {name!r} counts a table's entries; process {process.name!r} has none; use 'even'")
+    if steps > process.steps:
+        raise ValueError(f"steps={steps} must lie between 1 and the table's {process.steps} entries")
+    return np.append(np.maximum(ENTRIES[name](process.steps, steps) / process.steps, 1e-7), 0.0)
 
 
 def _log_snr(process: Process, steps: int) -> np.ndarray:
@@ -104,12 +98,12 @@ def _even_to(last: float) -> Callable[[Process, int], np.ndarray]:
 
 
 SPACINGS: dict[str, Callable[..., Callable[[Process, int], np.ndarray]]] = {
-    "even": lambda: _even,
+    "even": lambda: functools.partial(_even, 1),
     "even_to": lambda last=0.04: _even_to(last),
-    "trailing": lambda: _trailing,
-    "leading": lambda: _leading,
-    "linspace": lambda: _linspace,
-    "quadratic": lambda: _quadratic,
+    "trailing": lambda: functools.partial(_of_entries, "trailing"),
+    "leading": lambda: functools.partial(_of_entries, "leading"),
+    "linspace": lambda: functools.partial(_of_entries, "linspace"),
+    "quadratic": lambda: functools.partial(_even, 2),
     "log_snr": lambda: _log_snr,
     "karras": lambda rho=7.0: _by_level(karras(rho)),
     "exponential": lambda: _by_level(exponential()),
@@ -157,11 +151,3 @@ def _times_at(process: Process, log_snr: np.ndarray) -> np.ndarray:
 
 def _noisiest(process: Process) -> float:
     return 1.0 if process.steps is None else (process.steps - 1) / process.steps
-
-
-def _table(process: Process, steps: int, spacing: str) -> int:
-    if process.steps is None:
-        raise ValueError(f"spacing {spacing!r} counts a table's entries; process {process.name!r} has none; use 'even'")
-    if steps > process.steps:
-        raise ValueError(f"steps={steps} must lie between 1 and the table's {process.steps} entries")
-    return process.steps

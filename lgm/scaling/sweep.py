@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from lgm import config as schema
 from lgm.config import Config
 from lgm.config.reading import read_config_file
+from lgm.config.sections import need
 from lgm.models import build
 from lgm.models.flops import count_flops
 from lgm.parsing import ConfigError, as_dict, parse
@@ -325,44 +326,38 @@ def _text(config, tokens: int) -> tuple[int, float]:
 def _check(sweep: Sweep) -> None:
     """Plans that cannot be, each in one line."""
     for one in sweep.also:
-        if set(one) != {"architecture", "objective", "size", "images"} or one["architecture"] not in (
-                sweep.architectures) or one["objective"] not in sweep.objectives or not all(
-                isinstance(one[key], int) and one[key] > 0 for key in ("size", "images")):  # fmt: skip
-            raise ConfigError(f"config.also: {one!r} should be dict(architecture=..., objective=..., size=..., "
-                              "images=...), of what the plan has")
-    if bool(sweep.images) == bool(sweep.budgets):
-        raise ConfigError("config.images and config.budgets: give one of them, a grid's images or an isoFLOP plan's "
-                          "FLOPs")
-    for name, values in (("architectures", sweep.architectures), ("objectives", sweep.objectives),
-                         ("seeds", sweep.seeds)):
-        if not values:
-            raise ConfigError(f"config.{name} is empty; a sweep needs at least one")
-    if sweep.guess and (not sweep.budgets or min(sweep.guess) <= 0 or sweep.reach <= 1):
-        raise ConfigError(f"config.guess={sweep.guess}, config.reach={sweep.reach}: budgets are spent by sizes near k "
-                          "FLOPs^a: give config.budgets, positive k and a, and a reach above 1")
-    for name, values in (("images", sweep.images), ("budgets", sweep.budgets), ("seeds", sweep.seeds)):
-        if len(set(values)) < len(values) or any(value < 0 for value in values):
-            raise ConfigError(f"config.{name}={tuple(values)} must be different numbers, none negative")
-    if not 0 < sweep.cooldown < 1:
-        raise ConfigError(f"config.cooldown={sweep.cooldown} must lie between 0 and 1, as 0.2")
+        need(set(one) == {"architecture", "objective", "size", "images"} and one["architecture"] in sweep.architectures
+             and one["objective"] in sweep.objectives
+             and all(isinstance(one[key], int) and one[key] > 0 for key in ("size", "images")),
+             f"config.also: {one!r} should be dict(architecture=..., objective=..., size=..., images=...), of what the "
+             "plan has")
+    need(bool(sweep.images) != bool(sweep.budgets),
+         "config.images and config.budgets: give one of them, a grid's images or an isoFLOP plan's FLOPs")
+    for name in ("architectures", "objectives", "seeds"):
+        need(getattr(sweep, name), f"config.{name} is empty; a sweep needs at least one")
+    need(not sweep.guess or (sweep.budgets and min(sweep.guess) > 0 and sweep.reach > 1),
+         f"config.guess={sweep.guess}, config.reach={sweep.reach}: budgets are spent by sizes near k FLOPs^a: give "
+         "config.budgets, positive k and a, and a reach above 1")
+    for name in ("images", "budgets", "seeds"):
+        values = tuple(getattr(sweep, name))
+        need(len(set(values)) == len(values) and all(value >= 0 for value in values),
+             f"config.{name}={values} must be different numbers, none negative")
+    need(0 < sweep.cooldown < 1, f"config.cooldown={sweep.cooldown} must lie between 0 and 1, as 0.2")
     _check_base(sweep.base, "config.base")
-    if not (sweep.base.get("evaluation") or {}).get("levels"):
-        raise ConfigError("config.base.evaluation.levels is missing: runs are compared by their error on so many "
-                          "levels of log SNR; give 16")
+    need((sweep.base.get("evaluation") or {}).get("levels"), "config.base.evaluation.levels is missing: runs are "
+         "compared by their error on so many levels of log SNR; give 16")
     for name, architecture in sweep.architectures.items():
-        _check_base(architecture.base, f"config.architectures.{name}.base")
+        where = f"config.architectures.{name}"
+        _check_base(architecture.base, f"{where}.base")
         for key in ("evaluation", "batch_size"):
-            if key in architecture.base:
-                raise ConfigError(f"config.architectures.{name}.base.{key} must be the same for all architectures, "
-                                  "which are compared; set it in config.base")
-        if not architecture.sizes:
-            raise ConfigError(f"config.architectures.{name}.sizes is empty; give sizes of its ladder, as (2, 4, 8)")
+            need(key not in architecture.base, f"{where}.base.{key} must be the same for all architectures, which are "
+                                               "compared; set it in config.base")
+        need(architecture.sizes, f"{where}.sizes is empty; give sizes of its ladder, as (2, 4, 8)")
         try:
             ladders.of(architecture.family)
         except ValueError as error:
-            raise ConfigError(f"config.architectures.{name}.family={architecture.family!r}: {error}") from None
-        if architecture.together < 1:
-            raise ConfigError(f"config.architectures.{name}.together={architecture.together} must be at least 1")
+            raise ConfigError(f"{where}.family={architecture.family!r}: {error}") from None
+        need(architecture.together >= 1, f"{where}.together={architecture.together} must be at least 1")
         for size in architecture.sizes:
             _rates(architecture.lr, name, size)
 
@@ -372,11 +367,7 @@ def _check_base(base: Mapping[str, Any], where: str) -> None:
         section = base.get(field.name)
         if dataclasses.is_dataclass(field.default) and section is not None and not isinstance(section, Mapping):
             raise ConfigError(f"{where}.{field.name}={section!r} has the wrong type; give a dict")
-    for key, by in OURS.items():
-        if key in base:
-            raise ConfigError(f"{where}.{key} is set by config.{by}; leave it out")
-    for key in base.get("optimizer") or {}:
-        if key in OPTIMIZERS:
-            raise ConfigError(f"{where}.optimizer.{key} is set by config.{OPTIMIZERS[key]}; leave it out")
-    if base.get("lora") is not None:
-        raise ConfigError(f"{where}.lora: a sweep trains whole models; leave it out")
+    set_by = OURS | {f"optimizer.{key}": by for key, by in OPTIMIZERS.items()}
+    for key in (*base, *(f"optimizer.{key}" for key in base.get("optimizer") or {})):
+        need(key not in set_by, f"{where}.{key} is set by config.{set_by.get(key)}; leave it out")
+    need(base.get("lora") is None, f"{where}.lora: a sweep trains whole models; leave it out")

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -179,7 +178,7 @@ def _train(plan: Sweep, runs: list[Run], workdir: Path) -> None:
         shared = architecture(part).together > 1
         return thread.submit(together.prepare, part, architecture(part).how, workdir) if shared else None
 
-    with _sigterm() as stop, Board(runs, workdir) as board, ThreadPoolExecutor(1) as thread:
+    with loop.sigterm() as stop, Board(runs, workdir) as board, ThreadPoolExecutor(1) as thread:
         ahead = prepare(parts[0]) if parts else None
         for part, following in itertools.zip_longest(parts, parts[1:]):
             if stop():
@@ -201,18 +200,3 @@ def _parts(plan: Sweep, runs: list[Run]) -> Iterator[list[Run]]:
         together = plan.architectures[members[0].architecture].together
         for start in range(0, len(members), together):
             yield members[start : start + together]
-
-
-@contextlib.contextmanager
-def _sigterm():
-    """A function that tells whether SIGTERM has arrived."""
-    arrived = []
-    try:
-        previous = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
-    except ValueError:  # not the main thread: whoever runs the sweep there handles signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(arrived)
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -77,12 +77,12 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
     create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
     abstract = jax.eval_shape(create)
     places = state_shardings(layout, abstract, task.logical_axes, config)
-    with _room(workdir), hold(workdir) as lock:
+    with _room(workdir), hold(workdir) as lock, sigterm() as stop:
         claim_workdir(config, workdir)
         member.barrier("the folder is held")
         checkpoints = Checkpoints(workdir, config.log.keep)
         step = compiled_once(placed_step(config, task.loss, task.draw, optimizer, layout, places))
-        run = _Run(config, workdir, task, layout, checkpoints, step, quiet, lock)
+        run = _Run(config, workdir, task, layout, checkpoints, step, quiet, lock, stop)
         try:
             if checkpoints.latest() is None and task.start is not None:
                 start = run_once(lambda params: init_state(params, optimizer), out_shardings=places)
@@ -97,6 +97,21 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
             return run.until_done(state)
         finally:
             run.close()
+
+
+@contextlib.contextmanager
+def sigterm() -> Iterator[Callable[[], bool]]:
+    """A function that tells whether SIGTERM has arrived; of several processes JAX's preemption service does."""
+    arrived = []
+    try:
+        previous = None if member.joined() else signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+    except ValueError:  # not the main thread: whoever runs the loop there handles signals
+        previous = None
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
@@ -149,14 +164,12 @@ def claim_workdir(config: Config, workdir: Path) -> None:
 class _Run:
     """One pass of the loop: the things it holds open."""
 
-    def __init__(self, config, workdir, task, layout, checkpoints, step_function, quiet, lock):
+    def __init__(self, config, workdir, task, layout, checkpoints, step_function, quiet, lock, stop):
         self.config, self.workdir, self.task, self.layout = config, workdir, task, layout
         self.checkpoints, self.step_function, self.quiet, self.lock = checkpoints, step_function, quiet, lock
-        self.rate = jax.jit(learning_rate(config))
-        self.stop = False  # SIGTERM arrived
+        self.rate, self.stop = jax.jit(learning_rate(config)), stop
         self.first = jax.process_index() == 0
         self.log = self.progress = self.ledger = None
-        self._previous_handler = None
 
     def until_done(self, state: TrainState) -> TrainState:
         config, task = self.config, self.task
@@ -164,7 +177,6 @@ class _Run:
         self.ledger = Ledger(self.workdir, step, writes=self.first)
         self.log = MetricLog(self.workdir, step, writes=self.first)
         self.progress = ProgressLine(config.total_images, step * config.batch_size, self.quiet or not self.first)
-        self._catch_sigterm()
         if step == 0:
             self.measure(state, 0)
         pending = None  # the step whose metrics have not been looked at yet: the device never waits for the host
@@ -187,7 +199,7 @@ class _Run:
                     self._log(step, metrics)
             paused = time.monotonic()
             self.measure(state, step)  # before the checkpoint, so that a run resumed there has its rows
-            stop = member.stop_agreed() if member.joined() else self.stop
+            stop = member.stop_agreed() if member.joined() else self.stop()
             if stop or self._due(step, config.log.checkpoint_every_images):
                 self._save(state, *pending)
             if stop and step < config.steps:
@@ -219,11 +231,9 @@ class _Run:
             self.progress.say(f"samples at {images:,} images: {path}")
 
     def close(self) -> None:
-        """Release files, threads and the signal handler, whatever happened."""
+        """Release files and threads, whatever happened."""
         failed = sys.exc_info()[1] is not None
         with contextlib.ExitStack() as stack:  # the last first, whatever fails
-            if self._previous_handler is not None:
-                stack.callback(signal.signal, signal.SIGTERM, self._previous_handler)
             for part in filter(None, (self.log, self.progress)):
                 stack.callback(part.close)
             if self.ledger:
@@ -268,15 +278,3 @@ class _Run:
         self.ledger.write()
         self.progress.note(images, {"loss": metrics["loss"], "images/s": rate,
                                     "TFLOP/s": speed["tflops_per_second"]})
-
-    def _catch_sigterm(self) -> None:
-        if member.joined():
-            return
-
-        def on_sigterm(signum, frame):
-            self.stop = True
-
-        try:
-            self._previous_handler = signal.signal(signal.SIGTERM, on_sigterm)
-        except ValueError:  # not the main thread: whoever runs the loop there handles signals
-            self._previous_handler = None

@@ -42,16 +42,7 @@ def test_real_images_stand_beside_the_drawn(tmp_path):
     assert first(BLUE)[1] < first(RED)[1] and first(BLUE)[0] == first(RED)[0]
 
 
-def test_labels_give_the_rows(tmp_path):
-    plain = save_grid(tmp_path / "x.png", colours(*[RED] * 6), columns=3, scale=1)
-    labelled = save_grid(tmp_path / "x.png", colours(*[RED] * 6), row_labels=["real", "generated"], scale=1)
-    assert labelled.shape[0] == plain.shape[0] and labelled.shape[1] > plain.shape[1] + 50
-    assert squares(labelled, RED) == 6 * 256
-
-
 def test_numbers_must_match(tmp_path):
     with pytest.raises(ValueError, match="2 images was given 1 captions"):
         save_grid(tmp_path / "x.png", colours(RED, RED), ["one"])
-    with pytest.raises(ValueError, match="2 rows was given 3 row_labels"):
-        save_grid(tmp_path / "x.png", colours(RED, RED), row_labels=["a", "b", "c"], columns=1)
     assert not list(tmp_path.iterdir())
