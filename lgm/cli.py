@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verb in DISTRIBUTED and (place := _place(arguments)) is not None:
             command = [sys.executable, "-m", "lgm.cli", *argv]
             least = processes.read_least(arguments.elastic, os.environ, place.count)
-            return processes.supervise(place, _bounds(arguments), command, least)
+            bounds = processes.Bounds.read({name: getattr(arguments, name) for name in ("patience", "wait", "report")})
+            return processes.supervise(place, bounds, command, least)
         return verbs.run(arguments.run, arguments, overrides)
     except KeyboardInterrupt:
         print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
@@ -77,10 +78,6 @@ def _place(arguments) -> processes.Place | None:
         member.join()
         return None
     return processes.find(arguments.coordinator, arguments.processes, arguments.process_id)
-
-
-def _bounds(arguments) -> processes.Bounds:
-    return processes.Bounds.read({name: getattr(arguments, name) for name in ("patience", "wait", "report")})
 
 
 if __name__ == "__main__":

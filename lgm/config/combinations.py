@@ -146,7 +146,8 @@ def _check_loss(config: Config, spec: ConditioningSpec) -> None:
     record = losses.loss(config.loss.name)
     need(not record.jump or spec.jump,
          f"config.loss.name={record.name!r} needs config.model.jump=True, of an mmdit or a unet")
-    need(record.jump or not spec.jump, f"config.model.jump=True is for the losses {_names('jump')}, not {record.name}")
+    jumping = " and ".join(name for name in losses.LOSSES if losses.loss(name).jump)
+    need(record.jump or not spec.jump, f"config.model.jump=True is for the losses {jumping}, not {record.name}")
     need(not record.guidance or spec.guidance,
          f"config.loss.name={record.name!r} needs a network that is told a scale, as a flux of "
          "config.model.guidance=True")
@@ -156,8 +157,3 @@ def _check_loss(config: Config, spec: ConditioningSpec) -> None:
         need(config.loss.teacher.pairs >= config.batch_size,
              f"config.loss.teacher.pairs={config.loss.teacher.pairs} is less than "
              f"config.batch_size={config.batch_size}")
-
-
-def _names(what: str) -> str:
-    """The losses of which a record says so."""
-    return " and ".join(name for name in losses.LOSSES if getattr(losses.loss(name), what))

@@ -158,7 +158,8 @@ def _select(rows: Rows, where: Mapping[str, Any], source: str) -> Rows:
             raise ValueError(f"config.data.where.{field}: {source} has no such field{near_miss(field, rows.fields)}")
         matching, values = rows.where(field, lambda value, wanted=wanted: _matches(value, wanted))
         if not len(matching):
-            values = sorted({str(item) for value in rows.values(field) for item in _items(value)})
+            listed = (value if isinstance(value, list) else [value] for value in rows.values(field))
+            values = sorted({str(item) for items in listed for item in items})
             shown = ", ".join(values[:SHOWN]) + (f", ... ({len(values)} in all)" if len(values) > SHOWN else "")
             problem = f"config.data.where.{field}={wanted!r} leaves no image of {source}{asked}"
             raise ValueError(f"{problem}; there are {shown}")
@@ -183,10 +184,6 @@ def _captioned(rows: Rows, field: str, source: str, bad: Bad) -> Rows:
         bad.add(f"{source}/{name}", f"config.data.caption={field!r}: {source}'s {name} has no such text{known}")
     bad.check(len(rows))
     return rows[told]
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _matches(value: Any, wanted: Any) -> bool:

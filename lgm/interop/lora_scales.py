@@ -97,7 +97,7 @@ def _matching(options: Mapping[str, Any], key: str, module: str, default: Any, s
         raise ValueError(f"cannot be scaled: {source}: {key} is no object of names and numbers")
     ends = [module[i:] for i in range(len(module)) if i == 0 or module[i - 1] == "."]
     for pattern, value in patterns.items():
-        if _plain(pattern):
+        if re.fullmatch(r"\^?(\w|\\?\.)*", pattern):  # a plain name
             if pattern.replace("\\.", ".").lstrip("^") in (ends[:1] if pattern.startswith("^") else ends):
                 return value
             continue
@@ -112,10 +112,6 @@ def _matching(options: Mapping[str, Any], key: str, module: str, default: Any, s
         if fits:
             return value
     return default
-
-
-def _plain(pattern: str) -> bool:
-    return re.fullmatch(r"\^?(\w|\\?\.)*", pattern) is not None
 
 
 def _number(name: str, value: Any, source: str) -> float:

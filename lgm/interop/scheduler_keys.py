@@ -76,12 +76,8 @@ def obeyed(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError, one line, for a number that is none or not finite.
     """
     said = {key: config.get(key, default) for key, default in DEFAULTS[name].items()}
+    number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
     for key, default in DEFAULTS[name].items():
-        number = isinstance(default, (int, float)) and not isinstance(default, bool)
-        if number and said[key] != default and not _finite(said[key]):
+        if number(default) and said[key] != default and not (number(said[key]) and is_finite(said[key])):
             raise ValueError(f"scheduler_config.json: {key}={said[key]!r} must be a finite number")
     return said
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)

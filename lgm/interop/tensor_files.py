@@ -12,7 +12,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def save(tensors: Iterable[tuple[str, np.ndarray]], folder: str | Path, stem: st
     shards: list[tuple[Path, list[str]]] = []
     total = 0
     try:
-        for shard in _shards(tensors, shard_bytes):
+        for shard in in_groups(tensors, lambda named: named[1].nbytes, shard_bytes):
             handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{stem}.")
             shards.append((Path(temporary), [name for name, _ in shard]))
             with os.fdopen(handle, "wb") as file:
@@ -271,17 +271,16 @@ def _find(folder: Path) -> Path:
     raise ValueError(f"{folder} has no .safetensors file and no index of them; give the folder of a model")
 
 
-def _shards(tensors: Iterable[tuple[str, np.ndarray]], limit: int):
-    """Lists of tensors of at most `limit` bytes each (one tensor may be larger); at least one list."""
-    shard, size, yielded = [], 0, False
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > limit:
-            yield shard
-            shard, size, yielded = [], 0, True
-        shard.append((name, tensor))
-        size += tensor.nbytes
-    if shard or not yielded:
-        yield shard
+def in_groups(items: Iterable, size: Callable[[Any], float], limit: float) -> Iterator[list]:
+    """Neighbours whose sizes are together at most `limit` (that of one alone may be larger); at least one group."""
+    group, held = [], 0
+    for item in items:
+        if group and held + size(item) > limit:
+            yield group
+            group, held = [], 0
+        group.append(item)
+        held += size(item)
+    yield group
 
 
 def _write(file, tensors: list[tuple[str, np.ndarray]]) -> int:

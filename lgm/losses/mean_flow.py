@@ -1,6 +1,6 @@
 """MeanFlow: predict(x_t, t, s, cond) is the mean velocity of the path between s and t >= s.
 
-x_s = x_t - (t - s) predict(x_t, t, s, cond), which `sampling.jump` takes in any number of steps, one among them. At
+x_s = x_t - (t - s) predict(x_t, t, s, cond), which the solver "jump" takes in any number of steps, one among them. At
 s = t the mean velocity is the velocity itself, so the loss holds flow matching within it.
 """
 

@@ -19,7 +19,6 @@ from lgm.sampling.guidance import (
     skipping,
     token_rescaled,
 )
-from lgm.sampling.jumps import jump
 from lgm.sampling.solvers import SOLVERS, Solver, Timesteps, loop, sample, solver, trace
 from lgm.sampling.starts import from_image, inpainting, keys, noise
 
@@ -39,7 +38,6 @@ __all__ = [
     "from_image",
     "guided",
     "inpainting",
-    "jump",
     "keys",
     "last_part",
     "loop",

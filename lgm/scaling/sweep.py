@@ -298,17 +298,11 @@ def measure(sweep: Sweep, config: Config, together: bool = False) -> Shape:
     tokens = encoder.max_length if encoder else sweep.text_tokens
     rung = _rung(config.model, latent, tokens)
     text_params, text_flops = _text(encoder, tokens) if encoder else (0, 0.0)
-    return Shape(rung.params, rung.non_embedding, rung.params + text_params, rung.training + text_flops,
-                 _frozen(config, together))
-
-
-def _frozen(config: Config, together: bool) -> float:
-    """FLOPs an image of encoders that a train step runs and does not train."""
     if together:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, latents="memory"))
-    if config.data.latents == "memory" and not (config.text and config.text.folder):
-        return 0.0
-    return frozen_flops(*abstract_system(config)[:2])
+    encodes = config.data.latents == "step" or config.text and config.text.folder
+    return Shape(rung.params, rung.non_embedding, rung.params + text_params, rung.training + text_flops,
+                 frozen_flops(*abstract_system(config)[:2]) if encodes else 0.0)
 
 
 _rung = functools.lru_cache(maxsize=256)(ladders.measure)

@@ -71,7 +71,7 @@ class Checkpoints:
             raise _unwritten(self.path / str(step), error) from error
         if self.staged:
             self._ending = self._thread.submit(self._send, step)
-        elif not files.is_remote(self.path) and _first():
+        elif not files.is_remote(self.path) and jax.process_index() == 0:
             self._stop.clear()
             self._ending = self._thread.submit(self._seal, step)
 
@@ -85,7 +85,7 @@ class Checkpoints:
         for step in self.steps():
             found, reason = self._try(step, abstract)
             if _agreed(found is not None):
-                if repair and _first():
+                if repair and jax.process_index() == 0:
                     for other in failed:
                         self._set_aside(other)
                 if repair and failed:
@@ -93,7 +93,7 @@ class Checkpoints:
                     self.manager.reload()
                 return found
             failed.append(step)
-            if _first():
+            if jax.process_index() == 0:
                 print(f"{self.path / str(step)} cannot be read ({reason}); going on from the one before",
                       file=sys.stderr, flush=True)
         if failed:
@@ -134,7 +134,7 @@ class Checkpoints:
     def _try(self, step: int, abstract: Any) -> tuple[tuple[Any, dict] | None, str]:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         try:
-            if not files.is_remote(self.path) and _first():
+            if not files.is_remote(self.path) and jax.process_index() == 0:
                 check_seal(self.path / str(step))
             self.fetch(step)
             restored = self.manager.restore(step, args=args)
@@ -202,10 +202,6 @@ def _check_room(path: Path, state: Any) -> None:
     free = shutil.disk_usage(path).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"no space is left: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
-
-
-def _first() -> bool:
-    return jax.process_index() == 0
 
 
 def _agreed(mine: bool) -> bool:

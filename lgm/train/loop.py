@@ -180,7 +180,7 @@ class _Run:
         if step == 0:
             self.measure(state, 0)
         pending = None  # the step whose metrics have not been looked at yet: the device never waits for the host
-        self._start_clock(step)
+        self.clock, self.clock_step = time.monotonic(), step
         self.ledger.turn("step")
         while step < config.steps:
             with guarded(pending is not None):  # all but the first step, measurements and checkpoints
@@ -261,15 +261,12 @@ class _Run:
             self.checkpoints.save(step, state, self.task.batches.get_state())
         self.ledger.saved(step)
 
-    def _start_clock(self, step: int) -> None:
-        self.clock, self.clock_step = time.monotonic(), step
-
     def _log(self, step: int, metrics: dict) -> None:
         lr = self.rate(jax.device_put(np.int32(step - 1)))
         metrics = {k: float(v) for k, v in jax.device_get(metrics | {"lr": lr}).items()}
         images = step * self.config.batch_size
         rate = (step - self.clock_step) * self.config.batch_size / (time.monotonic() - self.clock)
-        self._start_clock(step)
+        self.clock, self.clock_step = time.monotonic(), step
         speed = {"images_per_second": rate, "tflops_per_second": self.task.flops * rate / 1e12,
                  "executed_tflops_per_second": self.task.executed_flops * rate / 1e12}
         if (peak := peak_flops(jax.devices()[0])) is not None:

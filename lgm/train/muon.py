@@ -94,7 +94,8 @@ def orthogonalize() -> optax.GradientTransformation:
                 rows, columns = math.prod(inner[:-1]), inner[-1]
                 groups[min(rows, columns), max(rows, columns)].append(i)
             else:
-                groups[place.mesh, _padded(place.spec, leaf.ndim), read.batch, inner].append(i)
+                spec = PartitionSpec(*place.spec, *[None] * (leaf.ndim - len(place.spec)))
+                groups[place.mesh, spec, read.batch, inner].append(i)
         for key, members in groups.items():
             stacks = [leaves[i] for i in members]
             batch = [reads[i].batch for i in members]
@@ -141,10 +142,6 @@ def _spread(mesh, spec: PartitionSpec, leaves: list[jax.Array], batch: list[int]
 
     specs = (spec,) * len(leaves)
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False)(*leaves)
-
-
-def _padded(spec: PartitionSpec, dimensions: int) -> PartitionSpec:
-    return PartitionSpec(*spec, *[None] * (dimensions - len(spec)))
 
 
 def _axes(entry) -> tuple[str, ...]:

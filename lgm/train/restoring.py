@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from lgm.files import is_remote, local, place, plain
+from lgm.interop.tensor_files import in_groups
 from lgm.parsing import ConfigError
 from lgm.train.checkpoint import first_line, quiet
 from lgm.train.saved import complete_steps
@@ -68,7 +68,7 @@ def _restored(path: Path, name: str, wanted: Any) -> Any:
             check_seal(path)
         here = local(path) if str(path).startswith("s3://") else plain(path)  # Orbax has no driver for s3://
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            for group in _groups(leaves):
+            for group in in_groups(leaves, _bytes_here, PART * sum(map(_bytes_here, leaves))):
                 item = {name: _nested(group)}
                 options = {"restore_args": ocp.checkpoint_utils.construct_restore_args(item), "partial_restore": True}
                 tree = reader.restore(here / "state", args=ocp.args.PyTreeRestore(item=item, **options))[name]
@@ -83,20 +83,9 @@ def _restored(path: Path, name: str, wanted: Any) -> Any:
     return jax.tree.unflatten(structure, found)
 
 
-def _groups(leaves: list) -> Iterator[list]:
-    """Neighbours whose bytes in this process are together a part of all."""
-    sizes = [_bytes_here(leaf) for _, leaf in leaves]
-    most, group, held = PART * sum(sizes), [], 0
-    for entry, size in zip(leaves, sizes, strict=True):
-        if group and held + size > most:
-            yield group
-            group, held = [], 0
-        group.append(entry)
-        held += size
-    yield group
-
-
-def _bytes_here(leaf: jax.ShapeDtypeStruct) -> int:
+def _bytes_here(named: tuple[Any, jax.ShapeDtypeStruct]) -> int:
+    """A leaf's bytes in this process."""
+    leaf = named[1]
     shard = math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
     return shard * len(leaf.sharding.addressable_devices)
 

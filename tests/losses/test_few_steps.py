@@ -123,11 +123,11 @@ JUMPS = {
 @pytest.mark.parametrize("name", JUMPS)
 def test_one_jump_is_better_than_one_euler_step_and_many_are_the_data(name):
     predict = JUMPS[name]()
-    draw = lambda times: quality(jax.jit(lambda e: sampling.jump(predict, e, times))(noise(2)))
+    walked = jax.jit(lambda e, times: sampling.sample(sampling.solver("jump"), FLOW, "flow", predict, e, times))
+    draw = lambda times: quality(walked(noise(2), jnp.asarray(times)))
     one, few, euler = draw(ONE), draw(np.linspace(1.0, 0.0, 9)), quality(by_euler(exact, noise(2), ONE))
     assert one < 0.1 * euler, (one, euler)
     # straighter, too: the model's one jump and its eight end in one place, where Euler's steps of the flow do not
-    walked = jax.jit(lambda e, times: sampling.jump(predict, e, times))
     ends = [by_euler(exact, noise(2), times) for times in (ONE, tuple(np.linspace(1.0, 0.0, 9)))]
     jumps = [walked(noise(2), jnp.asarray(times)) for times in (ONE, np.linspace(1.0, 0.0, 9))]
     assert rms(jumps[0] - jumps[1]) < 0.5 * rms(ends[0] - ends[1]), (name, rms(jumps[0] - jumps[1]))

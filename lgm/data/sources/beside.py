@@ -23,7 +23,7 @@ class Beside:
     def __init__(self, place: Place, names: list[str], bad: Bad):
         self.place = place
         images = [name for name in names if is_image(name)]
-        for name in map(ascii, filter(_taken, place.odd)):
+        for name in (ascii(name) for name in place.odd if name.endswith("/") or is_image(name)):
             bad.add(f"{place.label}/{name}", f"{place.label}/{name}: its name is no Unicode text; rename it")
         stem = lambda name: posixpath.splitext(name)[0]
         stems = {stem(name) for name in images}
@@ -68,10 +68,6 @@ class Beside:
             bad.add(label, f"{error}" if str(error).startswith(self.place.label) else f"{label}: {error}")
             return None
         return {**row, "file_name": name}
-
-
-def _taken(name: str) -> bool:
-    return name.endswith("/") or is_image(name)
 
 
 def told(name: str, content: bytes) -> dict[str, Any]:
