@@ -24,15 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lgm import files
+from lgm import files, weights
 from lgm.config import Config
-from lgm.data import Bad, ImageSet, open_data
+from lgm.data import Bad, ImageSet, open_data, read_cache, write_index, write_shard
 from lgm.data.order import shuffled
+from lgm.drawing import encode_all
 from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.snr_grid import check_range, snr_errors
 from lgm.models import family_of
 from lgm.scaling import results
-from lgm.scaling.latents import encoded
 from lgm.scaling.sweep import Run
 from lgm.system import System
 from lgm.train.checkpoint import Checkpoints
@@ -154,6 +154,16 @@ def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
     init = run_once(jax.vmap(init) if stacked else init)
     return Group(runs, parts, system, jax.device_put(frozen), jax.device_put(arrays), heldout, test, _chunk(runs[0]),
                  workdir, init, _advance(config, system, stacked))
+
+
+def encoded(system: System, frozen, images: ImageSet, workdir: Path) -> np.ndarray:
+    """Standardised latents [N, h, w, c] of all images, float32, encoded once a sweep and kept in `workdir/latents`."""
+    made_of = {"autoencoder": weights.fingerprint(system.config.autoencoder), "images": images.fingerprint}
+    place = workdir / "latents" / "-".join(made_of.values())
+    if not (place / "index.json").is_file():
+        write_shard(place, 0, {"latent": encode_all(system, frozen, images)}, made_of)
+        write_index(place, 1, made_of)
+    return np.asarray(read_cache(place, made_of)["latent"])
 
 
 def _chunk(run: Run) -> int:
