@@ -1,7 +1,5 @@
 """The words of the command line: every verb's flags with their help, and an example of each."""
 
-from __future__ import annotations
-
 import argparse
 
 from lgm import __version__

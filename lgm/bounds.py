@@ -3,8 +3,6 @@
 Numbers are finite everywhere; what holds between fields stands in the records and in `lgm.config`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

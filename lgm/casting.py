@@ -1,7 +1,5 @@
 """Arrays in another type of floats, where their values have an equal in it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax.numpy as jnp

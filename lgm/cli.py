@@ -1,7 +1,5 @@
 """The command line: `lgm VERB`. Thin: it parses words, calls the library and turns errors into one line."""
 
-from __future__ import annotations
-
 import glob
 import os
 import sys

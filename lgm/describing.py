@@ -1,7 +1,5 @@
 """What a config may say: every key with its type, its default and what its section is for, and a file's values."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import textwrap

@@ -4,8 +4,6 @@ Our own, which `lgm sample --from` reads, holds config.json (the run's config), 
 is named by its path, "denoiser/blocks/..." or "text/..."), autoencoder/ and tokenizer.json.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys

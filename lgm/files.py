@@ -5,8 +5,6 @@ and a folder is there as long as something lies in it. What needs a file of the 
 tokenizers) reads a store through `local`, a copy that is kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

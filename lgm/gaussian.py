@@ -20,8 +20,6 @@ Here and in `sampling` all is computed in JAX's default float: float32 whatever 
 `jax.enable_x64`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

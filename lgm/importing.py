@@ -1,7 +1,5 @@
 """From a diffusers folder to the config of a run that goes on from it."""
 
-from __future__ import annotations
-
 import pprint
 from collections.abc import Mapping
 from pathlib import Path

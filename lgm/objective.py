@@ -1,7 +1,5 @@
 """The loss that a config names, and what must fit it: process, target, density of t and weighting."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any

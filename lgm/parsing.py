@@ -1,7 +1,5 @@
 """Strict parsing: plain dicts into frozen dataclasses, with errors of one line."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import types
@@ -14,7 +12,6 @@ from lgm.bounds import check_bounds
 
 class ConfigError(ValueError):
     """A config that cannot be: the message is one line with the key, the value and what would do."""
-
 
 def parse(cls: type, values: Mapping[str, Any], path: str):
     """An instance of dataclass `cls` from `values`; nested dataclasses parse recursively."""

@@ -1,7 +1,5 @@
 """What `lgm sample` reads from its words and files before anything is loaded: pictures to start from, how to draw."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

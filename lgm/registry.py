@@ -1,7 +1,5 @@
 """Things made by name from config values: `make(kind, table, name, options)`."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

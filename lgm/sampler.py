@@ -1,7 +1,5 @@
 """A sampler: a solver and the times of its steps, on lgm's own grid or as a scheduler of diffusers has them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

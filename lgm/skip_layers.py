@@ -1,7 +1,5 @@
 """Skip-layer guidance of SD3.5 as its released sampler is told of it: layers, a scale, and from which step to which."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

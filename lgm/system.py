@@ -4,8 +4,6 @@ Training, sampling, evaluation and export all speak to this one object. What is 
 encoder, the denoiser alone beside a folder's frozen text encoders, or a low-rank change to a frozen denoiser.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Files that somebody else wrote: read only where they are files, of a size that can be, and of values that can be."""
 
-from __future__ import annotations
-
 import json
 import math
 import stat

@@ -5,8 +5,6 @@ unknown key, a wrong type or an impossible combination raises `ConfigError`, one
 what would do.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

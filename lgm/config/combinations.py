@@ -1,7 +1,5 @@
 """What of a config's sections does not go together, in one line that names the key, the value and what would do."""
 
-from __future__ import annotations
-
 from lgm import losses
 from lgm.config.sections import Config, need
 from lgm.data.buckets import bucket_sizes

@@ -1,7 +1,5 @@
 """Config files: what `get_config` gives, or a run's config.json, with overrides, as plain nested dicts."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import json

@@ -3,8 +3,6 @@
 Sizes of time are counted in images seen, never in steps.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Any, Literal
 

@@ -5,8 +5,6 @@ slice of `batch_size`, and each process serves its own share of that slice. The 
 unchanged when it is resumed on another number of processes.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,6 @@ The practice of SDXL (Podell et al. 2023, 2307.01952, section 2.3 and appendix I
 nearest aspect ratio, is scaled to cover it and cut to it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

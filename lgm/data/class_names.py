@@ -1,7 +1,5 @@
 """Captions that name a class: what a class-conditional denoiser is told instead of text."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 

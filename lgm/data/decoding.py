@@ -4,8 +4,6 @@ The first frame, turned as its EXIF orientation says; colours by the embedded pr
 transparency laid on white.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 

@@ -1,7 +1,5 @@
 """What a collection of images is, in lines that a person reads: `lgm data PATH`."""
 
-from __future__ import annotations
-
 import collections
 import sys
 from concurrent.futures import ThreadPoolExecutor

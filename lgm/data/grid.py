@@ -1,7 +1,5 @@
 """Pictures of pictures: images in a grid with their captions, as PNG."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

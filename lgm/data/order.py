@@ -6,8 +6,6 @@ So an order over a billion records costs no memory and no pause at an epoch's st
 long beside it, is ordered by hashes of its places.
 """
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

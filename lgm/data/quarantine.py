@@ -1,7 +1,5 @@
 """Bad records of a run: noted once each in a file of its folder, with the reason; too many of them end the run."""
 
-from __future__ import annotations
-
 import json
 import threading
 from pathlib import Path

@@ -5,8 +5,6 @@ They give the ids that transformers gives. Texts are padded to a fixed length an
 length, which padding token and whether the padding counts is the pipeline's to say.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import warnings

@@ -4,8 +4,6 @@ That library is fast because it trusts what it reads: a pattern may backtrack wi
 joint ends the process. So what a file is made of must be what the tokenizers of CLIP, T5 and BERT are made of.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

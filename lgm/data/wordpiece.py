@@ -1,7 +1,5 @@
 """The small tokenizer of models that learn text from scratch: lower-case words, whole where they recur, else pieces."""
 
-from __future__ import annotations
-
 import collections
 import string
 from collections.abc import Iterable, Sequence

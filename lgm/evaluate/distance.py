@@ -4,8 +4,6 @@ Both are as good as their features. Of those of an Inception network they are FI
 of an autoencoder's encoder (`evaluate.features`), they order runs of one project and compare with nothing published.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 LEAST = 3  # vectors in a sample of which the kernel distance has an error

@@ -1,7 +1,5 @@
 """How far images drawn from held-out captions are from the real ones, by features of the run's own autoencoder."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,7 +1,5 @@
 """Held-out loss at fixed times and fixed noise: the number by which runs are compared."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

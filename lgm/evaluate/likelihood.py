@@ -5,8 +5,6 @@ that of the noise they flow to, plus the divergence met on the way (Song et al. 
 to 40; FFJORD, 1810.01367; SiT, 2401.08740, has it for straight paths).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

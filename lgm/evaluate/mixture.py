@@ -1,7 +1,5 @@
 """Mixtures of Gaussians, whose denoiser is known exactly: what losses and solvers are proven on."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -7,8 +7,6 @@ is the variational bound (`vlb_bits`). A network that knows nothing errs by abou
 1 + 1 / SNR where noise is high: what is left of its error there is what its samples start from.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

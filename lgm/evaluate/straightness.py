@@ -1,7 +1,5 @@
 """How straight the paths of a flow are: what decides how few steps will do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """A small network of the plane and its training in one compiled loop: few-step losses shown in seconds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

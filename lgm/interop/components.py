@@ -1,7 +1,5 @@
 """The parts of a diffusers folder: for each class, its configuration both ways, its key map and its file of weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Configurations of denoisers and autoencoders, from diffusers' config.json to ours and back."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -9,8 +9,6 @@ A rule names one of our parameters by its path ("blocks/attn/qkv/kernel"; positi
 is a function of its configuration that returns such a list; `linear`, `conv` and `norm` write the usual pairs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Adapters trained here, in the LoRA files that others load: diffusers' names, or those of kohya's scripts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple

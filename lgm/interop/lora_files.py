@@ -1,7 +1,5 @@
 """LoRA files of diffusers, peft, kohya's scripts and their kin, merged into weights as they are read."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping

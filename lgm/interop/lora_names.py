@@ -1,7 +1,5 @@
 """Which weights a module's name in a LoRA file stands for, in every spelling that trainers use."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator

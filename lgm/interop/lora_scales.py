@@ -5,8 +5,6 @@ the text `lora_adapter_metadata` within it, which holds one for every network un
 alpha is the rank.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ For each kind of network a function of its configuration gives a function of a d
 tensor. Original files fuse what diffusers keeps apart (q, k and v), so a source may be some rows of a tensor.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence

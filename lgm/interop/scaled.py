@@ -1,7 +1,5 @@
 """Files of float8 weights with scales beside them, as people make them to save memory: w = scale * float8."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -3,8 +3,6 @@
 A file often keeps keys of the class that it was made from, which its own class never reads: a class obeys its own.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """diffusers' scheduler_config.json as what it says: a process, a prediction target, a solver and a grid of times."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import math

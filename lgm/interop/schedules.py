@@ -4,8 +4,6 @@ diffusers' schedulers keep noise levels and the network's timesteps in two table
 two disagree (levels between two entries, timesteps rounded), the network is told another time than the solver's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

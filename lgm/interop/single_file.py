@@ -5,8 +5,6 @@ systems have at several places, here. `section` shows one of them under the name
 tensor, so that one key map serves both.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Every option of the classes that are read here, as diffusers 0.42 and transformers 5 have them (`fields`)."""
 
-from __future__ import annotations
-
 from lgm.interop.fields import (
     CARRIED,
     COUNT,

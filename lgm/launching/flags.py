@@ -1,7 +1,5 @@
 """Variables that a kind of GPU wants, each with its reason: `launch/flags.toml`."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from typing import Any

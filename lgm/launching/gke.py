@@ -1,7 +1,5 @@
 """GKE: a JobSet of TPU slices or GPU nodes, queued by Kueue where the site has it; a sweep is one JobSet a run."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

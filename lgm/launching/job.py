@@ -1,7 +1,5 @@
 """A job: what is asked for, what is written and run for it, and how one speaks to it afterwards."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import re

@@ -1,7 +1,5 @@
 """From words to a submitted job: resolve, check, render, and print or submit."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json

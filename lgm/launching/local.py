@@ -1,7 +1,5 @@
 """This machine: so many processes of one run, started by a small shell script in the background; a sweep run by run."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """What can be asked for: TPU slices and GPU nodes, how many devices JAX sees of them, and what clusters call them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,8 +1,6 @@
 """Templates to text. Every value is quoted where it is put in, for the shell or for YAML, by the file's kind: a
 template cannot forget it."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -30,7 +28,6 @@ PATTERNS = {  # what secrets look like, whatever they are called
 
 class Verbatim(str):
     """Text that goes in as it is: shell lines of the site, or what is quoted already."""
-
 
 def folder() -> Path:
     """`launch/`, beside the package in a checkout, or where a wheel put it. Raises ConfigError where it is not."""

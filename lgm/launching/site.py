@@ -1,7 +1,5 @@
 """A site's settings: what is true of a cluster and of no run, in one TOML file."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

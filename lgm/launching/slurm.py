@@ -1,7 +1,5 @@
 """Slurm: one batch script, with `srun` starting a supervisor a node (or a GPU); a sweep is an array of it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

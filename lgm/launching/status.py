@@ -1,7 +1,5 @@
 """`lgm status`: where launched runs are, from the cluster's queue and from what each run leaves in its folder."""
 
-from __future__ import annotations
-
 import datetime
 import importlib
 import json

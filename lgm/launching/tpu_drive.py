@@ -1,7 +1,5 @@
 """The driver of a run on Cloud TPU VMs: every gcloud command it runs, what each failure means, and what comes next."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import shlex
@@ -25,7 +23,6 @@ EXISTS, MISSING = ("ALREADY_EXISTS", "already exists"), ("NOT_FOUND", "not found
 
 class Failed(RuntimeError):
     """What cannot be helped by trying again; one line."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Done:

@@ -4,8 +4,6 @@ There is no engine on the machines themselves to restart a run, so `lgm launch` 
 workers up, starts training on them and watches. Started again, it goes on with what it finds.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

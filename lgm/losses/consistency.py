@@ -5,8 +5,6 @@ gives the map f(x_t, t) = cos(theta) x_t - sin(theta) F(x_t, t), which is the x 
 solver "consistency" draws with it in one step or more.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Contrastive flow matching: predictions of different conditions are kept apart."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -4,8 +4,6 @@ With the rectified-flow process, target "flow" and a logit-normal density it is 
 "eps" it is the simple loss of 2006.11239; with "v" that of 2202.00512.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple

@@ -4,8 +4,6 @@ A weighting may be traded for a density: the expectation of w(t) e(t) under p is
 `weightings.importance` has that ratio for two densities, `weightings.traded` for a density made of a weighting.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

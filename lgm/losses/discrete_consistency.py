@@ -5,8 +5,6 @@ that two points of a path on neighbouring levels have the same end f(x_t, t), th
 lowest level f is x_t itself. `sampling`'s solver "consistency" draws with it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Distances of batches, in which losses measure how far one is from another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """Guidance distilled into one pass (Meng et al. 2023, 2210.03142, section 3.1): the network is told the scale."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ x_s = x_t - (t - s) predict(x_t, t, s, cond), which the solver "jump" takes in a
 s = t the mean velocity is the velocity itself, so the loss holds flow matching within it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple

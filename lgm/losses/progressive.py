@@ -3,8 +3,6 @@
 Each stage is a run of its own, whose teacher is the run before and which starts from its weights: 1024 steps, 512, ...
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

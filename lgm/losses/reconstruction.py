@@ -1,7 +1,5 @@
 """The autoencoder's objective: reconstruction, a gradient term and KL to the unit Gaussian."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

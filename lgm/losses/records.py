@@ -4,8 +4,6 @@ A loss from outside the package is named in a config by where its record stands,
 `loss.name="package.module:RECORD"`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Collection

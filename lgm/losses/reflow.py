@@ -5,8 +5,6 @@ joined ends cross less than lines between independent ones, so a network trained
 2209.03003): one Euler step of it is a sample. Applied again and again, then distilled into that one step (2309.06380).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -1,8 +1,6 @@
 """Shortcut models: predict(x_t, t, s, cond) is the mean velocity of the path between s and t >= s, as in `mean_flow`,
 and learns it from its own halves."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

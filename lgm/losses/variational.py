@@ -4,8 +4,6 @@ A network with learned sigma gives, beside its prediction, v in about [-1, 1] fo
 p(x_s | x_t) lies (v + 1) / 2 of the way from the posterior's to beta's (eq. 15), s being the table's entry before t.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

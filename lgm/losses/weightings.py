@@ -5,8 +5,6 @@ determinant a q - b p, error(target) = (D / b)^2 error(x) = (D / a)^2 error(eps)
 the x-error or the eps-error holds here for every process and target.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Between the host and all devices: results back whole, and what every process has out to its places."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -2,8 +2,6 @@
 its neighbours (a halo) and convolves what it then has. XLA's own partitioning of convolutions by rows is not used:
 where channels are split too, it was found to add up contributions several times."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

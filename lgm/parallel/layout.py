@@ -5,8 +5,6 @@ parameter that it is about to use; both are what they are given where no layout 
 layout's rules, never in the model.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import dataclasses

@@ -1,7 +1,5 @@
 """The device mesh of a run: one grid with all named axes, over ICI within a slice or node and DCN between them."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import warnings

@@ -1,8 +1,6 @@
 """Pipeline parallelism over a stack of blocks (GPipe, Huang et al. 2019, 1811.06965): the stages have a part each, and
 parts of the batch follow each other through them. Backward is its transpose: the same pipeline run the other way."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@
 `ulysses` exchanges tokens for heads (Jacobs et al. 2023, 2309.14509), so that any kernel does the rest.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

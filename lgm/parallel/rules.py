@@ -1,7 +1,5 @@
 """The one table that says which mesh axes split which logical axis, and how a shape is cut by it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType

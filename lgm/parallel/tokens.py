@@ -4,8 +4,6 @@ Attention does not care in which order tokens come. Joined share by share, text 
 where they were, and no byte is sent; on one device that is plain concatenation.
 """
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import jax

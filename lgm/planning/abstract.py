@@ -4,8 +4,6 @@ Where a config names a diffusers folder that is here, its configurations are rea
 here, the published networks of the denoiser's family stand in, and the plan says so.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What would fit, where a plan does not: one line with the key to change or the smallest slice."""
 
-from __future__ import annotations
-
 import math
 
 from lgm.config import Config

@@ -1,7 +1,5 @@
 """What `lgm plan` does: plan or search, print, and write JSON."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

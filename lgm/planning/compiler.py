@@ -1,7 +1,5 @@
 """`python -m lgm.planning.compiler FOLDER` traces and compiles the task that `lgm.planning.program` has put there."""
 
-from __future__ import annotations
-
 import pickle
 import sys
 from pathlib import Path

@@ -7,8 +7,6 @@ use; one that is started and awaited later, or carried by several fusions, runs 
 all others are waited for. Between TPU slices a collective is what is sent and received (`hlo.transfer`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Sequence

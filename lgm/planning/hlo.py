@@ -4,8 +4,6 @@ Only what a plan needs is understood: shapes and where they lie, operands, calle
 products' and convolutions' work, and which devices a collective joins.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

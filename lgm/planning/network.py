@@ -6,8 +6,6 @@ network, over which every device carries its share of what its slice or node mus
 (no latency), the usual bound (Chan et al. 2007, doi:10.1002/cpe.1206).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

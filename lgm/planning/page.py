@@ -1,7 +1,5 @@
 """A plan for people and for programs: tables and JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Does a config fit a machine, on which mesh, and how fast: answered by the compiler before the machine is paid for."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

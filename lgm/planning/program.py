@@ -4,8 +4,6 @@ All that a plan needs is settled before code is generated, which is most of the 
 compiles, with the compiler's own dump of the scheduled program and its buffers, and is ended when these are written.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

@@ -5,8 +5,6 @@ how text is read, when latents are made, every kind of evaluation and picture, t
 says of how much becomes as small as that path allows.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

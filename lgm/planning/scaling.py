@@ -5,8 +5,6 @@ extend along `data`, and those along `fsdp` where there are fewer chips than it 
 covers more of them, which is left out: it is a few milliseconds.)
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Which mesh and which remat policy: what divides is put in order by a closed form, compiled, and ranked."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import math

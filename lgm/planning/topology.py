@@ -4,8 +4,6 @@ The TPU compiler comes with libtpu, which runs without a TPU. A GPU cluster is p
 many TPU v5p devices: its counts of work, bytes and collectives are timed at the GPU's rates.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import math

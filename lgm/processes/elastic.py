@@ -1,7 +1,5 @@
 """A run that outlives its processes: pass after pass of supervision, each with those that are left."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 from collections.abc import Sequence

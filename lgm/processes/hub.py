@@ -4,8 +4,6 @@ The hub gathers all processes, keeps barriers, hears from every supervisor once 
 tells all of them one verdict: which process it was, on which host, and what became of it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import ipaddress

@@ -1,7 +1,5 @@
 """Which process this is, of how many, and where the first one is: from flags, environment, Slurm or a TPU's host."""
 
-from __future__ import annotations
-
 import dataclasses
 import glob
 import os

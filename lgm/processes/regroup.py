@@ -7,8 +7,6 @@ place. A network that falls apart could leave two groups; with a least number of
 goes on, and otherwise the lock of the run's folder lets one of them write.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import json

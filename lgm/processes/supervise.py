@@ -1,7 +1,5 @@
 """One process's supervisor: it meets the others, starts the training process and says what became of whom."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

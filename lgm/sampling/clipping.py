@@ -1,7 +1,5 @@
 """Keeping a prediction's implied data within the range that data have."""
 
-from __future__ import annotations
-
 import functools
 
 import jax.numpy as jnp

@@ -2,8 +2,6 @@
 control of step sizes that k-diffusion's `dpm_adaptive` has. All on y = x / a and s = -log sigma = log(a / b).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

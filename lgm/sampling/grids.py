@@ -4,8 +4,6 @@ Where a spacing speaks of noise levels, they are `singlestep.ode`'s coordinate: 
 flow's own t, on a process that ends in pure noise.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

@@ -5,8 +5,6 @@ dpm_2 goes by `singlestep.ode`'s coordinate, a rectified flow's own t, and what 
 of flows draw it (`split`).
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -5,8 +5,6 @@ x_s = (b_s / b_t) x_t + a_s * integral of exp(lambda - lambda_s) x_hat(lambda) f
 eq. 8); what differs is how x_hat is continued. In the ODE's own coordinate the slope's polynomial is integrated.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """DDPM's ancestral step with each of the variances that the released codes know."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from lgm.gaussian import Process

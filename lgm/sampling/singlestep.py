@@ -1,7 +1,5 @@
 """Solvers that remember nothing, or only one half of a pair of steps."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -4,8 +4,6 @@ The SDE  dx = (v - D score) dt + sqrt(2 D) dw,  run from t = 1 down to 0, has th
 dx = v dt whatever D(t) >= 0 is: it may be chosen at sampling. The paper's w is 2 D.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

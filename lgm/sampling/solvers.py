@@ -6,8 +6,6 @@ given target kind. The step sees the data and noise that it implies, (x_hat, eps
 of its batch.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Starts from an image: image to image, and inpainting of a part of it."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -4,8 +4,6 @@ With lambda = log(a / b) and h = lambda_s - lambda_t, every formula is written w
 themselves, so that it holds where a = 0 (a rectified flow's start) and where b = 0 (the data).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

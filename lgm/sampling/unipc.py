@@ -6,8 +6,6 @@ of that integral (`steps.polynomial_weights`). Only where the paper puts 1/2 in 
 UniC-1, does B(h) matter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """The answer to what a fit is asked: for each budget the best family, its size and data, and the runner-up."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from lgm.scaling import bootstrap, predicting

@@ -4,8 +4,6 @@ Drawing runs with replacement instead leaves out, in every draw, a third of a pl
 many: its intervals held the truth always, at up to twice the width that 95% asks for (`tools/fit_coverage.py` counts).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -5,8 +5,6 @@ smooth there. Their mean tells as much as they do, and a table of a hundred thou
 hundred such points. Tables of no more than `MOST` rows stay as they are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

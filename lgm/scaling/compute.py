@@ -1,7 +1,5 @@
 """What compute is bought as: so many chips for so many hours."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Literal

@@ -4,8 +4,6 @@ An optimizer that converged proves that a law is the best of its form, not that 
 that it is not, or that the table is not what it was taken for.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from lgm.scaling import laws, solver

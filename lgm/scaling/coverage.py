@@ -1,7 +1,5 @@
 """What a plan of runs would tell: simulate it under a known law and noise, fit, and count how often intervals hold."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

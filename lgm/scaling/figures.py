@@ -1,7 +1,5 @@
 """Figures of a fit, as PNG bytes."""
 
-from __future__ import annotations
-
 import io
 import re
 

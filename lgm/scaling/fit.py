@@ -1,7 +1,5 @@
 """`lgm fit`: from a CSV of runs to fit.json, figures and one report, written together or not at all."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import json

@@ -13,8 +13,6 @@ A form is one function of unknowns that are all free numbers. It is fitted by le
 starts; its draws are fits to tables simulated with the noise that its residuals show, as the plain law's are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

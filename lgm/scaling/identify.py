@@ -1,7 +1,5 @@
 """What the data cannot tell: for each parameter of a law, one line of reason not to state it."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from lgm.scaling.bootstrap import Draws, interval

@@ -4,8 +4,6 @@ A run of a tracker is one row: what it was given (parameters, config) and the la
 names are joined by "/", and are called by their last part where that is one column's alone.
 """
 
-from __future__ import annotations
-
 import collections
 import csv
 import hashlib

@@ -6,8 +6,6 @@ parabola is a biased picture of the valley (2603.22339): the law's own frontier 
 check it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -6,8 +6,6 @@ MMDiT 64 (all of SD3), Flux 54 with one double-stream block for two single-strea
 widen: size 40, at 8 channels each, is the released width of 320.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -6,8 +6,6 @@ Hoffmann et al. (2203.15556), equations 2 to 4, here for a cost C = k N^p D: con
 an image no exact multiple of the parameters, and p measures it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

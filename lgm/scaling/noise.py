@@ -10,8 +10,6 @@ of its loss (Huber, Robust Statistics, 1981, section 7.6). E psi' is that of a n
 quarter quantile of differences between residuals (Rousseeuw and Croux, 1993), which outliers do not move.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

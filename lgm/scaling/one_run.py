@@ -4,8 +4,6 @@ The trunk goes from one cooldown's start to the next; there its checkpoint is co
 it is the checkpoint of an ordinary run that had come so far, and the loop goes on from it as from any other.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time

@@ -9,8 +9,6 @@ An optimizer that stops early gives numbers that look like a fit (2404.10102 exp
 Therefore every fit carries its gradient, the number of starts that agree, and `converged`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

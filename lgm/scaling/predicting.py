@@ -5,8 +5,6 @@ loss that they give stays. So what is asked of a quantity is how far it spreads 
 was made.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from lgm.scaling import bootstrap, laws, sensitivity

@@ -6,8 +6,6 @@ towards minus infinity. All that a step needs of the points is one Gram matrix o
 step is two exponentials a point. Steps are Levenberg and Marquardt's with the Jacobian of the projected residual.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

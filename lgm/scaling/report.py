@@ -1,7 +1,5 @@
 """One self-contained HTML page about a fit: the answer, what contradicts it, then numbers, figures and checks."""
 
-from __future__ import annotations
-
 import base64
 import math
 from html import escape

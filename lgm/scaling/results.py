@@ -5,8 +5,6 @@
     workdir/runs.csv                        one row a result, in the plan's order; a function of the plan alone
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -3,8 +3,6 @@
 Leaving out is a weight of zero, so each table here is one batch of fits.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from lgm.scaling import bootstrap, identify, laws, parametric, solver

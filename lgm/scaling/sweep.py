@@ -5,8 +5,6 @@ which is one trunk at a constant learning rate with a cooldown for every amount 
 cooldowns are together an ordinary training config with the schedule "wsd", so that `lgm train` gives the same run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

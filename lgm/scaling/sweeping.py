@@ -1,8 +1,5 @@
 """What `lgm sweep` does, once its words are parsed: list a plan, train one run of it, or all that is missing."""
 
-from __future__ import annotations
-
-import contextlib
 import dataclasses
 import itertools
 import math

@@ -11,8 +11,6 @@ The runs are those that `lgm train` makes of their configs, from the same batche
 another program. Within a group they are the same bits however often the sweep is killed and resumed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time

@@ -1,7 +1,5 @@
 """The autoencoder's task: images to latents and back, on random crops."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

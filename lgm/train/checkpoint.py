@@ -1,7 +1,5 @@
 """Orbax checkpoints: the train state and the data iterator's position, written whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import shutil

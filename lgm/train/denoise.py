@@ -1,7 +1,5 @@
 """The main task: a denoiser and its text encoder learn latents of captioned images under one process and loss."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from pathlib import Path

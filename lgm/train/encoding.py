@@ -5,8 +5,6 @@ caches of `lgm.data.cache`. It is made of one autoencoder, one choice of images 
 refused by name. Records that cannot be read are left out; each row says which image it is.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

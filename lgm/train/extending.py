@@ -1,7 +1,5 @@
 """Going on with a run otherwise: to more images, at another rate, with other pictures; what it is stays what it is."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """What is left behind when a loss stops being finite: the step, the metric, the first bad gradients and the batch."""
 
-from __future__ import annotations
-
 import functools
 import io
 import json
@@ -18,7 +16,6 @@ from lgm.train.state import beside, drawn, in_pieces
 
 class NonFinite(RuntimeError):
     """Training stopped because a metric is not finite; the message is one line."""
-
 
 def report_non_finite(workdir: Path, task, config, layout: Layout, state, step: int, metrics: dict,
                       batch: dict) -> None:

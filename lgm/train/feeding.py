@@ -1,7 +1,5 @@
 """What a denoiser's train step and its measurements are fed: images in buckets, their latents, what is told."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

@@ -12,8 +12,6 @@ Every second since a run's first start has one reason:
   down        from the last word of a start to the beginning of the next
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ it lives or it is dead. Any other is watched: whoever sees its beat change leave
 `SILENCE` seconds takes it over. No clock is compared with another's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import hashlib

@@ -1,7 +1,5 @@
 """What a run tells: `metrics.jsonl`, TensorBoard events and a progress bar (plain lines where no one watches)."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

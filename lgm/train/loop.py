@@ -1,7 +1,5 @@
 """The one training loop: any task, resumed bit for bit from its folder."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno
@@ -57,7 +55,6 @@ class Task:
 
 class Preempted(Exception):
     """SIGTERM arrived and the state is saved; running the same command again goes on from there."""
-
 
 def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layout, Path], Task], layout: Layout,
           quiet: bool = False, extend: bool = False) -> TrainState:

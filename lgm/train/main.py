@@ -1,7 +1,5 @@
 """`lgm train`: a config's task, on a layout that fits, by the loop."""
 
-from __future__ import annotations
-
 import ctypes
 import time
 

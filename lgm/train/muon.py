@@ -4,8 +4,6 @@ The arithmetic is small and a network has many matrices, so that run one by one 
 laid out, minutes of compilation. Here all matrices of one shape go through one batched iteration, under a loop.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import itertools

@@ -1,7 +1,5 @@
 """Runs that are there already: their systems and weights, to draw with, measure, export or teach."""
 
-from __future__ import annotations
-
 import jax
 
 from lgm import config as schema

@@ -1,7 +1,5 @@
 """AdamW or Muon with warm-up and decay, counted in images."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

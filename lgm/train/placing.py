@@ -1,7 +1,5 @@
 """A config's layout: its mesh made and checked against what it trains, and where every part of the state lies."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any

@@ -5,8 +5,6 @@ starts from a run reads one of the four, a few parameters at a time, and of a pa
 process reads its own parts.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import sys

@@ -1,7 +1,5 @@
 """Which checkpoints a run's folder has, told by their names alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from lgm import files

@@ -4,8 +4,6 @@ The arrays that Orbax writes carry no check sums (a changed bit of a parameter i
 system that lost power or a copy that went wrong says nothing either. A store checks its objects itself.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """What a run starts from: fresh weights, those of a diffusers folder, or those of another run."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The state of a run and the one function that advances it."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 On a pod either is a stall of all its chips that nobody sees: the run goes on, and is slow.
 """
 
-from __future__ import annotations
-
 import collections
 import threading
 import warnings
@@ -18,7 +16,6 @@ _compiled: collections.Counter[int] = collections.Counter()  # by thread
 
 class Recompiled(UserWarning):
     """A step that was compiled before was compiled again; the project's tests take it for an error."""
-
 
 def compilations() -> int:
     """Programs compiled for this thread since this module was imported, found in a cache or not."""

@@ -1,7 +1,5 @@
 """What a finished run teaches another: the ends of its ODE's paths, or its predictions."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

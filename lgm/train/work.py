@@ -1,7 +1,5 @@
 """FLOPs of training on one image: three forward passes of what is trained, one of what is frozen in the step."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,8 +1,6 @@
 """What each verb of the command line does with its parsed words, one file a group. Heavy modules are imported when one
 runs."""
 
-from __future__ import annotations
-
 import importlib
 
 

@@ -1,8 +1,5 @@
 """`lgm plan`, `lgm launch` and `lgm status`."""
 
-from __future__ import annotations
-
-
 def plan(arguments, overrides) -> int:
     from lgm.planning import command
 

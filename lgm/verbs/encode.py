@@ -1,7 +1,5 @@
 """`lgm encode`: the latents of a config's images, made once and kept (`train.encoding`)."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`lgm evaluate`: what a run's weights are measured by, as JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from lgm.data import Bad, open_images

@@ -1,7 +1,5 @@
 """`lgm export` and `lgm import`: from runs and folders to folders, and from folders to runs."""
 
-from __future__ import annotations
-
 from lgm import config as schema
 from lgm.data import open_images
 from lgm.exporting import check_new, export_autoencoder, export_folder, export_run

@@ -1,7 +1,5 @@
 """What there is: `lgm config`, `lgm presets`, `lgm inspect` and `lgm data`."""
 
-from __future__ import annotations
-
 from lgm.parsing import ConfigError
 
 

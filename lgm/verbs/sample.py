@@ -1,7 +1,5 @@
 """`lgm sample`: from the words of a command line to a PNG, with a run, an exported one or a folder of diffusers."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence

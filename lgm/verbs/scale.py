@@ -1,7 +1,5 @@
 """`lgm sweep` and `lgm fit`."""
 
-from __future__ import annotations
-
 from lgm.parsing import ConfigError
 from lgm.verbs.shared import numbers
 

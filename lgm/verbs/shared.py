@@ -1,7 +1,5 @@
 """What verbs share: lists of numbers among their words, and how several processes end: one writes, all go."""
 
-from __future__ import annotations
-
 import jax
 
 from lgm.parsing import ConfigError

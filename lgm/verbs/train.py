@@ -1,7 +1,5 @@
 """`lgm train`."""
 
-from __future__ import annotations
-
 from lgm.train import main
 
 

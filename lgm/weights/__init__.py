@@ -4,8 +4,6 @@ A folder has the configuration of `AutoencoderConfig` (or of another "family") a
 tensor a parameter, named by its path; a diffusers folder of an AutoencoderKL or its like is read through `lgm.interop`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from importlib import resources

@@ -1,7 +1,5 @@
 """ArrayRecord shards of tf.train.Examples, read without TensorFlow."""
 
-from __future__ import annotations
-
 import functools
 import threading
 from collections.abc import Iterator, Sequence

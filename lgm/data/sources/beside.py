@@ -4,8 +4,6 @@ A caption lies in NAME.txt or NAME.caption (kohya's way), metadata in NAME.json.
 lies in is its class and caption; images in no folder but that of a split have no caption.
 """
 
-from __future__ import annotations
-
 import json
 import posixpath
 from typing import Any

@@ -1,7 +1,5 @@
 """Which kind of collection lies at a path."""
 
-from __future__ import annotations
-
 import fnmatch
 import posixpath
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the kinds of shards share: an index that is made once and kept, shards opened wherever they lie."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

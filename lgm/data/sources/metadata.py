@@ -4,8 +4,6 @@ There may be one at the root or one in each folder, of that folder's files; "tra
 folders' names become the field "split".
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

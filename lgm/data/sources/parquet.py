@@ -1,7 +1,5 @@
 """Parquet shards with a column of image bytes, as Hugging Face's data sets lie on disk."""
 
-from __future__ import annotations
-
 import functools
 import json
 import threading

@@ -3,8 +3,6 @@
 Nothing outside is read: a name must be one of those listed, and a link must end inside.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 import threading
@@ -31,7 +29,6 @@ class Place(Protocol):
 
     def read(self, name: str) -> bytes:
         """The content of one file. Raises ValueError, one line."""
-
 
 class Folder:
     """Files under a folder of the file system; those that begin with a dot and folders that are links are left out."""

@@ -1,7 +1,5 @@
 """What every kind of collection gives: how many records, what is known of each, and the bytes of any one's image."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -23,7 +21,6 @@ class Source(Protocol):
 
     def read(self, i: int) -> bytes:
         """The encoded image of record `i`; safe to call from several threads."""
-
 
 @dataclasses.dataclass
 class Bad:

@@ -1,8 +1,6 @@
 """WebDataset: tars whose files of one name up to the first dot are one record. Read at random by an index of where each
 image lies."""
 
-from __future__ import annotations
-
 import functools
 import os
 import posixpath

@@ -1,7 +1,5 @@
 """Names of TensorFlow Datasets, read without TensorFlow."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
