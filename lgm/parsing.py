@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lgm.bounds import check_bounds
@@ -129,12 +129,15 @@ def as_dict(instance) -> dict[str, Any]:
     return plain(instance)
 
 
-def first_difference(ours: Any, theirs: Any, name: str = ""):
-    """(key, ours, theirs) of the first value in which two plain nested dicts differ; None where they are the same."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
+def differences(ours: Any, theirs: Any, skip: Collection[str] = (), whole: Callable[[str], bool] = lambda key: False,
+                name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, ours, theirs) of every value in which two plain nested dicts differ, but for the keys to `skip`; a section
+    of which `whole` holds is one value."""
+    if name in skip or ours == theirs:
+        return
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping) and not whole(name):
         for key in {**ours, **theirs}:
-            found = first_difference(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
-            if found:
-                return found
-        return None
-    return None if ours == theirs else (name, ours, theirs)
+            inner = f"{name}.{key}" if name else key
+            yield from differences(ours.get(key), theirs.get(key), skip, whole, inner)
+    else:
+        yield name, ours, theirs

@@ -30,7 +30,7 @@ from lgm.config.sections import (
 )
 from lgm.files import place, read_json
 from lgm.models import FAMILIES, family, family_of
-from lgm.parsing import ConfigError, as_dict, first_difference, parse
+from lgm.parsing import ConfigError, as_dict, differences, parse
 
 # where and in which pieces a step is computed, not what: a run may go on with others
 PLACING = ("mesh", "attention", "accumulate", "optimizer.offload", "data.threads", "data.bad_share", "model.remat",
@@ -104,13 +104,7 @@ def other_run(config: Config, theirs: Mapping[str, Any]) -> tuple[str, Any, Any]
     None where they are the same but for `PLACING`: the run then goes on as `config`, on whatever mesh that has.
     """
     ours = json.loads(json.dumps(to_dict(config)))
-    return first_difference(_without_placing(ours), _without_placing(theirs))
-
-
-def _without_placing(values: Any, path: str = "") -> Any:
-    if not isinstance(values, Mapping):
-        return values
-    return {k: _without_placing(v, f"{path}{k}.") for k, v in values.items() if f"{path}{k}" not in PLACING}
+    return next(differences(ours, theirs, PLACING), None)
 
 
 def _parse_model(values, path: str):

@@ -8,7 +8,7 @@ from typing import Any
 
 from lgm import config as schema
 from lgm.config import Config
-from lgm.parsing import ConfigError
+from lgm.parsing import ConfigError, differences
 from lgm.train.saved import newest_checkpoint
 
 EXTENDED = "extended"  # the key of config.json that tells what a run was before each extension
@@ -47,15 +47,5 @@ def recorded(values: dict[str, Any], theirs: Any, workdir: Path) -> dict[str, An
 def _changes(config: Config | dict, theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, ours, theirs) of every value in which two configs differ, but for where a step is computed."""
     ours = json.loads(json.dumps(config if isinstance(config, dict) else schema.to_dict(config)))
-
-    def differences(mine, other, path):
-        if path in schema.PLACING or mine == other:
-            return
-        if isinstance(mine, Mapping) and isinstance(other, Mapping) and not may_extend(path):
-            for key in {**mine, **other}:
-                yield from differences(mine.get(key), other.get(key), f"{path}.{key}" if path else key)
-        else:
-            yield path, mine, other
-
-    yield from differences(ours, theirs, "")
+    return differences(ours, theirs, schema.PLACING, may_extend)
 
