@@ -25,26 +25,24 @@ class Coverage:
 
 
 def measure(method: str, n: np.ndarray, d: np.ndarray, law: np.ndarray, noise: np.ndarray, budget: float,
-            cost: Cost, delta: float = parametric.HUBER_DELTA, draws: int = 400, seed: int = 0,
-            run: np.ndarray | None = None) -> dict[str, Coverage]:
+            cost: Cost, draws: int = 400) -> dict[str, Coverage]:
     """Fit many simulated tables of the runs (n, d), and compare each interval with the truth.
 
     Args:
       noise: errors of ln L [tables, runs]. budget: FLOPs at which the best N and its loss are predicted too.
-      draws: of each table. run: [runs] the training run of each row, its own by default.
+      draws: of each table.
     Returns coverage of E, alpha, beta, `a` (of N_opt ~ C^a), `N_opt` and `loss` at the budget, and the share of tables
     whose fit converged under `converged`.
     """
     exact = Points.of(n, d, laws.loss(law, n, d))
     start = parametric.starts(exact)[60]  # one of the grid, far from any law worth simulating
     tables = dataclasses.replace(exact, log_loss=exact.log_loss + noise)
-    fit = parametric.refit(method, tables, np.repeat(start[None], len(noise), 0), delta=delta)
-    rows = np.arange(len(n))
-    run = rows if run is None else run
+    fit = parametric.refit(method, tables, np.repeat(start[None], len(noise), 0))
+    rows, delta = np.arange(len(n)), parametric.huber_delta(method, parametric.HUBER_DELTA)
     ends, of = [], lambda law: np.stack(list(_quantities(law, cost, budget).values()), -1)
     for i in range(len(noise)):
-        runs = Runs("", n, d, np.exp(tables.log_loss[i]), None, run, rows, "tokens")
-        drawn = bootstrap.draw(runs, fit.law[i], parametric.huber_delta(method, delta), draws, seed + i).law
+        runs = Runs("", n, d, np.exp(tables.log_loss[i]), None, rows, rows, "tokens")
+        drawn = bootstrap.draw(runs, fit.law[i], delta, draws, i).law
         ends.append(bootstrap.interval(of(drawn), of(fit.law[i])))
     ends, result = np.stack(ends, -1), {}
     low, high = np.quantile(of(fit.law), [0.025, 0.975], axis=0)
