@@ -57,12 +57,12 @@ def run(config, folder):
     """The loop of `lgm train` over a task of four numbers; the compilations of each of its steps but the first."""
 
     def loss(params, frozen, batch, key):
-        value = jnp.mean(jnp.square(batch["x"] - params["kernel"] - frozen))
+        value = jnp.mean(jnp.square(batch["x"] - params["kernel"] - frozen["shift"]))
         return value, {"size": jnp.sum(params["kernel"])}
 
     task = loop.Task(
         init=lambda key: {"kernel": jax.random.normal(key, (4,))}, logical_axes={"kernel": (None,)}, loss=loss,
-        frozen=jax.device_put(np.float32(0.5)), batches=Ones(), flops=1.0, executed_flops=1.0,
+        frozen={"shift": jax.device_put(np.float32(0.5))}, batches=Ones(), flops=1.0, executed_flops=1.0,
         heldout=lambda params: {"heldout": float(params["kernel"].sum())}, pictures=None,
     )  # fmt: skip
     counts = []
