@@ -6,8 +6,6 @@ lies at an edge of its sizes, which reach a factor `reach` to either side, gets 
 is a function of the results that there are, so that a sweep that was stopped goes on.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -6,8 +6,6 @@ variance v the part v - c^2 / (w + s^2), c being their covariance and w the vari
 conditional variance; Chaloner & Verdinelli 1995 on Bayesian design). Runs are chosen one after the other.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
