@@ -15,7 +15,7 @@ from lgm.bounds import Count, Finite, Positive
 from lgm.models.attention import attention
 from lgm.models.convolution import Conv, GroupNorm, ResBlock, upsample
 from lgm.models.keys import Keys
-from lgm.models.layers import Linear
+from lgm.models.layers import PIXELS, Linear
 from lgm.models.records import Family
 
 EPSILON = 1e-6  # of every group norm
@@ -87,8 +87,8 @@ class Attention(nnx.Module):
 
     def __init__(self, channels: int, groups: int, *, rngs: Keys):
         self.norm = GroupNorm(channels, groups, epsilon=EPSILON, silu=False)
-        self.qkv = Linear(channels, 3 * channels, ("embed", "heads"), parts=3, rngs=rngs)
-        self.out = Linear(channels, channels, ("heads", "embed"), rngs=rngs)
+        self.qkv = Linear(channels, 3 * channels, ("embed", "heads"), parts=3, over=PIXELS, rngs=rngs)
+        self.out = Linear(channels, channels, ("heads", "embed"), over=PIXELS, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         b, h, w, c = x_BHWC.shape
@@ -187,8 +187,9 @@ class Autoencoder(nnx.Module):
         self.quant = Conv(2 * latent, 2 * latent, 1, rngs=rngs) if config.use_quant_conv else None
         self.post_quant = Conv(latent, latent, 1, rngs=rngs) if config.use_post_quant_conv else None
         patch = config.channels * config.factor**2
-        self.linear_in = Linear(patch, latent, (None, None), rngs=rngs) if config.linear_skip else None
-        self.linear_out = Linear(latent, patch, (None, None), rngs=rngs) if config.linear_skip else None
+        skip = config.linear_skip
+        self.linear_in = Linear(patch, latent, (None, None), over=PIXELS, rngs=rngs) if skip else None
+        self.linear_out = Linear(latent, patch, (None, None), over=PIXELS, rngs=rngs) if skip else None
 
     def encode(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images in [-1, 1] to float32 (mean, log variance), each [B, H / f, W / f, latent_channels].

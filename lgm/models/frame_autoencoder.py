@@ -18,7 +18,7 @@ from lgm.bounds import Count, Finite, Positive
 from lgm.models.attention import attention
 from lgm.models.convolution import Conv, convolve, upsample
 from lgm.models.keys import Keys
-from lgm.models.layers import Linear
+from lgm.models.layers import PIXELS, Linear
 from lgm.models.records import Family
 from lgm.parallel import constrain, gathered
 
@@ -126,8 +126,8 @@ class Middle(nnx.Module):
     def __init__(self, width: int, *, rngs: Keys):
         self.first, self.last = ResBlock(width, width, rngs=rngs), ResBlock(width, width, rngs=rngs)
         self.norm = PixelNorm(width)
-        self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, rngs=rngs)
-        self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
+        self.qkv = Linear(width, 3 * width, ("embed", "heads"), parts=3, over=PIXELS, rngs=rngs)
+        self.out = Linear(width, width, ("heads", "embed"), over=PIXELS, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         x = self.first(x_BHWC)

@@ -11,19 +11,22 @@ from lgm.parallel import constrain, current, gathered, platform
 
 INNER = ("mlp", "heads", "conv")  # logical axes of features that stay split between two products
 EPSILON = 1e-6  # of norms that do not say
+TOKENS, PIXELS = ("tokens",), ("height", None)  # logical axes between the batch and the features
 
 
 class Linear(nnx.Module):
-    """x W (+ b) over the last axis, in the input's dtype; `axes` names the two logical axes of W.
+    """x W (+ b) over the last axis, in the input's dtype; `axes` names the two logical axes of W, `over` those of x
+    between the batch and the features, as many as there are; an x of batch and features alone is one of every kind.
 
     Where the features that come out are of several `parts` (queries, keys and values from one product), the result is
     [..., parts, features a part]; with `parts_in` those that go in are [..., parts_in, features a part]. W is one
     matrix all the same; a mesh splits within every part.
     """
 
-    def __init__(self, in_features, out_features, axes, *, parts=1, parts_in=1, bias=True, zero=False, rngs: Keys):
+    def __init__(self, in_features, out_features, axes, *, parts=1, parts_in=1, over=TOKENS, bias=True, zero=False,
+                 rngs: Keys):  # fmt: skip
         init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
-        self.axes, self.parts, self.parts_in = axes, parts, parts_in
+        self.axes, self.parts, self.parts_in, self.over = axes, parts, parts_in, over
         stored = ("fused", None) if parts > 1 else (None, "fused") if parts_in > 1 else axes
         self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features)), axes=stored)
         self.bias_axes = axes[1:] if parts == 1 else ("fused",)
@@ -37,7 +40,11 @@ class Linear(nnx.Module):
             y = y + (bias.reshape(self.parts, -1) if self.parts > 1 else bias)
         if self.adapter is not None:
             y = y + self.adapter(self._flat(x)).reshape(y.shape)
-        places = ((), ("tokens",), ("height", None))[y.ndim - 2 - (self.parts > 1)]
+        between = y.ndim - 2 - (self.parts > 1)
+        if between not in (0, len(self.over)):
+            raise ValueError(f"a product over {self.over} was given {x.shape}: say with `over` what lies between the "
+                             "batch and the features")
+        places = self.over if between else ()
         y = constrain(y, "batch", *places, *(None,) * (self.parts > 1), self.axes[1])
         return y if self.axes[1] in INNER else constrain(y, *("batch", *places, *(None,) * (y.ndim - 1 - len(places))))
 

@@ -17,7 +17,7 @@ from lgm.models.blocks import Remat, recomputed, run_blocks, stack
 from lgm.models.convolution import Conv, GroupNorm, ResBlock, upsample
 from lgm.models.embeddings import sinusoids
 from lgm.models.keys import Keys
-from lgm.models.layers import LayerNorm, Linear
+from lgm.models.layers import PIXELS, LayerNorm, Linear
 from lgm.models.records import ConditioningSpec, Family, Ladder
 
 EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
@@ -163,10 +163,10 @@ class Transformer(nnx.Module):
     def __init__(self, width: int, heads: int, depth: int, config: UNetConfig, *, rngs: Keys):
         self.config = config
         self.norm = GroupNorm(width, config.norm_groups, epsilon=PROJECTION_EPSILON, silu=False)
-        self.proj_in = Linear(width, width, ("embed", "features"), rngs=rngs)
+        self.proj_in = Linear(width, width, ("embed", "features"), over=PIXELS, rngs=rngs)
         make = lambda key: TransformerBlock(width, heads, config.text_dim, rngs=Keys(key))
         self.blocks = stack(make, depth, rngs)
-        self.proj_out = Linear(width, width, ("embed", "features"), zero=True, rngs=rngs)
+        self.proj_out = Linear(width, width, ("embed", "features"), over=PIXELS, zero=True, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array, text_BLD: jax.Array | None, mask_BL: jax.Array | None) -> jax.Array:
         b, h, w, c = x_BHWC.shape

@@ -11,7 +11,7 @@ from flax import nnx
 
 from lgm.bounds import Count, Whole
 from lgm.models import ConditioningSpec, Family, Ladder
-from lgm.models.layers import Linear
+from lgm.models.layers import PIXELS, Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,9 @@ class NetConfig:
 class Net(nnx.Module):
     def __init__(self, config: NetConfig, *, rngs):
         self.config = config
-        self.into = Linear(config.channels + 1 + config.pooled_dim, config.width, (None, "embed"), rngs=rngs)
-        self.out = Linear(config.width, config.channels, ("embed", None), zero=True, rngs=rngs)
+        self.into = Linear(config.channels + 1 + config.pooled_dim, config.width, (None, "embed"), over=PIXELS,
+                           rngs=rngs)
+        self.out = Linear(config.width, config.channels, ("embed", None), over=PIXELS, zero=True, rngs=rngs)
 
     def __call__(self, x_BHWC, t_B, cond):
         told = [t_B[:, None]] + ([cond.pooled] if self.config.pooled_dim else [])

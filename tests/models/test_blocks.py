@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lgm.models import layers
 from lgm.models.attention import attention
 from lgm.models.blocks import POLICIES, run_blocks
+from lgm.models.keys import Keys
 
 DEPTH, WIDTH, TOKENS, HIDDEN = 4, 16, 12, 64
 RNG = np.random.default_rng(0)
@@ -55,3 +57,15 @@ def test_each_policy_keeps_what_its_name_says():
     assert saved == full | {"heads": 1}
     assert dots["hidden"] == 1 and dots["scores"] == 0  # products with weights, not those of two activations
     assert none["scores"] >= 1 and none["hidden"] >= 1
+
+
+def test_a_product_says_what_it_is_over():
+    """Of vectors, tokens, pixels and films alike; an axis that nobody named is one line."""
+    keys = Keys(jax.random.key(0))
+    for over, shape in ((layers.TOKENS, (2, 4)), (layers.TOKENS, (2, 5, 4)), (layers.PIXELS, (2, 3, 5, 4)),
+                        ((None, "height", None), (2, 2, 3, 5, 4))):
+        product = layers.Linear(4, 6, ("embed", None), over=over, rngs=keys)
+        x = jax.random.normal(jax.random.key(1), shape)
+        np.testing.assert_allclose(product(x), x @ product.kernel[...], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="say with `over` what lies between"):
+        layers.Linear(4, 6, ("embed", None), rngs=keys)(jnp.zeros((2, 3, 5, 4)))
