@@ -1,7 +1,6 @@
 """`lgm status`: where launched runs are, from the cluster's queue and from what each run leaves in its folder."""
 
 import datetime
-import importlib
 import json
 import subprocess
 import tempfile
@@ -123,10 +122,10 @@ def _queue(record: dict | None) -> str:
     """The cluster's word for the job, "" where it has none any more; a cluster that cannot be asked is said so."""
     if record is None:
         return ""
-    from lgm.launching.launch import ENGINES
+    from lgm.launching.launch import engine
 
     try:
-        return importlib.import_module(f"lgm.launching.{ENGINES[record['on']]}").state(record)
+        return engine(record["on"]).state(record)
     except OSError as error:
         return f"unknown ({record['on']}: {error.strerror or error})"
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 
 from lgm.files import is_remote, local, place, plain
@@ -67,7 +68,7 @@ def _restored(path: Path, name: str, wanted: Any) -> Any:
         here = local(path) if str(path).startswith("s3://") else plain(path)  # Orbax has no driver for s3://
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             for group in in_groups(leaves, _bytes_here, PART * sum(map(_bytes_here, leaves))):
-                item = {name: _nested(group)}
+                item = {name: unflatten_dict({tuple(step.key for step in where): leaf for where, leaf in group})}
                 options = {"restore_args": ocp.checkpoint_utils.construct_restore_args(item), "partial_restore": True}
                 tree = reader.restore(here / "state", args=ocp.args.PyTreeRestore(item=item, **options))[name]
                 found += [functools.reduce(lambda part, key: part[key.key], where, tree) for where, _ in group]
@@ -86,15 +87,3 @@ def _bytes_here(named: tuple[Any, jax.ShapeDtypeStruct]) -> int:
     leaf = named[1]
     shard = math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
     return shard * len(leaf.sharding.addressable_devices)
-
-
-def _nested(group: list) -> dict:
-    """The part of a tree of dicts that holds `group`, [(path, leaf)]."""
-    tree: dict = {}
-    for where, leaf in group:
-        *parents, last = [step.key for step in where]
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree
