@@ -2,7 +2,6 @@
 
 import collections
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -68,21 +67,12 @@ def run(source: str, **options) -> int:
 
 def _checked(images: ImageSet, places: np.ndarray, bad: Bad) -> dict[int, tuple[int, int]]:
     """The stored (height, width) of those of some images that can be decoded; the others are noted."""
-    def look(place: int):
-        name = images.name(place)
-        try:
-            content = images.content(place)
-            decode(content, (8, 8), name)
-            return stored_size(content, name), None
-        except ValueError as error:
-            return None, str(error)
+    def look(place: int) -> tuple[int, int]:
+        name, content = images.name(place), images.content(place)
+        decode(content, (8, 8), name)
+        return stored_size(content, name)
 
-    with ThreadPoolExecutor(images.threads) as pool:
-        found = list(pool.map(look, places.tolist()))
-    for place, (_, reason) in zip(places.tolist(), found, strict=True):
-        if reason is not None:
-            bad.add(images.name(place), reason)
-    return {place: size for place, (size, _) in zip(places.tolist(), found, strict=True) if size is not None}
+    return images.tried(places, look, bad)
 
 
 def _captions(images: ImageSet, places: np.ndarray, field: str, words: Tokenizer, tokenizer: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -83,19 +83,24 @@ class ImageSet:
     def readable(self, indices: np.ndarray, size: tuple[int, int], bad: Bad) -> tuple[np.ndarray, np.ndarray]:
         """(pixels uint8 [n, H, W, 3] of those of some images that can be read, their places among them); the others are
         noted."""
-        def read(index: int) -> np.ndarray | str:
+        found = self.tried(indices, lambda index: self.image(index, size), bad)
+        good = np.array([place for place, index in enumerate(indices.tolist()) if index in found], np.int64)
+        return np.array([found[index] for index in indices[good].tolist()], np.uint8).reshape(-1, *size, 3), good
+
+    def tried(self, indices: np.ndarray, look: Callable[[int], Any], bad: Bad) -> dict[int, Any]:
+        """What `look` gives of some images, several at once; those of which it raises ValueError are noted instead."""
+        def attempt(index: int) -> Any:
             try:
-                return self.image(index, size)
+                return look(index)
             except ValueError as error:
-                return str(error)
+                return error
 
         with ThreadPoolExecutor(self.threads) as pool:
-            found = list(pool.map(read, indices.tolist()))
-        for index, reason in zip(indices.tolist(), found, strict=True):
-            if isinstance(reason, str):
-                bad.add(self.name(index), reason)
-        good = np.array([place for place, picture in enumerate(found) if not isinstance(picture, str)], np.int64)
-        return np.array([found[place] for place in good], np.uint8).reshape(-1, *size, 3), good
+            found = dict(zip(indices.tolist(), pool.map(attempt, indices.tolist()), strict=True))
+        for index, error in found.items():
+            if isinstance(error, ValueError):
+                bad.add(self.name(index), str(error))
+        return {index: seen for index, seen in found.items() if not isinstance(seen, ValueError)}
 
     def sizes(self) -> np.ndarray:
         """Stored (height, width) of every image: int32 [N, 2], from "height" and "width" in the metadata where all
