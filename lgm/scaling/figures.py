@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
-from lgm.scaling import laws, parametric, solver
+from lgm.scaling import parametric, predicting, solver
+from lgm.scaling.bootstrap import interval
 from lgm.scaling.families import Family, Settings
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -94,10 +95,9 @@ def _named_ticks(axis, values: np.ndarray, name) -> None:
 
 def _optimum(axis, family: Family, settings: Settings, part: int, budgets: np.ndarray, colour: str, **style) -> None:
     """A line of the best N (part 0) or of its loss (2) along budgets, in its 95% interval."""
-    estimate = family.estimates[settings.method]
-    best = lambda law: laws.optimum(law[..., None, :], family.cost, budgets)[part]
-    axis.plot(budgets, best(estimate.fit.law), color=colour, **style)
-    axis.fill_between(budgets, *estimate.between(best), color=colour, alpha=0.15, lw=0)
+    value, drawn = predicting.best(family, settings, budgets)
+    axis.plot(budgets, value[part], color=colour, **style)
+    axis.fill_between(budgets, *interval(drawn[part], value[part]), color=colour, alpha=0.15, lw=0)
 
 
 def _some(runs):
@@ -116,7 +116,7 @@ def losses(family: Family, settings: Settings, budgets) -> Figure:
     for n in sizes if len(sizes) <= 12 else np.geomspace(sizes[0], sizes[-1], 7):
         near = np.abs(np.log(runs.n / n)) < (0.01 if len(sizes) <= 12 else np.log(sizes[-1] / sizes[0]) / 7)
         d = np.geomspace(runs.d[near].min() / 1.2, runs.d[near].max() * 1.2, 50)
-        axes[0].plot(d, laws.loss(estimate.fit.law, n, d), lw=1, color=colours.to_rgba(n))
+        axes[0].plot(d, predicting.loss(family, settings, n, d)[0], lw=1, color=colours.to_rgba(n))
     axes[0].set(xscale="log", yscale="log", xlabel=runs.unit, ylabel="loss",
                 title="Runs and the fitted law" + ("" if estimate.fit.convergence.converged else " (NOT CONVERGED)"))
     if family.cost:
@@ -127,7 +127,7 @@ def losses(family: Family, settings: Settings, budgets) -> Figure:
             _optimum(axes[1], family, settings, 2, c, "black", lw=1.5,
                      label="lowest loss for the FLOPs, with 95% interval")
             if len(budgets):
-                axes[1].plot(budgets, laws.optimum(estimate.fit.law, family.cost, np.array(budgets))[2], "*", ms=11,
+                axes[1].plot(budgets, predicting.best(family, settings, np.array(budgets))[0][2], "*", ms=11,
                              color=COLOURS[1], label="asked for")
             axes[1].legend(loc="upper right", fontsize=9)
         else:
@@ -268,13 +268,13 @@ def _ends(axis, family: Family) -> None:
 
 def residuals(family: Family, settings: Settings) -> Figure:
     """Errors of the fitted law by data and size, and the held-out largest budget: predicted against measured."""
-    runs, fit = family.runs, family.estimates[settings.method].fit
+    runs = family.runs
     held = family.checks.get("held_out", {"runs": []})["runs"]
     figure = Figure(figsize=(11, 3.8))
     axes = figure.subplots(1, 2 if held else 1, squeeze=False)[0]
     sizes, colours = _sizes(family)
     shown = _some(runs)
-    errors = 100 * (laws.loss(fit.law, shown.n, shown.d) / shown.loss - 1)
+    errors = 100 * (predicting.loss(family, settings, shown.n, shown.d)[0] / shown.loss - 1)
     axes[0].scatter(shown.d, errors, c=colours.to_rgba(shown.n), s=18)
     axes[0].axhline(0, color="black", lw=0.8)
     axes[0].set(xscale="log", xlabel=runs.unit, ylabel="fitted above measured, %",
@@ -357,14 +357,15 @@ def comparison(analysed: list[Family], settings: Settings, budgets) -> Figure:
     figure = Figure(figsize=(11, 4.2))
     left, right = figure.subplots(1, 2)
     for index, family in enumerate(analysed):
-        law, colour = family.estimates[settings.method].fit.law, COLOURS[index % len(COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         runs = family.runs
         c = np.geomspace(runs.flops.min(), max([runs.flops.max(), *budgets]) * 1.3, 80)
         inside = c[c <= runs.flops.max()]
         left.plot(_some(runs).flops, _some(runs).loss, "o", ms=2.5, alpha=0.35, color=colour)
         for axis, part in ((left, 2), (right, 0)):
             _optimum(axis, family, settings, part, c, colour, lw=1.2, ls="--")
-            axis.plot(inside, laws.optimum(law, family.cost, inside)[part], color=colour, lw=1.6, label=runs.family)
+            axis.plot(inside, predicting.best(family, settings, inside)[0][part], color=colour, lw=1.6,
+                      label=runs.family)
     left.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="loss", title="Lowest loss for the FLOPs")
     right.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="parameters",
               title="Best size for the FLOPs (dashed: beyond the data)")

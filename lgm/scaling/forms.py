@@ -68,7 +68,7 @@ class Fitted:
         """The loss of a run, and of the draws [draws]."""
         x, y, u = (np.log(np.asarray(v, float)) for v in (n, d, self.unique or np.inf))
         each = lambda theta: np.exp(self.form.log_loss(theta, x, y, u))
-        return each(self.theta), each(self.draws)
+        return each(self.theta), each(self.draws[(slice(None), *[None] * y.ndim, slice(None))])
 
     def optimum(self, cost: Cost, budget, most: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
         """(N, D, loss) [3, budgets] of the lowest loss at each budget, and of the draws [3, draws, budgets]."""

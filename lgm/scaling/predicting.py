@@ -34,13 +34,23 @@ def budget(family: Family, settings: Settings, flops: float) -> dict:
 
 
 def best(family: Family, settings: Settings, flops) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D, loss) [3] of the lowest loss at a budget by the law that predicts, and of its draws [3, draws]."""
+    """(N, D, loss) [3] of the lowest loss at a budget by the law that predicts, and of its draws [3, draws]; with
+    budgets [n] for `flops` the same of each [3, n] and [3, draws, n]."""
     if family.form is not None:
         value, drawn = family.form.optimum(family.cost, flops, settings.max_params)
-        return value[:, 0], drawn[..., 0]
+        return (value, drawn) if np.ndim(flops) else (value[:, 0], drawn[..., 0])
     estimate = family.estimates[settings.method]
-    each = lambda law: np.stack(laws.optimum(law, family.cost, flops, settings.max_params))
+    each = lambda law: np.stack(laws.optimum(law[..., None, :] if np.ndim(flops) else law, family.cost, flops,
+                                             settings.max_params))
     return each(estimate.fit.law), each(estimate.draws)
+
+
+def loss(family: Family, settings: Settings, n, d) -> tuple[np.ndarray, np.ndarray]:
+    """The loss at N and D by the law that predicts, and of its draws [draws, ...]."""
+    if family.form is not None:
+        return family.form.loss(n, d)
+    estimate = family.estimates[settings.method]
+    return laws.loss(estimate.fit.law, n, d), laws.loss(estimate.draws[(..., *[None] * np.ndim(d), slice(None))], n, d)
 
 
 def point(family: Family, settings: Settings, n: float, d: float) -> dict:
@@ -53,10 +63,8 @@ def point(family: Family, settings: Settings, n: float, d: float) -> dict:
         nothing["reason"] = family.estimates[settings.method].fit.convergence.reason
     if nothing["reason"]:
         return nothing
-    estimate = family.estimates[settings.method]
-    loss = lambda law: laws.loss(law, n, d)
-    value, drawn = family.form.loss(n, d) if family.form else (loss(estimate.fit.law), loss(estimate.draws))
-    others = {name: float(loss(e.fit.law)) for name, e in _converged(family).items()}
+    value, drawn = loss(family, settings, n, d)
+    others = {name: float(laws.loss(e.fit.law, n, d)) for name, e in _converged(family).items()}
     return nothing | _row(family, settings, {"loss": _state(value, drawn, others, family, LOOSE_LOSS)}, drawn)
 
 

@@ -78,11 +78,18 @@ def _answers(result: dict) -> str:
         epochs = f"<br><span class=between>{row['epochs']:.2g} epochs</span>" if row["epochs"] else ""
         behind = escape(answer.in_words(row["runner_up"])) if row["runner_up"] else "–"
         rows.append([*head, f"<b>{escape(row['family'])}</b>", stated("params"),
-                     f"{stated('data')} {row['unit']}{epochs}", stated("loss", 4), f"{_n(row['seen'], 2)}×",
-                     f"<span class=wrap>{behind}</span>"])
+                     f"{stated('data')} {row['unit']}{epochs}{_beside(row)}", stated("loss", 4),
+                     f"{_n(row['seen'], 2)}×", f"<span class=wrap>{behind}</span>"])
     head = ["FLOPs", *(["pod-hours"] if pods else []), "train", "parameters", "on", "for a loss of",
             "of the largest run's FLOPs", "runner-up"]
     return _table(head, rows)
+
+
+def _beside(row: dict) -> str:
+    """Under what is to be trained: the rate to train at, and what its loss comes to."""
+    return "".join(f"<br><span class=between>{escape(name.replace('_', ' '))} {_n(part['value'])} "
+                   f"({_n(part['interval'][0], 2)} to {_n(part['interval'][1], 2)})</span>"
+                   for name, part in (row["tuned"] | row["quality"]).items())
 
 
 def _next(result: dict) -> str:
