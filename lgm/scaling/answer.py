@@ -84,8 +84,13 @@ def in_words(runner_up: dict) -> str:
     name, (low, high) = runner_up["family"], runner_up["interval"]
     tied = low is not None and low < 1
     if runner_up["compute"] is None:
-        least = "" if low is None else f" (at least {low:.2g} times the compute)"
+        least = "" if low is None else f" (at least {_times(low)} times the compute)"
         return f"{name} never comes to that loss{': not told apart' if tied else least}"
-    most = "never" if high is None else f"{high:.2g}"
-    return (f"{name} needs {runner_up['compute']:.2g} [{low:.2g}, {most}] times the compute for it"
+    most = "never" if high is None else _times(high)
+    return (f"{name} needs {_times(runner_up['compute'])} [{_times(low)}, {most}] times the compute for it"
             + (": not told apart" if tied else ""))
+
+
+def _times(factor: float) -> str:
+    """2.1, 36 or 1,300."""
+    return f"{factor:.2g}" if factor < 10 else f"{float(f'{factor:.2g}'):,.0f}"

@@ -87,7 +87,7 @@ def _answers(result: dict) -> str:
 
 def _beside(row: dict) -> str:
     """Under what is to be trained: the rate to train at, and what its loss comes to."""
-    return "".join(f"<br><span class=between>{escape(name.replace('_', ' '))} {_n(part['value'])} "
+    return "".join(f"<br><span class=between>{escape(name.replace('_', ' '))} {_n(part['value'])}<br>"
                    f"({_n(part['interval'][0], 2)} to {_n(part['interval'][1], 2)})</span>"
                    for name, part in (row["tuned"] | row["quality"]).items())
 
