@@ -15,7 +15,7 @@ tuned. What `--list` counts, with an assumed MFU of 40% on 256 v5p
 (459 TFLOP/s each; `lgm plan --json` tells a config's own, which `lgm fit --plan` takes):
 
     mmdit    9 runs of 20 million to 2.03 billion parameters, 25 rows   5.17e22 FLOPs  305.3 hours   78,200 chip-hours
-    unet    11 runs of 40 million to 2.66 billion parameters, 32 rows   1.22e22 FLOPs   72.1 hours   18,400 chip-hours
+    unet    11 runs of 40 million to 2.66 billion parameters, 32 rows   6.42e22 FLOPs  379.5 hours   97,200 chip-hours
 
 for each of flow and eps, frozen text encoders and autoencoder included, which are most of what the small models cost.
 `--list` says which budgets can show no minimum: here none. Before a start set

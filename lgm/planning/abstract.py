@@ -15,11 +15,11 @@ import numpy as np
 from lgm import files, gaussian
 from lgm.config import Config
 from lgm.config.combinations import check_parts
-from lgm.models import Model, Params, build, family, lora
+from lgm.models import Model, Params, build, family, family_of, lora
 from lgm.parallel import Layout
 from lgm.parsing import ConfigError
 from lgm.system import System, named
-from lgm.systems import released
+from lgm.systems import SYSTEMS, released
 from lgm.systems.folders import load_pipeline
 from lgm.systems.release import Pipeline, Released
 from lgm.systems.text import text_of
@@ -92,12 +92,29 @@ def frozen_axes(system: System, frozen: Params) -> Params:
 
 
 def _published(config: Config, key: str) -> Released:
-    """The released system that a denoiser's configuration belongs to, to stand in for what `config.key` names."""
-    system = released(config.model)
+    """The released system that a denoiser's configuration belongs to, to stand in for what `config.key` names; for one
+    that is trained in the latents and texts of another system, as a U-Net in SD3's, that one."""
+    own, model = released(config.model), config.model
+    alike = lambda other: (other.channels, *_widths(other)) == (model.channels, *_widths(model))
+    system = own if own and any(map(alike, _members(own))) else next(
+        (other for other in SYSTEMS.values() if any(map(alike, _members(other)))), own)
     if system is None:
         raise ConfigError(f"config.{key} names nothing that is here, and no published system has a {config.family} to "
                           "plan with instead; give one that is here")
     return system
+
+
+def _members(system: Released) -> list[Any]:
+    """The published shapes of a system's denoiser."""
+    network = family(system.family)
+    shapes = [network.config(**preset) for preset in network.presets.values()]
+    return [shape for shape in shapes if system.member(shape)]
+
+
+def _widths(model: Any) -> tuple[int, int]:
+    """Of texts and vectors that a denoiser is told."""
+    spec = family_of(model).conditioning(model)
+    return spec.text, spec.pooled
 
 
 def _autoencoder(config: Config, notes: list[str]) -> Model:

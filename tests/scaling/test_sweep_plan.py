@@ -1,6 +1,8 @@
 """What a sweep's config stands for: its runs, their costs, and the one line for what cannot be a plan."""
 
+import ast
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -176,3 +178,19 @@ def test_a_plan_mistyped_is_one_line(value):
             sweep.load(config, [(key, value)])
         except ConfigError as error:
             assert "\n" not in str(error) and "config." in str(error)
+
+
+SHIPPED = ["smoke.py", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "one_gpu.py", "pod.py:mmdit-flow", "pod.py:mmdit-eps", "pod.py:unet-flow", "pod.py:unet-eps"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_sweep_is_listed_and_its_budgets_can_show_a_minimum(name, capsys, tmp_path):
+    config = Path(__file__).parents[2] / "configs/scaling" / name
+    assert main(["sweep", f"--config={config}", f"--workdir={tmp_path}", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "training FLOPs" in said and "parabola" not in said and "expected optimum" not in said
+    listed = re.search(r"# (\d+) runs, (\d+) rows", said)
+    doc = " ".join(ast.get_docstring(ast.parse(Path(str(config).partition(":")[0]).read_text())).split())
+    if not name.startswith("smoke"):
+        assert re.search(rf"\b{listed[1]} runs\b.*?\b{listed[2]} rows\b", doc), (listed[0], doc)
