@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lgm.models.base import Conditioning, Model, Params, count
-from lgm.models.records import FAMILIES, ConditioningSpec, Family, Ladder, families, family, family_of
+from lgm.models.records import FAMILIES, ConditioningSpec, Family, families, family, family_of
 
 
 def classes(name: str) -> tuple[type, type]:
@@ -17,5 +17,5 @@ def build(config) -> Model:
     return Model(config, family_of(config).module)
 
 
-__all__ = ["Conditioning", "FAMILIES", "Family", "Ladder", "Model", "Params", "ConditioningSpec", "build", "classes",
+__all__ = ["Conditioning", "FAMILIES", "Family", "Model", "Params", "ConditioningSpec", "build", "classes",
            "count", "families", "family", "family_of"]  # fmt: skip

@@ -21,7 +21,7 @@ from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import patchify, sincos_2d, sinusoids, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Embedding, Linear, modulated
-from lgm.models.records import ConditioningSpec, Family, Ladder
+from lgm.models.records import ConditioningSpec, Family
 
 TIME_FEATURES = 256
 
@@ -168,6 +168,6 @@ DIT = Family(
     heads=lambda config: {config.heads},
     bulk=lambda config: (config.width, config.depth),
     small=lambda config: dict(width=32, depth=2, heads=2),
-    ladder=Ladder(rung),
+    ladder=rung,
     embeddings=("patches", "embedders", "out"),
 )  # fmt: skip

@@ -23,7 +23,7 @@ from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import timestep_embedding
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
-from lgm.models.records import ConditioningSpec, Family, Ladder
+from lgm.models.records import ConditioningSpec, Family
 from lgm.models.rotary import Table, check_axes, rotary_grid, rotate, share_axes
 from lgm.parallel.tokens import join, padded, part
 
@@ -232,6 +232,6 @@ FLUX = Family(
     blocks=lambda config: config.depth + config.single_depth,
     bulk=lambda config: (config.width, config.depth + config.single_depth),
     small=lambda config: dict(width=32, depth=2, single_depth=2, heads=2, rotary_axes=[4, 6, 6]),
-    ladder=Ladder(rung),
+    ladder=rung,
     embeddings=("patches", "time", "guidance", "pooled", "text", "out"),
 )  # fmt: skip

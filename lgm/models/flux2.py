@@ -24,7 +24,7 @@ from lgm.models.embeddings import timestep_embedding
 from lgm.models.flux import DoubleBlock, Heads, pack, unpack
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
-from lgm.models.records import ConditioningSpec, Family, Ladder
+from lgm.models.records import ConditioningSpec, Family
 from lgm.models.rotary import Table, check_axes, rotary_table, rotate
 from lgm.parallel.tokens import join, padded, part
 
@@ -214,6 +214,6 @@ FLUX2 = Family(
     blocks=lambda config: config.depth + config.single_depth,
     bulk=lambda config: (config.width, config.depth + config.single_depth),
     small=lambda config: dict(width=32, depth=2, single_depth=2, heads=2, rotary_axes=[4, 4, 4, 4]),
-    ladder=Ladder(rung),
+    ladder=rung,
     embeddings=("patches", "time", "guidance", "text", "out"),
 )  # fmt: skip

@@ -21,7 +21,7 @@ from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import patchify, sincos_2d, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
-from lgm.models.records import ConditioningSpec, Family, Ladder
+from lgm.models.records import ConditioningSpec, Family
 from lgm.parallel.tokens import join, padded, part
 
 
@@ -222,6 +222,6 @@ MMDIT = Family(
     skips=True,
     bulk=lambda config: (config.width, config.depth),
     small=lambda config: dict(width=32, depth=2, heads=2),
-    ladder=Ladder(rung),
+    ladder=rung,
     embeddings=("patches", "time", "pooled", "text", "out"),
 )  # fmt: skip

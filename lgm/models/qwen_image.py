@@ -21,7 +21,7 @@ from lgm.models.embeddings import timestep_embedding
 from lgm.models.flux import DoubleBlock, pack, unpack
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
-from lgm.models.records import ConditioningSpec, Family, Ladder
+from lgm.models.records import ConditioningSpec, Family
 from lgm.models.rotary import PERIOD, Table, check_axes, rotary_line, share_axes
 from lgm.parallel.tokens import join, padded
 
@@ -122,6 +122,6 @@ QWEN_IMAGE = Family(
     heads=lambda config: {config.heads},
     bulk=lambda config: (config.width, config.depth),
     small=lambda config: dict(width=32, depth=2, heads=2, rotary_axes=[4, 6, 6]),
-    ladder=Ladder(rung),
+    ladder=rung,
     embeddings=("patches", "time", "text_norm", "text", "out"),
 )  # fmt: skip

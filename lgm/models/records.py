@@ -59,15 +59,6 @@ class ConditioningSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ladder:
-    """`shape(size, **options)`: a family's configuration of size 1, 2, ...; ValueError for what cannot be. `widens`:
-    sizes differ in widths alone, so that every parameter has no, one or two dimensions that grow with the size."""
-
-    shape: Callable[..., Any]
-    widens: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Family:
     """A family of networks. What is a function is one of its configuration.
 
@@ -84,8 +75,9 @@ class Family:
       convolves: whether its time goes to convolutions. skips: whether it can be asked without some of its blocks.
       blocks: how many repeated blocks it has. bulk: (width, blocks) in round numbers, to put plans in order.
       small: fields of the smallest member of the same form.
-      ladder: its shapes from small to large, for sweeps. embeddings: inputs, outputs and conditioning on their way in,
-        first names of the parameters that non-embedding counts leave out.
+      ladder: `ladder(size, **options)`, its configuration of size 1, 2, ... for sweeps, ValueError for what cannot be.
+      embeddings: inputs, outputs and conditioning on their way in, first names of the parameters that non-embedding
+        counts leave out.
       vector: width of the vector that a text encoder gives beside its features; None where it gives none. masked:
         whether released systems tell it which tokens are padding; the others let padding count.
     """
@@ -106,7 +98,7 @@ class Family:
     blocks: Callable[[Any], int] = lambda config: config.depth
     bulk: Callable[[Any], tuple[int, int]] = lambda config: (1280, 24)
     small: Callable[[Any], dict[str, Any]] = lambda config: {}
-    ladder: Ladder | None = None
+    ladder: Callable[..., Any] | None = None
     embeddings: Collection[str] = ()
     vector: Callable[[Any], int] | None = None
     masked: bool = False

@@ -18,7 +18,7 @@ from lgm.models.convolution import Conv, GroupNorm, ResBlock, upsample
 from lgm.models.embeddings import sinusoids
 from lgm.models.keys import Keys
 from lgm.models.layers import PIXELS, LayerNorm, Linear
-from lgm.models.records import ConditioningSpec, Family, Ladder
+from lgm.models.records import ConditioningSpec, Family
 
 EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
 PROJECTION_EPSILON = 1e-6  # of the group norm before a transformer
@@ -360,6 +360,6 @@ UNET = Family(
     blocks=lambda config: config.mid_depth + sum((2 * config.layers_per_block + 1) * (1 + depth)
                                                  for depth in config.transformer_depth),
     small=small,
-    ladder=Ladder(rung, widens=True),
+    ladder=rung,
     embeddings=("time", "added", "conv_in", "conv_out"),
 )  # fmt: skip

@@ -24,7 +24,7 @@ from lgm.models.blocks import Remat, run_blocks, stack
 from lgm.models.embeddings import patchify, timestep_embedding, unpatchify
 from lgm.models.keys import Keys
 from lgm.models.layers import MLP, Linear, RMSNorm, modulated
-from lgm.models.records import ConditioningSpec, Family, Ladder
+from lgm.models.records import ConditioningSpec, Family
 from lgm.models.rotary import Table, check_axes, rotary_places, rotate, share_axes
 from lgm.parallel.tokens import join, padded, part
 
@@ -199,6 +199,6 @@ Z_IMAGE = Family(
     blocks=lambda config: config.depth + 2 * config.refiner_depth,
     bulk=lambda config: (config.width, config.depth + config.refiner_depth),
     small=lambda config: dict(width=32, depth=2, refiner_depth=1, heads=2, rotary_axes=[4, 6, 6]),
-    ladder=Ladder(rung),
+    ladder=rung,
     embeddings=("patches", "time", "text_norm", "text", "image_filler", "text_filler", "out"),
 )  # fmt: skip

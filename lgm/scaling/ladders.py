@@ -7,12 +7,13 @@ widen: size 40, at 8 channels each, is the released width of 320.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lgm.models import FAMILIES, Ladder, build, count, families, family, family_of
+from lgm.models import FAMILIES, build, count, families, family, family_of
 from lgm.models.flops import count_flops
 
 
@@ -32,7 +33,7 @@ class Rung:
     training: float
 
 
-def of(name: str) -> Ladder:
+def of(name: str) -> Callable[..., Any]:
     """The ladder of a family. Raises ValueError, one line, where there is none."""
     found = family(name).ladder if name in FAMILIES or ":" in name else None
     if found is None:
@@ -50,7 +51,7 @@ def shape(family: str, size: int, *, aspect: float | None = None, head_size: int
     if size < 1:
         raise ValueError("sizes are 1, 2, ...: heads of a transformer, 8 channels of a U-Net")
     given = {"aspect": aspect, "head_size": head_size}
-    return of(family).shape(size, **{name: value for name, value in given.items() if value}, **options)
+    return of(family)(size, **{name: value for name, value in given.items() if value}, **options)
 
 
 def measure(config, latent: int, text_tokens: int = 77) -> Rung:

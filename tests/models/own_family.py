@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lgm.bounds import Count, Whole
-from lgm.models import ConditioningSpec, Family, Ladder
+from lgm.models import ConditioningSpec, Family
 from lgm.models.layers import PIXELS, Linear
 
 
@@ -41,6 +41,6 @@ class Net(nnx.Module):
 NET = Family(
     "net", NetConfig, Net,
     conditioning=lambda config: ConditioningSpec(pooled=config.pooled_dim),
-    ladder=Ladder(lambda size, **options: NetConfig(width=8 * size, **options), widens=True),
+    ladder=lambda size, **options: NetConfig(width=8 * size, **options),
 )  # fmt: skip
 NOT_ONE = NetConfig
