@@ -218,6 +218,7 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", required=True, help="the folder to write")
     fit.add_argument("--loss", default="loss", help="the column that is fitted, as vlb_bits of a sweep's runs.csv "
                                                     "(default: loss)")
+    fit.add_argument("--share", help="terms that are one for all families, by commas, of E, alpha and beta")
     fit.add_argument("--quality", help="columns, by commas, that are told as powers of the loss, as frechet_distance")
     fit.add_argument("--family-column", help="the column, or columns by commas, whose values tell families apart "
                                              "(default: family)")
@@ -249,6 +250,8 @@ def parser() -> argparse.ArgumentParser:
     pod.add_argument("--chips", type=int, help="chips in the pod")
     pod.add_argument("--chip-peak", type=float, help="FLOP/s of a chip at its peak, as 459e12")
     pod.add_argument("--mfu", type=float, help="the part of the peak that training gets, as 0.4")
+    pod.add_argument("--price", type=float, help="of an hour of one chip, in any currency")
+    pod.add_argument("--money", help="what may be spent at that price, or a list")
     pod.add_argument("--plan", help="chips, peak and MFU from what `lgm plan --json=PATH` wrote, instead of these")
     return parser
 

@@ -62,7 +62,8 @@ def lines(rows: list[dict]) -> list[str]:
     """The rows in words, for a terminal."""
     said = []
     for row in rows:
-        at = f"{row['budget']:.3g} FLOPs" + (f" ({row['pod_hours']:.3g} pod-hours)" if "pod_hours" in row else "")
+        at = f"{row['budget']:.3g} FLOPs" + (
+            f" ({row['pod_hours']:.3g} pod-hours{_cost(row)})" if "pod_hours" in row else "")
         if row["family"] is None:
             said.append(f"{at}: no answer: {row['reason']}")
             continue
@@ -94,3 +95,8 @@ def in_words(runner_up: dict) -> str:
 def _times(factor: float) -> str:
     """2.1, 36 or 1,300."""
     return f"{factor:.2g}" if factor < 10 else f"{float(f'{factor:.2g}'):,.0f}"
+
+
+def _cost(row: dict) -> str:
+    """What a budget costs, where a price is known."""
+    return f", {row['money']:,.0f} at the price given" if "money" in row else ""

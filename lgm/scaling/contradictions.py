@@ -25,7 +25,7 @@ def of(family: Family, settings: Settings, predictions: list[dict], dataset: flo
     """
     if family.reason:
         return []
-    if family.form is not None:
+    if family.form is not None and family.form.plain is not None:
         return [_form(family), *_costs(family)]
     fit = family.estimates[settings.method].fit
     if not fit.convergence.converged:

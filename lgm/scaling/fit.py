@@ -10,7 +10,19 @@ import numpy as np
 
 from lgm import __version__
 from lgm.files import place, read_json, write_atomically
-from lgm.scaling import answer, contradictions, design, families, identify, laws, predicting, quality, table, tuning
+from lgm.scaling import (
+    answer,
+    contradictions,
+    design,
+    families,
+    identify,
+    laws,
+    predicting,
+    quality,
+    shared,
+    table,
+    tuning,
+)
 from lgm.scaling.bootstrap import interval
 from lgm.scaling.compute import Machine
 from lgm.scaling.families import Estimate, Family, Settings
@@ -37,21 +49,26 @@ def planned_pod(path: str | Path) -> Machine:
 def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_image: float | None = None,
         family: str | None = None, rows: str = "all", limits: Limits = LIMITS, settings: Settings = SETTINGS,
         budgets: tuple[float, ...] = (), pod: Machine | None = None, pod_hours: tuple[float, ...] = (),
+        price: float | None = None, money: tuple[float, ...] = (),
         points: tuple[tuple[float, float], ...] = (), dataset: float | None = None, sweep: str | None = None,
-        spend: float | None = None, qualities: tuple[str, ...] = ()) -> dict:
+        spend: float | None = None, qualities: tuple[str, ...] = (), together: tuple[str, ...] = ()) -> dict:
     """Fit every family of a CSV and write fit.json, figures/*.png and report.html into `out`; returns fit.json's dict.
 
     `loss` names the column that is fitted, `qualities` columns that are told as powers of it, `family` those that
     tell families apart; rows: as of `table.read`. points: (N, D) whose loss is predicted. dataset: how many images
     or tokens there are. spend: FLOPs of the next runs that are proposed, by default those of the largest run;
     sweep: the plan whose table this is, of whose ladders they are, and which with them is written as next.json.
-    Budgets are FLOPs; pod_hours become budgets by the pod's peak and MFU. Without either, three budgets are chosen:
-    the largest in the table, ten and a hundred times it. Raises ValueError in one line for bad input, before
-    anything is written.
+    Budgets are FLOPs; pod_hours, and money at a price of a chip-hour, become budgets by the pod's peak and MFU.
+    Without either, three budgets are chosen: the largest in the table, ten and a hundred times it. Raises
+    ValueError in one line for bad input, before anything is written.
     """
-    if pod_hours and pod is None:
-        raise ValueError("--pod-hours needs --plan, or --chips, --chip-peak and --mfu, to know the FLOPs of an hour")
-    given = (("budget", budgets), ("pod-hours", pod_hours), ("predict", [v for pair in points for v in pair]),
+    if (pod_hours or money) and pod is None:
+        raise ValueError(f"--{'pod-hours' if pod_hours else 'money'} needs --plan, or --chips, --chip-peak and --mfu, "
+                         "to know the FLOPs of an hour")
+    if money and price is None:
+        raise ValueError("--money needs --price, what an hour of one chip costs")
+    given = (("budget", budgets), ("pod-hours", pod_hours), ("money", money),
+             ("price", () if price is None else (price,)), ("predict", [v for pair in points for v in pair]),
              ("dataset", () if dataset is None else (dataset,)))
     for name, values in given:
         for value in values:
@@ -65,12 +82,17 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
         reasons = sorted({reason for runs in read.families for _, reason in runs.dropped})
         raise ValueError(f"{data}: all {read.rows} rows are dropped: {'; '.join(reasons)}")
     analysed = [families.analyse(runs, settings, dataset) for runs in read.families]
-    budgets = tuple(budgets) + tuple(pod.flops(hours) for hours in pod_hours)
+    apart = None
+    if together:
+        analysed, apart = shared.share(analysed, together, settings)
+    hours = (*pod_hours, *(amount / (price * pod.chips) for amount in money))
+    budgets = (*budgets, *map(pod.flops, hours)) if hours else tuple(budgets)
     if not budgets:
         largest = [float(f.runs.flops.max()) for f in analysed if f.runs.flops is not None and len(f.runs)]
         budgets = tuple(max(largest) * factor for factor in (1, 10, 100)) if largest else ()
-    result = summary(read, analysed, settings, budgets, pod, points, dataset)
+    result = summary(read, analysed, settings, budgets, pod, points, dataset, price)
     plan = _read_plan(sweep) if sweep else None
+    result["shared"] = {"terms": list(together), "reason": apart} if together else None
     result["next"] = _next(result, analysed, settings, spend, plan)
     from lgm.scaling import figures, report
 
@@ -119,7 +141,7 @@ def planned_next(plan: dict, proposed: dict) -> dict:
 
 
 def summary(read: table.Table, analysed: list[Family], settings: Settings, budgets, pod: Machine | None, points=(),
-            dataset: float | None = None) -> dict:
+            dataset: float | None = None, price: float | None = None) -> dict:
     """What fit.json holds: JSON's own types only, None for what is not known or not stated.
 
         answers         a row a budget: the best family, what to train, its loss, and the runner-up (`answer.of`)
@@ -141,12 +163,13 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
             predictions     by budget: params, images or tokens and loss, `intervals`, every method's values, `refused`
             points_asked    the same of given params and data
             held_out, leave_one_size_out, leave_one_run_out, ranges, deltas: what was left out, and what became of it
+        shared          the terms that all families were asked to share, and why they do not
         next            the runs that would sharpen the last answer most, and what they leave of its interval
         comparisons     by pair of families: exponents, losses, and compute for the same loss
     """
     pairs = [(a, b) for i, a in enumerate(analysed) for b in analysed[i + 1:]]
     fitted = {f.runs.family: _family(f, settings, budgets, pod, points) for f in analysed}
-    answers = [row | _hours(pod, row["budget"]) for row in answer.of(analysed, settings, budgets, dataset)]
+    answers = [row | _hours(pod, row["budget"], price) for row in answer.of(analysed, settings, budgets, dataset)]
     return _plain({
         "answers": answers,
         "contradictions": {f.runs.family: contradictions.of(f, settings, fitted[f.runs.family]["predictions"], dataset)
@@ -160,8 +183,11 @@ def summary(read: table.Table, analysed: list[Family], settings: Settings, budge
     })
 
 
-def _hours(pod: Machine | None, budget: float) -> dict:
-    return {"pod_hours": pod.hours(budget), "chip_hours": pod.hours(budget) * pod.chips} if pod else {}
+def _hours(pod: Machine | None, budget: float, price: float | None = None) -> dict:
+    if pod is None:
+        return {}
+    hours = pod.hours(budget) * pod.chips
+    return {"pod_hours": pod.hours(budget), "chip_hours": hours} | ({"money": hours * price} if price else {})
 
 
 def _family(family: Family, settings: Settings, budgets, pod: Machine | None, points) -> dict:
@@ -257,6 +283,9 @@ def headline(result: dict) -> list[str]:
     method, lines = result["settings"]["method"], answer.lines(result["answers"])
     for name, found in result["contradictions"].items():
         lines += [f"! {name}: {line}" for line in found]
+    if result.get("shared"):
+        one, why = " and ".join(result["shared"]["terms"]), result["shared"]["reason"]
+        lines.append(f"! {why}; each family has its own" if why else f"one {one} for all families, told by all runs")
     if result.get("next"):
         lines += design.lines(result["next"], result["families"][result["next"]["family"]]["points"]["unit"])
     for name, family in result["families"].items():

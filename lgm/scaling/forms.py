@@ -259,7 +259,7 @@ def _fit(form: Form, runs: Runs, starts: np.ndarray) -> np.ndarray:
     found = cells.gather(runs)
     target = found.mean(np.log(runs.loss))[None].repeat(len(starts), 0)
     u = found.mean(_log_unique(runs)) if runs.unique is not None else np.full(len(found.n), np.inf)
-    theta, squares = _newton(form, starts, np.log(found.n), np.log(found.d), u, target, found.rows)
+    theta, squares = newton(form, starts, np.log(found.n), np.log(found.d), u, target, found.rows)
     return theta[squares.argmin()]
 
 
@@ -269,12 +269,12 @@ def _draws(form: Form, runs: Runs, theta: np.ndarray, seed: int) -> np.ndarray:
     u = found.mean(_log_unique(runs)) if runs.unique is not None else np.full(len(found.n), np.inf)
     x, y = np.log(found.n), np.log(found.d)
     value = form.log_loss(theta, x, y, u)
-    errors = noise.measure(found, -_residual(form, theta, runs), _jacobian(form, theta[None], x, y, u)[0], np.inf)
+    errors = noise.measure(found, -_residual(form, theta, runs), jacobian(form, theta[None], x, y, u)[0], np.inf)
     target = value + errors.draw(DRAWS, seed)
-    return _newton(form, np.repeat(theta[None], DRAWS, 0), x, y, u, target, found.rows)[0]
+    return newton(form, np.repeat(theta[None], DRAWS, 0), x, y, u, target, found.rows)[0]
 
 
-def _jacobian(form: Form, theta, x, y, u) -> np.ndarray:
+def jacobian(form: Form, theta, x, y, u) -> np.ndarray:
     """Central differences [batch, points, k]."""
     columns = []
     for i in range(theta.shape[-1]):
@@ -285,7 +285,7 @@ def _jacobian(form: Form, theta, x, y, u) -> np.ndarray:
     return np.stack(columns, -1)
 
 
-def _newton(form: Form, theta, x, y, u, target, weights) -> tuple[np.ndarray, np.ndarray]:
+def newton(form: Form, theta, x, y, u, target, weights) -> tuple[np.ndarray, np.ndarray]:
     """Levenberg and Marquardt's steps for a batch of fits: unknowns [batch, k] and weighted squares [batch]."""
     theta, damping = theta.copy(), np.full(len(theta), 1e-3)
     far = dict(nan=1e3, posinf=1e3, neginf=-1e3)
@@ -293,9 +293,9 @@ def _newton(form: Form, theta, x, y, u, target, weights) -> tuple[np.ndarray, np
     left = residual(theta)
     squares = (weights * left**2).sum(-1)
     for _ in range(STEPS):
-        jacobian = _jacobian(form, theta, x, y, u)
-        normal = np.einsum("bni,n,bnj->bij", jacobian, weights, jacobian)
-        slope = np.einsum("bni,n,bn->bi", jacobian, weights, left)
+        columns = jacobian(form, theta, x, y, u)
+        normal = np.einsum("bni,n,bnj->bij", columns, weights, columns)
+        slope = np.einsum("bni,n,bn->bi", columns, weights, left)
         size = np.einsum("bii->bi", normal)
         floor = 1e-9 * size.max(-1, keepdims=True) + 1e-300
         damped = normal + (damping[:, None] * np.maximum(size, floor))[..., None] * np.eye(size.shape[-1]) + (

@@ -32,6 +32,8 @@ def fit(arguments, overrides) -> int:
                                    hold_out=_above("--hold-out", arguments.hold_out)),
         points=_pairs("--predict", arguments.predict),
         budgets=numbers("--budget", arguments.budget), pod_hours=numbers("--pod-hours", arguments.pod_hours),
+        together=tuple(name.strip() for name in arguments.share.split(",")) if arguments.share else (),
+        price=arguments.price, money=numbers("--money", arguments.money),
         pod=pod if missing else compute.Machine(arguments.chips, arguments.chip_peak, arguments.mfu),
     )
     print("\n".join(fit.headline(result)))

@@ -33,6 +33,7 @@ def width(runs):
     return np.log(high / low), family
 
 
+@pytest.mark.slow
 def test_the_interval_shrinks_as_said():
     before, family = width(runs_of())
     spend = 4 * float(family.runs.flops.max())

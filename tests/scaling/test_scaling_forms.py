@@ -94,6 +94,7 @@ def test_plain_tables_keep_the_plain_law():
         assert forms.choose(runs, LAW, forms.top(runs))[0] is None
 
 
+@pytest.mark.slow
 def test_two_families_of_different_forms_are_compared():
     pair = [families.analyse(runs_of(name), SETTINGS) for name in ("broken", "plain")]
     row, = answer.of(pair, SETTINGS, [1e23])
@@ -123,6 +124,18 @@ def test_repeated_data_is_told_on_the_terminal_and_in_fit_json(said, tmp_path, c
     # with a billion tokens to repeat the best model is larger and sees less than with new data
     sizes = fitted["answers"][0]["params"], laws.optimum(LAW, COST, 1e22)[0]
     assert sizes[0] > 1.2 * sizes[1] if asked else abs(sizes[0] / sizes[1] - 1) < 0.3
+
+
+def test_money_is_a_budget_at_a_price_of_an_hour(tmp_path, capsys):
+    """1,000 at 2 an hour of a chip are 500 chip-hours of 1e15 x 0.4 FLOP/s."""
+    runs, table = runs_of("plain"), tmp_path / "runs.csv"
+    table.write_text("params,tokens,loss\n" + "".join(f"{n},{d},{loss}\n" for n, d, loss in zip(
+        runs.n, runs.d, runs.loss, strict=True)))
+    assert main(["fit", f"--data={table}", f"--out={tmp_path / 'fit'}", "--money=1000", "--price=2", "--chips=8",
+                 "--chip-peak=1e15", "--mfu=0.4", "--draws=100"]) == 0  # fmt: skip
+    assert "(62.5 pod-hours, 1,000 at the price given): all" in capsys.readouterr().out
+    row, = json.loads((tmp_path / "fit" / "fit.json").read_text())["answers"]
+    assert row["budget"] == pytest.approx(500 * 3600 * 1e15 * 0.4) and row["money"] == pytest.approx(1000)
 
 
 @pytest.mark.slow

@@ -180,10 +180,10 @@ def test_a_plan_mistyped_is_one_line(value):
             assert "\n" not in str(error) and "config." in str(error)
 
 
-SHIPPED = ["smoke.py", *(pytest.param(name, marks=pytest.mark.slow) for name in (
-    "one_gpu.py", "pod.py:mmdit-flow", "pod.py:mmdit-eps", "pod.py:unet-flow", "pod.py:unet-eps"))]  # fmt: skip
+SHIPPED = ["smoke.py", "one_gpu.py", "pod.py:mmdit-flow", "pod.py:mmdit-eps", "pod.py:unet-flow", "pod.py:unet-eps"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_sweep_is_listed_and_its_budgets_can_show_a_minimum(name, capsys, tmp_path):
     config = Path(__file__).parents[2] / "configs/scaling" / name
