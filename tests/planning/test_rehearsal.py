@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 ALONE = ("autoencoder.py", "quickstart.py", "quickstart_unet.py", "flags.py", "emoji.py:model=mmdit,process=flow",
          "emoji.py:model=mmdit,process=eps", "emoji.py:model=unet,process=v",
          "emoji.py:model=unet,process=edm")  # fmt: skip
-PODS = {"pod.py:sd3_medium": "stable_diffusion_3", "pod.py:flux_dev": "flux"}
+PODS = {"pod.py:sd3_medium": "stable_diffusion_3"}
 SWEEPS = {"scaling/smoke.py": None, "scaling/one_gpu.py": None, "scaling/pod.py:mmdit-flow": "stable_diffusion_3"}
 TRAINED = ALONE[:5]  # every file; each further form of one is two minutes of two cores: LGM_REHEARSE=all takes all
 if os.environ.get("LGM_REHEARSE") == "all":
-    PODS |= {"pod.py:sdxl": "stable_diffusion_xl", "pod.py:sd35_large": "stable_diffusion_3"}
+    PODS |= {"pod.py:flux_dev": "flux", "pod.py:sdxl": "stable_diffusion_xl", "pod.py:sd35_large": "stable_diffusion_3"}
     SWEEPS["scaling/pod.py:unet-eps"], TRAINED = "stable_diffusion_xl", ALONE
 
 
@@ -64,7 +64,8 @@ def folders(tmp_path_factory):
     for name in sorted(set(PODS.values())):
         getattr(tiny_systems, name)().save_pretrained(root / name)
     place = root / "flux" / "transformer" / "config.json"  # diffusers' Flux does not say what size it was trained at
-    place.write_text(json.dumps(json.loads(place.read_text()) | {"sample_size": 8}))
+    if place.is_file():
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"sample_size": 8}))
     return root
 
 
