@@ -158,9 +158,9 @@ def test_pictures_agree_to_rounding_and_the_ids_are_those_of_the_question(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tiny", [name for name, case in CASES.items() if case.from_images], indirect=True,
+                         scope="module")  # of Flux.2 diffusers has no such pipeline
 def test_image_to_image_equals_diffusers(tiny, monkeypatch):
-    if tiny.case.from_images is None:
-        pytest.skip("diffusers has no such pipeline of it")
     other = tiny.case.from_images(**tiny.theirs.components)
     image = np.random.default_rng(1).random((2, *SIZE, 3)).astype(np.float32)
     noise = torch.randn((2, 16, 8, 8), generator=torch.Generator().manual_seed(3)).numpy().transpose(0, 2, 3, 1)
@@ -217,10 +217,9 @@ WORDS = ["batch_size=2", "total_images=6", "data.where.subcategory=face-hat", "d
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tiny", [name for name in CASES if name != "flux2_klein"], indirect=True, scope="module")
 def test_an_adapter_trained_here_is_drawn_by_diffusers_as_by_the_run(tiny, tmp_path):
-    """In either form."""
-    if tiny.case is CASES["flux2_klein"]:
-        pytest.skip("all that is trained is Flux.2-dev's, too")
+    """In either form. All of klein's that is trained is Flux.2-dev's, too."""
     start, run = tmp_path / "start", tmp_path / "run"
     assert main(["import", f"--from={tiny.folder}", f"--workdir={start}"]) == 0
     words = [*WORDS, "lora.rank=2", "lora.alpha=4.0", "optimizer.lr=0.3"]
