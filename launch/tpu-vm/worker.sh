@@ -50,7 +50,7 @@ mounted() {
 {% endif %}
 }
 
-# its code is written a moment before the process has gone
+# its code appears, whole, a moment before the process has gone
 running() { [[ -f $home/pid && ! -f $home/code.txt ]] && kill -0 "$(cat "$home/pid")" 2> /dev/null; }
 
 start() {
@@ -70,8 +70,9 @@ CONFIG_{{ marker | verbatim }}
     mkdir -p {{ logs }}
     local log={{ logs }}/$(hostname).log
     export code_file=$home/code.txt
-    setsid nohup bash -c '"$@"; echo $? > "$code_file"' run "$venv/bin/python" -m lgm.cli {{ verb }} \
-        --config="$home/config.json" --workdir={{ workdir }} "$@" >> "$log" 2>&1 < /dev/null &
+    setsid nohup bash -c '"$@"; echo $? > "$code_file.new"; mv "$code_file.new" "$code_file"' run \
+        "$venv/bin/python" -m lgm.cli {{ verb }} --config="$home/config.json" \
+        --workdir={{ workdir }} "$@" >> "$log" 2>&1 < /dev/null &
     echo $! > "$home/pid"
 }
 
