@@ -5,6 +5,7 @@ is named by its path, "denoiser/blocks/..." or "text/..."), autoencoder/ and tok
 """
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,9 @@ def _pipeline_of(system: System, trained: Params, frozen: Params) -> tuple[Pipel
     schedule = _schedule_of(system)
     vae = Model(_standard(system, theirs.system), system.autoencoder.module)
     models = dict(theirs.models) | {place: build(model), "vae": vae}
-    side = system.latent_shape()[0]
+    unit = family_of(model).unit(model)
+    rows, columns, _ = system.latent_shape()
+    side = rows if rows == columns else round(math.sqrt(rows * columns) / unit) * unit  # a folder names a square's
     size = family_of(model).native_side(model) or side
     if config.text.classes:
         options = {**theirs.options, "id2label": dict(enumerate(config.text.classes))}

@@ -6,6 +6,7 @@ encoder, the denoiser alone beside a folder's frozen text encoders, or a low-ran
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -198,13 +199,13 @@ class System:
             base = value.get("base_resolution")
             if len(value) != 1 or not isinstance(base, (int, float)):
                 raise ValueError(f"shift={dict(value)!r} should be a number, 'tokens' or dict(base_resolution=256)")
-            return gaussian.resolution_shift(self.config.data.resolution**2, base**2)
+            return gaussian.resolution_shift(math.prod(self.config.data.size), base**2)
         return value
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
         """(H, W, C) of the latent of an image of `size` = (H, W), by default the config's resolution."""
         c = self.autoencoder.config
-        height, width = size or (self.config.data.resolution,) * 2
+        height, width = size or self.config.data.size
         return height // c.factor, width // c.factor, c.latent_channels
 
 
@@ -219,8 +220,7 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
     frozen = {"autoencoder": weights if shard is None else put(weights, shard(autoencoder))}
     text = tokenizer = folder = None
     if config.text and config.text.folder:
-        side = config.data.resolution
-        folder, frozen["text"] = load_text(config.text.folder, (side, side), config.model.dtype, shard,
+        folder, frozen["text"] = load_text(config.text.folder, config.data.size, config.model.dtype, shard,
                                            config.text.classes)
         tokenizer = folder
     elif config.text and config.text.classes:

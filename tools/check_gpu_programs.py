@@ -80,8 +80,7 @@ def programs(config: schema.Config, count: int, wanted: Sequence[str]) -> dict[s
     size, (ids, mask) = config.batch_size, system.unconditional(1)
     on = lambda shape, dtype: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=layout.batch)
     words = on(ids.shape[1:], ids.dtype), on(mask.shape[1:], mask.dtype)
-    side = config.data.resolution
-    latents, images = on(system.latent_shape(), jnp.float32), on((side, side, 3), jnp.uint8)
+    latents, images = on(system.latent_shape(), jnp.float32), on((*config.data.size, 3), jnp.uint8)
     rows, ratios = on((), jnp.int32), on((), jnp.float32)
 
     def drawn(trained, frozen, ids, mask, rows):

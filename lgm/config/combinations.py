@@ -35,8 +35,7 @@ def check(config: Config) -> None:
     if autoencoder:
         need(hasattr(network.module, "reconstruct"),
              f"config.model.family={config.family!r} cannot be trained here; choose autoencoder")
-        side = crop or resolution
-        need(side % config.model.factor == 0 and resolution % config.model.factor == 0,
+        need(all(side % config.model.factor == 0 for side in (crop or 0, *config.data.size)),
              f"config.data.resolution={resolution} and config.data.crop={crop} must be multiples of "
              f"{config.model.factor}, the pixels a latent of config.model")
         need(config.lora is None, "config.lora is for denoisers; an autoencoder is trained whole")
@@ -100,19 +99,20 @@ def check_parts(config: Config, autoencoder: AutoencoderConfig) -> None:
         widths = ", ".join(f"{key}={width}" for part, key in WIDTHS.items() if (width := getattr(spec, part)))
         raise ConfigError(f"config.model of family {config.family!r} is told text ({widths}): give config.text, "
                           "dict(encoder=...) or dict(folder=...), or choose a dit or a unet of text_dim=0")
-    side, patch = config.data.resolution, network.unit(config.model)
+    size, patch = config.data.size, network.unit(config.model)
     step = config.data.buckets
     need(step is None or step % (factor * patch) == 0,
          f"config.data.buckets={step} must be a multiple of {factor * patch}, the pixels a latent of "
          f"config.autoencoder={config.autoencoder!r} x config.model.patch_size={patch}")
-    if side % (factor * patch):
-        near = max(round(side / (factor * patch)), 1) * factor * patch
+    if any(side % (factor * patch) for side in size):
+        near = tuple(max(round(side / (factor * patch)), 1) * factor * patch for side in size)
         patches = f" x config.model.patch_size={patch}" if patch > 1 else ""
-        raise ConfigError(f"config.data.resolution={side} is no multiple of {factor * patch}, the pixels a latent of "
-                          f"config.autoencoder={config.autoencoder!r}{patches}; {near} would do")
-    table = network.reach(config.model)
+        raise ConfigError(f"config.data.resolution={config.data.resolution} is no multiple of {factor * patch}, the "
+                          f"pixels a latent of config.autoencoder={config.autoencoder!r}{patches}; "
+                          f"{near if isinstance(config.data.resolution, tuple) else near[0]} would do")
+    table, side = network.reach(config.model), max(size)
     if table is not None and step is not None:
-        side = max(max(size) for size in bucket_sizes(side, step))
+        side = max(max(size) for size in bucket_sizes(size, step))
     if table is not None and side // (factor * patch) > table:
         named = "config.data.resolution" if step is None else "the longest side of config.data.buckets"
         raise ConfigError(f"{named}={side} makes {side // (factor * patch)} patches a side, more than "

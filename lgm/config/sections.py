@@ -29,9 +29,10 @@ class Data:
     `caption` is what each image is called, "" for nothing. Records that cannot be read are left out and listed in the
     run's bad_records.jsonl, as long as they are at most `bad_share` of all.
 
-    With `buckets` an image keeps its shape: it is scaled to cover the size of nearest shape, of sides that are
-    multiples of so many pixels and about resolution x resolution pixels, and cut to that; each batch is of one size.
-    Without, all are cut to squares. SDXL is told how large an image was and what was cut.
+    `resolution` is the side of a square in pixels, or (height, width). With `buckets` an image keeps its shape: it is
+    scaled to cover the size of nearest shape, of sides that are multiples of so many pixels and about as large an area
+    as the resolution's, and cut to that; each batch is of one size.
+    Without, all are cut to that size. SDXL is told how large an image was and what was cut.
 
     `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
     `cache` is a folder that `lgm encode` made of this config: latents are read from it, and no image is.
@@ -42,7 +43,7 @@ class Data:
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
     heldout_where: dict[str, Any] = dataclasses.field(default_factory=dict)
     caption: str = "text"
-    resolution: Count = 64
+    resolution: Count | tuple[Count, Count] = 64
     crop: Count | None = None
     buckets: Count | None = None
     latents: Literal["memory", "step"] = "memory"
@@ -51,12 +52,20 @@ class Data:
     bad_share: Share = 0.01
 
     def __post_init__(self):
-        need(self.crop is None or self.crop <= self.resolution,
+        height, width = self.size
+        if height == width:  # one way of writing it: a run is known by its config
+            object.__setattr__(self, "resolution", height)
+        need(self.crop is None or self.crop <= min(self.size),
              f"config.data.crop={self.crop} must lie between 1 and config.data.resolution={self.resolution}")
         need(self.cache is None or self.latents == "memory", f"config.data.cache={self.cache!r} takes the place of "
                                                              "config.data.latents='step'; set that to 'memory'")
-        need(self.buckets is None or self.resolution % self.buckets == 0,
+        need(self.buckets is None or height % self.buckets == width % self.buckets == 0,
              f"config.data.resolution={self.resolution} must be a multiple of config.data.buckets={self.buckets}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.resolution,) * 2 if isinstance(self.resolution, int) else tuple(self.resolution)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,23 +5,27 @@ nearest aspect ratio, is scaled to cover it and cut to it.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 
-def bucket_sizes(resolution: int, step: int = 64, max_ratio: float = 4.0) -> tuple[tuple[int, int], ...]:
-    """(height, width) of every bucket, tall to wide: multiples of `step` with an area as near resolution^2 as can be.
+def bucket_sizes(resolution: int | tuple[int, int], step: int = 64, max_ratio: float = 4.0
+                 ) -> tuple[tuple[int, int], ...]:  # fmt: skip
+    """(height, width) of every bucket, tall to wide: multiples of `step` with an area as near that of `resolution`, a
+    side or (height, width), as can be.
 
     `max_ratio` bounds the longer side over the shorter. Raises ValueError where resolution is no multiple of step.
     """
-    if step < 1 or resolution < step or resolution % step:
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    if step < 1 or min(height, width) < step or height % step or width % step:
         raise ValueError(f"config.data.resolution={resolution} must be a multiple of the bucket step {step}")
     if max_ratio < 1:
         raise ValueError(f"max_ratio={max_ratio} must be at least 1: the longer side over the shorter")
     sizes = set()
-    for short in range(step, resolution + 1, step):
-        long = max(short, round(resolution**2 / short / step) * step)
+    for short in range(step, math.isqrt(height * width) + 1, step):
+        long = max(short, round(height * width / short / step) * step)
         if long <= max_ratio * short:
             sizes |= {(short, long), (long, short)}
     return tuple(sorted(sizes, key=lambda size: (size[1] / size[0], size)))
@@ -57,8 +61,8 @@ class Bucketed:
         return micro_conditioning(self.stored[indices], np.array(self.sizes)[self.groups[indices]])
 
 
-def bucketed(stored_N2: np.ndarray, resolution: int, step: int) -> Bucketed:
-    """The buckets of about resolution^2 pixels, with sides that are multiples of `step`, of images of these sizes."""
+def bucketed(stored_N2: np.ndarray, resolution: int | tuple[int, int], step: int) -> Bucketed:
+    """The buckets about `resolution`, with sides that are multiples of `step`, of images of these sizes."""
     buckets = bucket_sizes(resolution, step)
     used, groups = np.unique(assign_buckets(stored_N2, buckets), return_inverse=True)
     return Bucketed(tuple(buckets[number] for number in used), groups.astype(np.int32), np.asarray(stored_N2))

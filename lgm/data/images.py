@@ -23,12 +23,13 @@ SHOWN = 30  # values that an error lists before it only counts them
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
     """Random access to images and what is known of them. `rows` are those records of a source that belong to the set,
-    each with "file_name" and "text"; `threads` read many images."""
+    each with "file_name" and "text"; `resolution` is the side of a square or (height, width); `threads` read many
+    images."""
 
     source: str
     records: Source
     rows: Rows
-    resolution: int
+    resolution: int | tuple[int, int]
     threads: int
 
     def __len__(self) -> int:
@@ -49,6 +50,11 @@ class ImageSet:
                 digest.update("\0".join((*pair, "")).encode())
         return digest.hexdigest()[:16]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels that images are read at."""
+        return (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
+
     def name(self, index: int) -> str:
         """What errors call an image."""
         return f"{self.source}/{self.rows.table['file_name'][int(self.rows.numbers[index])].as_py()}"
@@ -58,15 +64,15 @@ class ImageSet:
         return self.records.read(int(self.rows.numbers[index]))
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8 [H, W, 3] of `size` = (H, W), by default resolution x resolution.
+        """uint8 [H, W, 3] of `size` = (H, W), by default the resolution's.
 
         Transparency is laid on white; the image is scaled to cover the size and cut in the middle. Raises ValueError,
         one line with the file's name, for a missing, truncated or unreadable image.
         """
-        return decode(self.content(index), size or (self.resolution, self.resolution), self.name(index))
+        return decode(self.content(index), size or self.size, self.name(index))
 
     def images(self, size: tuple[int, int] | None = None) -> np.ndarray:
-        """All images: uint8 [N, H, W, 3] of `size` = (H, W), by default resolution x resolution."""
+        """All images: uint8 [N, H, W, 3] of `size` = (H, W), by default the resolution's."""
         with ThreadPoolExecutor(self.threads) as pool:
             return np.stack(list(pool.map(lambda index: self.image(index, size), range(len(self)))))
 
@@ -117,15 +123,15 @@ class ImageSet:
         try:
             return stored_size(self.content(index), self.name(index))
         except ValueError:
-            return self.resolution, self.resolution
+            return self.size
 
     def take(self, indices: Iterable[int]) -> ImageSet:
         """The set of these rows."""
         return dataclasses.replace(self, rows=self.rows[np.array(list(indices), np.int64)])
 
 
-def open_images(source: str, where: Mapping[str, Any] | None = None, resolution: int = 64, caption: str = "text",
-                threads: int | None = None, bad: Bad | None = None) -> ImageSet:
+def open_images(source: str, where: Mapping[str, Any] | None = None, resolution: int | tuple[int, int] = 64,
+                caption: str = "text", threads: int | None = None, bad: Bad | None = None) -> ImageSet:
     """The images of `source` whose metadata match `where`, read by so many `threads`, by default one a core.
 
     `source` is what `lgm.data.sources.open_source` takes: a shipped name, a folder, a zip, shards. `where` maps a field
@@ -135,7 +141,7 @@ def open_images(source: str, where: Mapping[str, Any] | None = None, resolution:
     Raises ValueError in one line for a source that cannot be read, metadata without captions, a named image that is not
     there, or a filter that leaves nothing.
     """
-    if resolution < 1:
+    if np.min(resolution) < 1:
         raise ValueError(f"config.data.resolution={resolution} must be at least 1")
     bad = Bad() if bad is None else bad
     return _chosen(source, open_source(source, caption, bad), where, resolution, caption, threads, bad)
@@ -149,7 +155,7 @@ def open_data(data, bad: Bad | None = None) -> tuple[ImageSet, ImageSet]:
                            bad)
 
 
-def _chosen(source: str, records: Source, where, resolution: int, caption: str, threads: int | None,
+def _chosen(source: str, records: Source, where, resolution: int | tuple[int, int], caption: str, threads: int | None,
             bad: Bad) -> ImageSet:
     rows = _select(records.rows, where or {}, source)
     return ImageSet(source, records, _captioned(rows, caption, source, bad), resolution, threads or cores())

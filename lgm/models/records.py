@@ -115,10 +115,10 @@ class Family:
         """What backward finds of its blocks (`blocks.Remat`); "" for a configuration that does not say."""
         return config.remat if any(field.name == "remat" for field in dataclasses.fields(config)) else ""
 
-    def inputs(self, config: Any, batch: int, latent: int, text_tokens: int) -> tuple:
-        """Abstract (x, t, cond) of a denoiser, at `latent` x `latent`."""
+    def inputs(self, config: Any, batch: int, latent: int | tuple[int, int], text_tokens: int) -> tuple:
+        """Abstract (x, t, cond) of a denoiser at `latent`, a side or (rows, columns)."""
         like = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((batch, *shape), dtype)
-        spec, side = self.conditioning(config), (latent, latent)
+        spec, side = self.conditioning(config), (latent, latent) if isinstance(latent, int) else latent
         parts = {
             "label": spec.classes and like(dtype=jnp.int32), "text": spec.text and like(text_tokens, spec.text),
             "pooled": spec.pooled and like(spec.pooled), "micro": spec.micro and like(spec.micro),

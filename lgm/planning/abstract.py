@@ -56,7 +56,7 @@ def abstract_system(config: Config, layout: Layout | None = None) -> tuple[Syste
     text = tokenizer = folder = None
     if config.text and config.text.folder:
         pipeline = _pipeline(config, notes)
-        folder = tokenizer = text_of(pipeline, (config.data.resolution,) * 2)
+        folder = tokenizer = text_of(pipeline, config.data.size)
         encoders = {place: model for place, model in pipeline.models.items() if place.startswith("text_encoder")}
         frozen["text"] = {place: held_in(model.abstract(), config.model.dtype) for place, model in encoders.items()}
     elif config.text and config.text.classes:
@@ -141,7 +141,7 @@ def _pipeline(config: Config, notes: list[str]) -> Pipeline:
     models[system.denoiser] = build(config.model)
     tokenizers = {place: Blank() for place in encoders}
     process = named(gaussian.build, config.process, "config.process")
-    return Pipeline(system, models, {}, tokenizers, None, process, config.data.resolution // 8)
+    return Pipeline(system, models, {}, tokenizers, None, process, max(config.data.size) // 8)
 
 
 def _preset(name: str, preset: str, **changes: Any) -> Model:
@@ -151,11 +151,11 @@ def _preset(name: str, preset: str, **changes: Any) -> Model:
 
 def abstract_batch(config: Config, system: System) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of one training batch: latents, or images where each step encodes them, tokens and their mask."""
-    count, side = config.batch_size, config.data.resolution
+    count, size = config.batch_size, config.data.size
     ids, mask = system.unconditional(1)
     batch = {"tokens": jax.ShapeDtypeStruct((count, *ids.shape[1:]), ids.dtype),
              "mask": jax.ShapeDtypeStruct((count, *mask.shape[1:]), mask.dtype)}
     if config.data.latents == "memory":
         return batch | {"latent": jax.ShapeDtypeStruct((count, *system.latent_shape()), jnp.float32)}
-    crop = config.data.crop or side
-    return batch | {"image": jax.ShapeDtypeStruct((count, crop, crop, 3), jnp.uint8)}
+    size = (config.data.crop,) * 2 if config.data.crop else size
+    return batch | {"image": jax.ShapeDtypeStruct((count, *size, 3), jnp.uint8)}

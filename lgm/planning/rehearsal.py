@@ -46,7 +46,8 @@ def rehearsal(config: Config, devices: int = 1, folder: str | None = None) -> Co
             text["encoder"] |= {"width": 32, "depth": 1, "heads": 2}
             values["model"] |= {key: 32 for key in ("text_dim", "pooled_dim") if model.get(key)}
     if values["data"]["crop"]:
-        values["data"]["crop"] = values["data"]["resolution"] // 2
+        side = values["data"]["resolution"]
+        values["data"]["crop"] = (side if isinstance(side, int) else min(side)) // 2
     if values["optimizer"].get("mup_base"):  # a base of the same size: every factor is 1, and is looked up all the same
         values["optimizer"]["mup_base"] = {key: values["model"][key] for key in values["optimizer"]["mup_base"]}
     values["mesh"] = _mesh(values["mesh"], devices)

@@ -113,7 +113,7 @@ def candidates(config: Config, topology: Topology) -> Iterator[Candidate]:
         tried = dataclasses.replace(config, mesh=mesh)
         try:
             layout = layout_on(tried, topology, devices)
-            check_latents(tried, layout, *(config.data.resolution // 8,) * 2)
+            check_latents(tried, layout, *(side // 8 for side in config.data.size))
         except ConfigError:
             continue
         for remat in policies:
@@ -139,7 +139,7 @@ def estimated(config: Config, topology: Topology) -> Candidate:
     params = build(config.model).count()
     split = mesh.fsdp * mesh.context * mesh.tensor * mesh.stage
     images = config.batch_size / (mesh.data * mesh.fsdp * mesh.stage)
-    tokens = (config.data.resolution / 16) ** 2
+    tokens = math.prod(config.data.size) / 16**2
     width, blocks = family_of(config.model).bulk(config.model)
     work = WORK.get(_remat(config), 3.0) * 2.2 * params * tokens * config.batch_size / topology.devices
     rate = 2 * chip.link

@@ -54,8 +54,8 @@ def shape(family: str, size: int, *, aspect: float | None = None, head_size: int
     return of(family)(size, **{name: value for name, value in given.items() if value}, **options)
 
 
-def measure(config, latent: int, text_tokens: int = 77) -> Rung:
-    """Exact parameters, and FLOPs an image at `latent` x `latent` latents and so many text tokens; runs nothing.
+def measure(config, latent: int | tuple[int, int], text_tokens: int = 77) -> Rung:
+    """Exact parameters, and FLOPs an image of `latent`, (rows, columns) or a side, and so many text tokens.
 
     FLOPs are those of matrix products and convolutions, two a multiply-add, by the model's standard count (what is
     computed may be less: `flops.count_flops`); the training step's are traced through its gradient, which is a little

@@ -291,7 +291,8 @@ def measure(sweep: Sweep, config: Config, together: bool = False) -> Shape:
 
     Runs that are trained `together` read latents that were encoded before.
     """
-    latent = sweep.latent or config.data.resolution // autoencoder_of(config.autoencoder).config.factor
+    factor = 1 if sweep.latent else autoencoder_of(config.autoencoder).config.factor
+    latent = (sweep.latent,) * 2 if sweep.latent else tuple(side // factor for side in config.data.size)
     encoder = config.text.encoder if config.text else None
     tokens = encoder.max_length if encoder else sweep.text_tokens
     rung = _rung(config.model, latent, tokens)

@@ -26,8 +26,8 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     iterator = batches({"image": images.images()}, batch_size=config.batch_size, seed=config.seed,
                        process_index=part, process_count=parts)
     start = linear_start(config, images) if config.model.linear_skip else {}
-    side = data.crop or data.resolution
-    one = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    size = (data.crop,) * 2 if data.crop else data.size
+    one = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return Task(
         init=lambda key: {"autoencoder": initial(config, autoencoder.init(key), start)},
         logical_axes={"autoencoder": autoencoder.logical_axes()},

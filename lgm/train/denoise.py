@@ -163,10 +163,10 @@ class Pictured:
 
 def pictured(config: Config, heldout: ImageSet, images: ImageSet) -> Pictured:
     """What sample pictures show: the config's prompts, else held-out and training captions at their images' sizes."""
-    square = (config.data.resolution,) * 2
+    whole = config.data.size
     if config.sampling.prompts or not config.sampling.count:
         prompts = list(config.sampling.prompts)
-        return Pictured(prompts, [square] * len(prompts), None)
+        return Pictured(prompts, [whole] * len(prompts), None)
     held = [(heldout, i) for i in range(len(heldout))]
     spread = np.linspace(0, len(images) - 1, config.sampling.count).astype(int)
     chosen = (held[: config.sampling.count // 2] + [(images, int(i)) for i in spread])[: config.sampling.count]
@@ -174,7 +174,7 @@ def pictured(config: Config, heldout: ImageSet, images: ImageSet) -> Pictured:
     for s, i in chosen:
         one = s.take([i])
         buckets = feeding.buckets_of(config, one)
-        size = square if buckets is None else buckets.size(0)
+        size = whole if buckets is None else buckets.size(0)
         try:
             real.append(one.image(0, size))
         except ValueError:  # a bad record, which training finds too
@@ -187,11 +187,11 @@ def pictured(config: Config, heldout: ImageSet, images: ImageSet) -> Pictured:
 def picture(system: System, params, frozen, rows: Pictured, path: Path | None) -> np.ndarray:
     """Draw `rows` under the config's sampling settings and save them beside the real images."""
     drawn: list[np.ndarray] = [None] * len(rows.captions)
-    square = (system.config.data.resolution,) * 2
+    whole = system.config.data.size
     for size in sorted(set(rows.sizes)):
         places = [place for place, other in enumerate(rows.sizes) if other == size]
         found = draw(system, params, frozen, [rows.captions[place] for place in places], seed=system.config.seed,
-                     size=None if size == square and not system.config.data.buckets else size)
+                     size=None if size == whole and not system.config.data.buckets else size)
         for place, image in zip(places, found, strict=True):
             drawn[place] = image
     beside = None if rows.real is None else same_size(rows.real)

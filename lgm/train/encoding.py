@@ -52,7 +52,7 @@ def _sizes(config: Config, images: ImageSet) -> list[tuple[tuple[int, int], np.n
     """(size, the images that are trained at it) of every size."""
     buckets = buckets_of(config, images)
     if buckets is None:
-        return [((config.data.resolution,) * 2, np.arange(len(images)))]
+        return [(config.data.size, np.arange(len(images)))]
     return [(size, buckets.members(group)) for group, size in enumerate(buckets.sizes)]
 
 

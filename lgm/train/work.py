@@ -32,8 +32,7 @@ def frozen_flops(system: System, frozen: Any, executed: bool = False) -> float:
     tokens, mask = _abstract(system.unconditional(1))
     flops = 0.0
     if config.data.latents == "step":
-        side = config.data.resolution
-        image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        image = jax.ShapeDtypeStruct((1, *config.data.size, 3), jnp.float32)
         flops += system.autoencoder.flops(image, method="encode", executed=executed)
     if system.folder is not None:
         flops += count_flops(system.folder.condition, frozen["text"], tokens, mask, executed=executed)

@@ -60,7 +60,7 @@ def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image:
     changes = drawing_words(prompts, count, **words)
     starting_picture(image, strength, mask)  # a file that cannot be read is refused before anything is loaded
     system, params, frozen = load()
-    start = starting_picture(image, strength, mask, (system.config.data.resolution,) * 2)
+    start = starting_picture(image, strength, mask, system.config.data.size)
     captions = [prompt for prompt in prompts for _ in range(count)]
     images = draw(system, params, frozen, captions, seed, start, **changes)
     if first():

@@ -57,3 +57,10 @@ def test_resolution_and_ratio_must_fit():
         bucket_sizes(1000)
     with pytest.raises(ValueError, match="max_ratio=0.5"):
         bucket_sizes(1024, max_ratio=0.5)
+
+
+def test_buckets_about_a_rectangle_are_of_its_area():
+    buckets = bucket_sizes((512, 768), 64)
+    assert (512, 768) in buckets and set(buckets) == {(w, h) for h, w in buckets}
+    assert all(abs(height * width / (512 * 768) - 1) < 0.07 for height, width in buckets)
+    assert bucket_sizes((512, 512)) == bucket_sizes(512)

@@ -1,0 +1,100 @@
+"""A resolution of (height, width): the whole way of a run at 32 x 48."""
+
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lgm import config as schema
+from lgm.cli import main
+from lgm.config.reading import read_config_file
+from lgm.drawing import draw
+from lgm.parallel import make_layout
+from lgm.planning.abstract import abstract_batch, abstract_system
+from lgm.scaling import ladders
+from lgm.train import denoise, loop
+from lgm.train.opening import load_run
+from lgm.train.work import training_flops
+
+DENOISERS = {
+    "mmdit": dict(family="mmdit", channels=32, patch_size=1, width=16, depth=2, heads=2, text_dim=16, pooled_dim=16,
+                  position_size=6, base_size=8),
+    "dit": dict(family="dit", channels=32, patch_size=1, width=16, depth=2, heads=2, classes=2, base_size=8),
+    "unet": dict(family="unet", channels=32, block_channels=(8, 16), transformer_depth=(1, 0), heads=(2, 2),
+                 layers_per_block=1, text_dim=16, norm_groups=4),
+}
+CONFIG = dict(
+    name="rectangles", batch_size=2, total_images=8,
+    data=dict(where={"subcategory": "face-hat"}, heldout_where={"subcategory": "face-glasses"}, resolution=(32, 48)),
+    text=dict(encoder=dict(family="clip_text", vocab_size=4096, width=16, depth=1, heads=2, max_length=24)),
+    model=DENOISERS["mmdit"], sampling=dict(steps=1, count=2, guidance=1.0),
+    evaluation=dict(times=1, batch_size=2, levels=2, max_images=3), log=dict(every_images=4, checkpoint_every_images=4),
+)
+
+
+def config(**changes):
+    return schema.from_dict({**CONFIG, **{key: {**CONFIG[key], **value} for key, value in changes.items()}})
+
+
+def test_a_square_is_written_in_one_way_and_what_cannot_be_is_one_line():
+    assert config(data=dict(resolution=(64, 64))) == config(data=dict(resolution=64))
+    made = config()
+    assert made.data.size == (32, 48) and schema.from_dict(json.loads(json.dumps(schema.to_dict(made)))) == made
+    for change, line in ((dict(resolution=(32, 0)), "config.data.resolution=.32, 0. must be at least 1"),
+                         (dict(resolution=(32, 48, 3)), "config.data.resolution=.* has the wrong type; give int or a"),
+                         (dict(crop=40), "config.data.crop=40 must lie between 1 and config.data.resolution=.32, 48"),
+                         (dict(buckets=32), "config.data.resolution=.32, 48. must be a multiple of config.data.buck")):
+        with pytest.raises(ValueError, match=line) as caught:
+            config(data=change)
+        assert "\n" not in str(caught.value)
+    for change, line in ((dict(data=dict(resolution=(32, 44))), "resolution=.32, 44. is no multiple of 8, .*32, 48. "),
+                         (dict(model=dict(position_size=5)), "resolution=48 makes 6 patches a side, more than")):
+        with pytest.raises(ValueError, match=line):
+            abstract_system(config(**change))
+
+
+@pytest.mark.parametrize("family", ["dit", pytest.param("mmdit", marks=pytest.mark.slow),
+                                    pytest.param("unet", marks=pytest.mark.slow)])
+def test_shapes_and_flops_are_of_the_rectangle(family):
+    """A network that sees 4 x 6 latents costs what one of 6 x 4 does, and more than one of 4 x 4."""
+    told = {} if family != "dit" else {"text": None}
+    made = schema.from_dict({**CONFIG, "model": DENOISERS[family], **told})
+    system, frozen, _ = abstract_system(made)
+    assert system.latent_shape() == (4, 6, 32) and abstract_batch(made, system)["latent"].shape == (2, 4, 6, 32)
+    other = lambda size: abstract_system(schema.from_dict({**schema.to_dict(made), "data": {"resolution": size}}))[:2]
+    assert training_flops(system, frozen) == training_flops(*other((48, 32))) > training_flops(*other(32))
+    flops = [ladders.measure(made.model, latent).training for latent in (4, (4, 6), 6)]
+    assert flops[0] < flops[1] < flops[2]
+
+
+def test_sdxl_is_told_the_rectangle():
+    values = read_config_file("configs/pod.py:sdxl", ())
+    values["data"] = {**values["data"], "resolution": (768, 1024)}
+    system, _, _ = abstract_system(schema.from_dict(values))
+    assert system.folder.size == (768, 1024) and system.latent_shape() == (96, 128, 4)
+
+
+@pytest.mark.slow
+def test_a_run_trains_resumes_is_measured_drawn_and_exported(tmp_path):
+    made, layout = config(), make_layout({"data": 1})
+    whole = loop.train(made, tmp_path / "whole", denoise.make_task, layout, quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part/checkpoints/4")
+    again = loop.train(made, tmp_path / "part", denoise.make_task, layout, quiet=True)
+    for ours, theirs in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    run = tmp_path / "whole"
+    assert main(["evaluate", f"--workdir={run}", f"--out={tmp_path / 'metrics.json'}"]) == 0
+    assert math.isfinite(json.loads((tmp_path / "metrics.json").read_text())["v_loss"])
+    assert main(["sample", f"--workdir={run}", "--prompt=face", f"--out={tmp_path / 'a.png'}"]) == 0
+    assert Image.open(tmp_path / "a.png").size == (48, 32)
+    assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 0
+    assert main(["sample", f"--from={tmp_path / 'out'}", "--prompt=face", f"--out={tmp_path / 'b.png'}"]) == 0
+    np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), Image.open(tmp_path / "b.png"))
+    system, params, frozen, _ = load_run(run, "ema")
+    np.testing.assert_array_equal(draw(system, params, frozen, ["face"]), draw(system, params, frozen, ["face"],
+                                                                               size=(32, 48)))
