@@ -1,83 +1,103 @@
-"""Images a second that reading, decoding and batching bring, by format and size, beside PIL in PyTorch's loader.
+"""Images a second that reading, decoding, scaling and batching bring, beside two other loaders on the same files.
 
-    python tools/data_speed.py --images=200 --sides=256,512,1024
+    python tools/data_speed.py                      # a table by format and size, then the cores that feed a chip
+    python tools/data_speed.py --rows=1000000       # what so many lines of metadata cost, opened by 4 processes
 
-Photographs' stand-ins (smooth noise, JPEG at quality 90) are written in each format, and read by one thread and by as
-many as there are cores. PyTorch's DataLoader, with as many workers and Pillow's plain calls, reads the folder; without
-PyTorch its column is left out. `--rows=1000000`: what it takes to open so many lines of metadata.
+Photographs' stand-ins (smooth noise, quality 90) of `times` the trained size a side are written as JPEG, PNG and WebP.
+Each loader reads them shuffled on all cores in a process of its own, the loaders in turns, and each one's best round
+counts: images a second, and images a second of processor time, which other work on the machine disturbs less.
+
+    lgm          `lgm.data.batches`: threads
+    torch        torch.utils.data, one worker process a core, Pillow: convert, then ImageOps.fit by Lanczos
+    tf           tf.data, decode_image and an antialiased Lanczos resize, all parallelism AUTOTUNE
+    tf-aliased   the same with TensorFlow's default resize, bilinear without antialiasing: less work, other pixels
+
+Loaders whose package is not installed are left out (TensorFlow is no dependency: pip install tensorflow-cpu).
 """
 
 import argparse
 import io
 import json
+import os
 import resource
+import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lgm.data import batches, open_images
 from lgm.data.batches import cores
 
+FORMATS = {"jpeg": dict(quality=90), "png": {}, "webp": dict(quality=90)}
+NEEDS = {"lgm": "lgm", "torch": "torch", "tf": "tensorflow", "tf-aliased": "tensorflow"}
+SHARDS = ("tar", "parquet")  # read by lgm alone
+PLANS = Path(__file__).parent / "plans"
+PEAKS = {"H100": 989e12, "v5p": 459e12}  # bfloat16 FLOP/s of one chip
+# (name, side, training FLOPs an image, MFU) of what has no plan: three times the forward pass, at an MFU assumed
+OTHERS = (("dit_xl_2", 256, 3 * 237e9, 0.5), ("sd15", 512, 3 * 803e9, 0.5))
 
-def photographs(count, side, seed=0):
-    """Encoded JPEGs of 1.25 x `side` pixels a side."""
+
+def photographs(count, side, form="jpeg", seed=0):
+    """Encoded images of `side` pixels a side."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        small = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8))
+        small = Image.fromarray(rng.integers(0, 256, (side // 10, side // 10, 3), np.uint8))
         buffer = io.BytesIO()
-        small.resize((side * 5 // 4,) * 2, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        small.resize((side, side), Image.Resampling.BICUBIC).save(buffer, form, **FORMATS[form])
         yield buffer.getvalue()
 
 
-def write(root, pictures):
-    """The folder, the tar and the Parquet shard of some pictures."""
-    (root / "folder").mkdir()
+def write(root, pictures, form):
+    """A folder of pictures, and a tar and a Parquet shard of the same."""
+    folder = root / "folder"
+    folder.mkdir(parents=True)
     for number, picture in enumerate(pictures):
-        (root / "folder" / f"{number:05d}.jpg").write_bytes(picture)
-        (root / "folder" / f"{number:05d}.txt").write_text(f"picture {number}")
+        (folder / f"{number:05d}.{form}").write_bytes(picture)
     with tarfile.open(root / "pictures.tar", "w") as archive:
-        for path in sorted((root / "folder").iterdir()):
+        for path in sorted(folder.iterdir()):
             archive.add(path, path.name)
-    pq.write_table(pa.table({"image": pictures, "text": [f"picture {i}" for i in range(len(pictures))]}),
-                   root / "pictures.parquet", row_group_size=64)
-    return {"folder": root / "folder", "tar": root / "pictures.tar", "parquet": root / "pictures.parquet"}
+    pq.write_table(pa.table({"image": pictures}), root / "pictures.parquet", row_group_size=64)
+    return {"folder": folder, "tar": root / "pictures.tar", "parquet": root / "pictures.parquet"}
 
 
-def ours(path, side, size, threads, steps):
-    """Images a second of `lgm.data.batches`."""
-    images = open_images(str(path), resolution=side, threads=threads)
-    iterator = batches({}, image=images.image, length=len(images), batch_size=size, seed=0, threads=threads)
-    next(iterator)
-    start = time.perf_counter()
-    for _ in range(steps):
-        next(iterator)
-    return steps * size / (time.perf_counter() - start)
+def measure(loader, path, side, size, count):
+    """(images a second, images a second of processor time) of a loader over `count` images, its start included."""
+    make = {"lgm": _lgm, "torch": _torch, "tf": _tensorflow, "tf-aliased": _tensorflow}[loader]
+    batches_of = make(path, side, size, count, *([False] if loader == "tf-aliased" else []))
+    used = lambda: sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    start, before = time.perf_counter(), used()
+    seen = 0
+    for batch in batches_of():
+        assert batch.shape == (size, side, side, 3) and batch.dtype == np.uint8, (batch.shape, batch.dtype)
+        seen += len(batch)
+    return seen / (time.perf_counter() - start), seen / (used() - before)
 
 
-def torchs(path, side, size, workers, steps):
-    """Images a second of PyTorch's DataLoader over the same files; None without PyTorch."""
-    try:
-        from torch.utils.data import DataLoader
-    except ImportError:
-        return None
-    files = sorted(Path(path).glob("*.jpg"))
-    loader = iter(DataLoader(_Files(files, side), batch_size=size, shuffle=True, num_workers=workers, drop_last=True,
-                             collate_fn=np.stack))
-    next(loader)
-    start, count = time.perf_counter(), 0
-    for _ in range(steps):
-        try:
-            count += len(next(loader))
-        except StopIteration:
-            break
-    return count / (time.perf_counter() - start)
+def _lgm(path, side, size, count):
+    images = open_images(str(path), resolution=side)
+
+    def run():
+        iterator = batches({}, image=images.image, length=len(images), batch_size=size, seed=0)
+        for _ in range(count // size):
+            yield next(iterator)["image"]
+
+    return run
+
+
+def _torch(path, side, size, count):
+    from torch.utils.data import DataLoader, RandomSampler
+
+    files = _Files(sorted(Path(path).iterdir()), side)
+    sampler = RandomSampler(files, replacement=True, num_samples=count // size * size)
+    return lambda: iter(DataLoader(files, batch_size=size, sampler=sampler, num_workers=cores(), collate_fn=np.stack))
 
 
 class _Files:
@@ -88,10 +108,83 @@ class _Files:
         return len(self.files)
 
     def __getitem__(self, i):
-        from PIL import ImageOps
-
         with Image.open(self.files[i]) as image:
             return np.asarray(ImageOps.fit(image.convert("RGB"), (self.side, self.side), Image.Resampling.LANCZOS))
+
+
+def _tensorflow(path, side, size, count, antialias=True):
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    import tensorflow as tf
+
+    files = [str(file) for file in sorted(Path(path).iterdir())]
+
+    def decoded(name):
+        image = tf.io.decode_image(tf.io.read_file(name), channels=3, expand_animations=False)
+        image = tf.image.resize(image, (side, side), "lanczos3" if antialias else "bilinear", antialias=antialias)
+        return tf.saturate_cast(tf.round(image), tf.uint8)
+
+    data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat().take(count // size * size)
+    data = data.map(decoded, num_parallel_calls=tf.data.AUTOTUNE).batch(size).prefetch(tf.data.AUTOTUNE)
+    return data.as_numpy_iterator
+
+
+def table(sides, times, images, size, rounds):
+    """Print every loader's speed; {side: lgm's images a second of one core for JPEG of the smallest `times`}."""
+    loaders = [name for name, package in NEEDS.items() if find_spec(package)]
+    print(f"{cores()} cores; images a second (in brackets: of one core's time), {size} a batch")
+    print(f"{'':36s}" + "".join(f"{name:>18s}" for name in loaders) + "    lgm / best of torch and tf")
+    speeds = {}
+    for side in sides:
+        for form, times_side in ((form, by) for form in FORMATS for by in times):
+            count = max(images * 256 // side, 2 * size)
+            with tempfile.TemporaryDirectory() as folder:
+                root = Path(folder)
+                pictures = list(photographs(min(count, 64), round(side * times_side), form))
+                places = write(root, pictures, form)
+                where = [(name, "folder") for name in loaders]
+                if form == "jpeg" and times_side == min(times):
+                    where += [("lgm", kind) for kind in SHARDS]
+                best = dict.fromkeys(where, (0.0, 0.0))
+                for _ in range(rounds):
+                    for one in where:
+                        found = _apart(one[0], places[one[1]], side, size, count)
+                        best[one] = tuple(map(max, best[one], found))
+            shown = lambda speed: f"{speed[0]:8.1f} ({speed[1]:7.1f})"
+            beside = max((best[name, "folder"] for name in loaders if name in ("torch", "tf")), default=None)
+            ratio = f"{best['lgm', 'folder'][0] / beside[0]:10.2f}" if beside else ""
+            mean = sum(map(len, pictures)) // len(pictures)
+            columns = "".join(f"{shown(best[name, 'folder']):>18s}" for name in loaders)
+            print(f"{side:5d} px {form:5s} of {times_side:4g}x, {mean >> 10:6,} KB  folder{columns}{ratio}", flush=True)
+            for one in where[len(loaders):]:
+                print(f"{'':26s}{one[1]:>10s}{shown(best[one]):>18s}", flush=True)
+            if form == "jpeg" and times_side == min(times):
+                speeds[side] = best["lgm", "folder"][1]
+    return speeds
+
+
+def _apart(loader, path, side, size, count):
+    """`measure` in a process of its own."""
+    words = [sys.executable, __file__, "--measure", loader, str(path), str(side), str(size), str(count)]
+    said = subprocess.run(words, capture_output=True, text=True)
+    if said.returncode:
+        sys.exit(f"{loader} failed:\n{said.stderr[-2000:]}")
+    return json.loads(said.stdout.splitlines()[-1])
+
+
+def feeding(speeds):
+    """Print how many cores feed one chip with JPEGs, for every released system at the MFU of its best plan."""
+    chosen = {}
+    for path in sorted(PLANS.glob("*.json")):
+        plan = json.loads(path.read_text())
+        one = (plan["name"], 1024, plan["model_flops"] * plan["chips"] / plan["batch_size"], plan["mfu"])
+        chosen[plan["name"]] = max(one, chosen.get(plan["name"], one), key=lambda one: one[3])
+    print("\nimages a second of one chip, and cores like these that decode as many (trained from pixels; from latents "
+          "that `lgm encode` kept, none decode)")
+    for name, side, flops, mfu in (*OTHERS, *chosen.values()):
+        if side in speeds:
+            rates = {chip: mfu * peak / flops for chip, peak in PEAKS.items()}
+            print(f"{name:12s} {side:5d} px at {mfu:.0%} MFU  " + "   ".join(
+                f"{chip} {rate:7.1f}/s, {rate / speeds[side]:5.2f} cores" for chip, rate in rates.items()))
 
 
 def rows(count):
@@ -114,26 +207,25 @@ def rows(count):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--sides", default="256,512,1024")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", default="256,512,1024", help="trained sizes in pixels (default: 256,512,1024)")
+    parser.add_argument("--times", default="1.25,3", help="sides of the files over those (default: 1.25,3)")
+    parser.add_argument("--images", type=int, default=400, help="of 256 px in a round, fewer of more (default: 400)")
+    parser.add_argument("--rounds", type=int, default=2, help="of which the best counts (default: 2)")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=0, help="measure metadata of so many lines instead")
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.rows:
-        return rows(arguments.rows)
-    steps = max(1, arguments.images // arguments.batch - 1)
-    print(f"{cores()} cores; images a second")
-    for side in map(int, arguments.sides.split(",")):
-        with tempfile.TemporaryDirectory() as folder:
-            places = write(Path(folder), list(photographs(arguments.images, side)))
-            for kind, path in places.items():
-                one, most = (ours(path, side, arguments.batch, threads, steps) for threads in (1, cores()))
-                beside = torchs(path, side, arguments.batch, cores(), steps) if kind == "folder" else None
-                beside = f"  torch with {cores()} workers {beside:8.1f}" if beside else ""
-                print(f"{side:5d} px {kind:8s} one thread {one:8.1f}  {cores()} threads {most:8.1f}{beside}",
-                      flush=True)
-    return None
+    if arguments.measure:
+        loader, path, *numbers = arguments.measure
+        print(json.dumps(measure(loader, path, *map(int, numbers))))
+    elif arguments.rows:
+        rows(arguments.rows)
+    else:
+        numbers = lambda words, kind: [kind(word) for word in words.split(",")]
+        feeding(table(numbers(arguments.sides, int), numbers(arguments.times, float), arguments.images,
+                      arguments.batch, arguments.rounds))
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from lgm.data.order import grouped, shuffled
 from lgm.data.quarantine import Quarantine
 
-AHEAD = 2  # batches that a background thread holds ready; the state counts only those handed out
+AHEAD = 2  # batches that background threads make ready; the state counts only those handed out
 
 
 def cores() -> int:
@@ -74,7 +74,8 @@ def batches(
     else:
         whole = grouped(groups, batch_size, seed)
         mine = lambda n: whole(n)[first : first + share]
-    pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="read") if image else None
+    threads = threads or cores()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read") if image else None
 
     derived = derived or (lambda indices: {})
 
@@ -106,7 +107,10 @@ def batches(
         return {name: np.asarray(array[indices]) for name, array in arrays.items()} | made | {"index": indices}
 
     dataset = grain.MapDataset.source(_Endless(gather))
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)))
+    # several batches at once, or threads would wait for a batch's last image, and a share smaller than the cores leave
+    # some without any
+    ahead = max(AHEAD, -(-threads // share) + 1) if image else AHEAD
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(ahead if image else 1, ahead)))
 
 
 class _Endless:

@@ -105,7 +105,7 @@ def _in_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         image = image.convert("RGB")
     change = _to_srgb(profile, image.mode) if profile else None
     image = ImageCms.applyTransform(image, change) if change else image
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     if alpha is not None:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     return image

@@ -223,3 +223,17 @@ def test_the_next_good_record_stands_in_for_a_bad_one(tmp_path):
     with pytest.raises(ValueError, match="2 such records are more than config.data.bad_share=0.05") as caught:
         take(serve("few", share=0.05), 8)
     assert "\n" not in str(caught.value) and not (tmp_path / "few.jsonl").exists()
+
+
+def test_threads_beyond_a_share_read_the_next_batch():
+    together, met = threading.Barrier(6), threading.Event()  # passes only where six images are read at once
+
+    def image(index):
+        if not met.is_set():
+            together.wait(30)
+            met.set()
+        return np.full((1, 1, 3), index, np.uint8)
+
+    iterator = batches({}, image=image, length=60, batch_size=6, seed=0, process_index=1, process_count=3, threads=6)
+    batch = next(iterator)
+    assert batch["image"][:, 0, 0, 0].tolist() == batch["index"].tolist() and len(batch["index"]) == 2
