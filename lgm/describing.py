@@ -16,7 +16,8 @@ from lgm.parsing import describe
 WIDTH = 110
 # keys whose records depend on what is chosen, with what they may be
 CHOSEN = {"model": (*(found.name for found in families("denoiser")), "autoencoder"), "text.encoder": encoders()}
-RECORDS = {"loss": schema.DenoisingLoss, "text": schema.Text, "lora": LoRAConfig, "loss.teacher": schema.Teacher}
+RECORDS = {"loss": schema.DenoisingLoss, "text": schema.Text, "lora": LoRAConfig, "loss.teacher": schema.Teacher,
+           "data.tags": schema.Tags}
 
 
 @dataclasses.dataclass(frozen=True)

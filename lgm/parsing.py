@@ -64,6 +64,11 @@ def _value(hint, value, path: str):
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, as of bytes of a command line that are no UTF-8
+            raise ConfigError(f"{path}={ascii(value)} is no Unicode text; write it in UTF-8") from None
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -71,8 +76,8 @@ def _value(hint, value, path: str):
         for option in others:
             try:
                 return _value(option, value, path)
-            except ConfigError:
-                if len(others) == 1:
+            except ConfigError as error:
+                if len(others) == 1 or "no Unicode text" in str(error):
                     raise
         raise wrong
     if origin is typing.Literal:
@@ -106,11 +111,6 @@ def _value(hint, value, path: str):
         raise wrong
     if not isinstance(value, hint):
         raise wrong
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, as of bytes of a command line that are no UTF-8
-            raise ConfigError(f"{path}={ascii(value)} is no Unicode text; write it in UTF-8") from None
     return value
 
 

@@ -25,6 +25,7 @@ from lgm.config.sections import (
     Mesh,
     Optimizer,
     Sampling,
+    Tags,
     Teacher,
     Text,
 )
@@ -121,4 +122,5 @@ def _parse_model(values, path: str):
 
 
 __all__ = ["EMA", "AutoencoderLoss", "Config", "ConfigError", "Data", "DenoisingLoss", "Evaluation", "Log", "Mesh",
-           "Optimizer", "Sampling", "Teacher", "Text", "digest", "from_dict", "load", "other_run", "read", "to_dict"]
+           "Optimizer", "Sampling", "Tags", "Teacher", "Text", "digest", "from_dict", "load", "other_run", "read",
+           "to_dict"]  # fmt: skip

@@ -32,6 +32,7 @@ def check(config: Config) -> None:
         distance = config.evaluation.distance
         need(distance == 0, f"config.evaluation.distance={distance} compares images of one size; set it to 0 with "
                             "config.data.buckets")
+    _check_varying(config, autoencoder)
     if autoencoder:
         need(hasattr(network.module, "reconstruct"),
              f"config.model.family={config.family!r} cannot be trained here; choose autoencoder")
@@ -60,6 +61,28 @@ def check(config: Config) -> None:
     _check_loss(config, spec)
     if config.text is not None and config.text.encoder is not None:
         _check_encoder(config, spec)
+
+
+def _check_varying(config: Config, autoencoder: bool) -> None:
+    """What is drawn anew each time an image is served, where it can be."""
+    data = config.data
+    if autoencoder:
+        need(not data.random_crop, "config.data.random_crop=True is for denoisers; an autoencoder learns from random "
+                                   "crops of config.data.crop")
+        need(data.tags is None, "config.data.tags is for denoisers; an autoencoder reads no captions")
+        return
+    for name in ("flip", "random_crop"):
+        need(not getattr(data, name) or data.latents == "step", f"config.data.{name}=True needs config.data.latents="
+             "'step': latents in memory are of each image once and as it is")
+    need(not data.varying or losses.loss(config.loss.name).teacher != "pairs",
+         f"config.data.{', '.join(data.varying)} does not go with config.loss.name={config.loss.name!r}, which learns "
+         "from pairs that its teacher draws once; leave it out")
+    need(data.tags is None or config.text is not None and not config.text.classes,
+         "config.data.tags arranges captions that a denoiser reads; leave it out without config.text and with its "
+         "classes")
+    need(data.tags is None or data.cache is None or config.text.folder is None,
+         f"config.data.tags does not go with config.data.cache={data.cache!r} and config.text.folder: a cache has what "
+         "captions say as they are; leave it out")
 
 
 def encoders() -> tuple[str, ...]:

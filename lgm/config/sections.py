@@ -23,6 +23,17 @@ def need(ok: Any, line: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tags:
+    """Captions are lists of tags, separated by commas. Each time an image is served, all but the first `keep` come in
+    another order, and each of those is left out with probability `dropout`; one tag is left at the least. Captions of
+    held-out images and of pictures are as they are."""
+
+    keep: Whole = 0
+    shuffle: bool = True
+    dropout: Proper = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Which images. `source` is "emoji64", a folder or zip of images with a table, captions or classes, shards of
     Parquet, WebDataset or ArrayRecord, or KIND:PATH (`lgm.data.sources`); `where` filters by metadata fields; the field
@@ -34,6 +45,11 @@ class Data:
     as the resolution's, and cut to that; each batch is of one size.
     Without, all are cut to that size. SDXL is told how large an image was and what was cut.
 
+    `flip` mirrors half of the images, left to right, as they are served; `random_crop` cuts them at another place each
+    time, which SDXL is told, instead of in the middle. Of a `caption` that lists several, or of several such fields,
+    one is drawn each time; `tags` arranges it. All of this is drawn from the seed and the number of images served
+    before; held-out images are as they are, and called by their first caption.
+
     `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
     `cache` is a folder that `lgm encode` made of this config: latents are read from it, and no image is.
     `threads` decode images in each process, by default one for every core it may run on.
@@ -42,10 +58,13 @@ class Data:
     source: str = "emoji64"
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
     heldout_where: dict[str, Any] = dataclasses.field(default_factory=dict)
-    caption: str = "text"
+    caption: str | tuple[str, ...] = "text"
+    tags: Tags | None = None
     resolution: Count | tuple[Count, Count] = 64
     crop: Count | None = None
     buckets: Count | None = None
+    flip: bool = False
+    random_crop: bool = False
     latents: Literal["memory", "step"] = "memory"
     cache: str | None = None
     threads: Count | None = None
@@ -57,10 +76,22 @@ class Data:
             object.__setattr__(self, "resolution", height)
         need(self.crop is None or self.crop <= min(self.size),
              f"config.data.crop={self.crop} must lie between 1 and config.data.resolution={self.resolution}")
+        need(len({self.caption} if isinstance(self.caption, str) else set(self.caption)) ==
+             len([self.caption] if isinstance(self.caption, str) else self.caption) > 0,
+             f"config.data.caption={self.caption!r} should name a field, or several once each")
+        for name in ("flip", "random_crop"):
+            need(not getattr(self, name) or self.cache is None, f"config.data.{name}=True does not go with "
+                 f"config.data.cache={self.cache!r}, which has each image's latents once and as it is; set it to False")
         need(self.cache is None or self.latents == "memory", f"config.data.cache={self.cache!r} takes the place of "
                                                              "config.data.latents='step'; set that to 'memory'")
         need(self.buckets is None or height % self.buckets == width % self.buckets == 0,
              f"config.data.resolution={self.resolution} must be a multiple of config.data.buckets={self.buckets}")
+
+    @property
+    def varying(self) -> list[str]:
+        """The keys by which images or captions are others each time they are served."""
+        several = [] if isinstance(self.caption, str) else ["caption"]
+        return [name for name in ("flip", "random_crop", "tags") if getattr(self, name)] + several
 
     @property
     def size(self) -> tuple[int, int]:

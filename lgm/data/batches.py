@@ -30,8 +30,9 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    image: Callable[[int], np.ndarray] | None = None,
-    derived: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
+    image: Callable[..., np.ndarray] | None = None,
+    derived: Callable[..., Mapping[str, np.ndarray]] | None = None,
+    serving: bool = False,
     bad: Quarantine | None = None,
     groups: np.ndarray | None = None,
     length: int | None = None,
@@ -44,8 +45,10 @@ def batches(
     arrays: equally long arrays, one record a row, taken by `array[indices]`; without any, `length` says how many
     records there are. derived: more of them, made of a batch's indices, as tokens of captions are. image: a function of
     an index that gives uint8 [H, W, 3]; `threads` threads, by default one a core, read the images of a batch, which is
-    served as "image". bad: where a record is noted whose image or caption cannot be read; the next good one of its
-    group stands in for it, in every epoch and on every number of processes. Without it the error is raised.
+    served as "image". serving: both are also given serving numbers, n x batch_size and on, of which they may draw what
+    is random: `image(index, serving)`, `derived(indices, servings)`. bad: where a record is noted whose image or
+    caption cannot be read; the next good one of its group stands in for it, in every epoch and on every number of
+    processes. Without it the error is raised.
     groups: a label of every record; a batch then holds records of one label (images of one shape, say), the same for
     all processes; every record is served as often as any other, those of a label with fewer than a batch's more than
     once in a batch. Without groups every record is served exactly once an epoch, and a batch may span the end of one.
@@ -77,31 +80,36 @@ def batches(
     threads = threads or cores()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read") if image else None
 
-    derived = derived or (lambda indices: {})
+    given = (lambda *words: words) if serving else (lambda *words: words[:1])
+    derived = derived or (lambda *words: {})
 
-    def whole_record(index: int) -> tuple[int, np.ndarray, Mapping[str, np.ndarray]]:
+    def record(index: int, number: int) -> tuple[int, np.ndarray, Mapping[str, np.ndarray]]:
+        return index, image(*given(index, number)), derived(*given(np.array([index]), np.array([number])))
+
+    def whole_record(index: int, number: int) -> tuple[int, np.ndarray, Mapping[str, np.ndarray]]:
         """(a record, its image, what is derived of it): the one asked for or, where that is bad, the next of its group
         that is not."""
         if bad is None:
-            return index, image(index), derived(np.array([index]))
+            return record(index, number)
         same = range(count) if groups is None else np.flatnonzero(groups == groups[index])
         first = index if groups is None else int(np.searchsorted(same, index))
         for step in range(len(same)):
             other = int(same[(first + step) % len(same)])
             try:
-                return other, image(other), derived(np.array([other]))
+                return record(other, number)
             except ValueError as error:
                 bad.note(other, str(error))
         raise ValueError(f"none of {len(same)} images of a group can be read; see {bad.path}")
 
     def gather(n: int) -> dict[str, np.ndarray]:
         indices, made = mine(n), {}
+        numbers = n * batch_size + first + np.arange(share)
         if image:
-            found, pixels, rows = zip(*pool.map(whole_record, indices.tolist()), strict=True)
+            found, pixels, rows = zip(*pool.map(whole_record, indices.tolist(), numbers.tolist()), strict=True)
             indices, made = np.array(found, np.int64), {"image": np.stack(pixels)}
             made |= {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         else:
-            made |= derived(indices)
+            made |= derived(*given(indices, numbers))
         if bad is not None:
             bad.write()
         return {name: np.asarray(array[indices]) for name, array in arrays.items()} | made | {"index": indices}

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lgm.data.varying import View
+
 
 def bucket_sizes(resolution: int | tuple[int, int], step: int = 64, max_ratio: float = 4.0
                  ) -> tuple[tuple[int, int], ...]:  # fmt: skip
@@ -56,9 +58,9 @@ class Bucketed:
         """The images of a bucket."""
         return np.flatnonzero(self.groups == group)
 
-    def micro(self, indices: np.ndarray) -> np.ndarray:
-        """Micro-conditioning float32 [B, 6] of images."""
-        return micro_conditioning(self.stored[indices], np.array(self.sizes)[self.groups[indices]])
+    def micro(self, indices: np.ndarray, views: Sequence[View] | None = None) -> np.ndarray:
+        """Micro-conditioning float32 [B, 6] of images, cut as `views` say or in the middle."""
+        return micro_conditioning(self.stored[indices], np.array(self.sizes)[self.groups[indices]], views)
 
 
 def bucketed(stored_N2: np.ndarray, resolution: int | tuple[int, int], step: int) -> Bucketed:
@@ -86,10 +88,10 @@ class Ragged:
         return self.parts[group][self.places[indices]]
 
 
-def micro_conditioning(sizes_N2: np.ndarray, target_N2: np.ndarray) -> np.ndarray:
+def micro_conditioning(sizes_N2: np.ndarray, target_N2: np.ndarray, views: Sequence[View] | None = None) -> np.ndarray:
     """What SDXL is told of each image (2307.01952, section 2.2): float32 [N, 6], (original height, original width, crop
-    top, crop left, target height, target width), the crop in pixels of the scaled image, as it is cut in the middle."""
+    top, crop left, target height, target width), the crop in pixels of the scaled image, by default in the middle."""
     sizes_N2, target_N2 = np.asarray(sizes_N2, np.float64), np.asarray(target_N2, np.float64)
-    scale_N1 = (target_N2 / sizes_N2).max(axis=1, keepdims=True)
-    crop_N2 = np.round((sizes_N2 * scale_N1 - target_N2) / 2)
-    return np.concatenate([sizes_N2, crop_N2, target_N2], axis=1).astype(np.float32)
+    views = [View()] * len(sizes_N2) if views is None else views
+    crop_N2 = [view.told(*pair) for view, *pair in zip(views, sizes_N2.tolist(), target_N2.tolist(), strict=True)]
+    return np.concatenate([sizes_N2, np.reshape(crop_N2, (-1, 2)), target_N2], axis=1).astype(np.float32)

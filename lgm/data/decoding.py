@@ -19,19 +19,20 @@ MOST_PIXELS = 1 << 27  # of an image that is decoded: 400 MB in RGB
 _PROFILED = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}  # colour spaces of profiles
 
 
-def decode(content: bytes, size: tuple[int, int], name: str) -> np.ndarray:
-    """An image file's bytes as uint8 [*size, 3], scaled to cover `size` = (height, width) and cut in the middle.
+def decode(content: bytes, size: tuple[int, int], name: str, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """An image file's bytes as uint8 [*size, 3], scaled to cover `size` = (height, width) and cut at `centre`, the
+    (down, right) shares of what is to spare.
 
     Raises ValueError, one line with `name`, for what cannot be read.
     """
-    return fitted(picture(content, name, size), size)
+    return fitted(picture(content, name, size), size, centre)
 
 
-def fitted(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [*size, ...]: an image scaled to cover `size` = (height, width) and cut in the middle."""
+def fitted(image: Image.Image, size: tuple[int, int], centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """uint8 [*size, ...]: an image scaled to cover `size` = (height, width) and cut at `centre`, (down, right)."""
     height, width = size
     if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS, centering=centre[::-1])
     return np.asarray(image)
 
 

@@ -15,8 +15,10 @@ from lgm.data.batches import cores
 from lgm.data.decoding import decode, stored_size
 from lgm.data.rows import Rows
 from lgm.data.sources import Bad, Source, open_source
+from lgm.data.varying import View
 from lgm.parsing import near_miss
 
+AS_IT_IS = View()
 SHOWN = 30  # values that an error lists before it only counts them
 
 
@@ -37,7 +39,7 @@ class ImageSet:
 
     @property
     def captions(self) -> list[str]:
-        """The caption of every image."""
+        """The caption of every image, of several the first."""
         return self.rows.captions()
 
     @functools.cached_property
@@ -63,13 +65,16 @@ class ImageSet:
         """An image's file as it is. Raises ValueError, one line, where it cannot be read."""
         return self.records.read(int(self.rows.numbers[index]))
 
-    def image(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    def image(self, index: int, size: tuple[int, int] | None = None, view: View = AS_IT_IS) -> np.ndarray:
         """uint8 [H, W, 3] of `size` = (H, W), by default the resolution's.
 
-        Transparency is laid on white; the image is scaled to cover the size and cut in the middle. Raises ValueError,
-        one line with the file's name, for a missing, truncated or unreadable image.
+        Transparency is laid on white; the image is scaled to cover the size and cut as `view` says, by default in the
+        middle. Raises ValueError, one line with the file's name, for a missing, truncated or unreadable image.
         """
-        return decode(self.content(index), size or self.size, self.name(index))
+        size, content, name = size or self.size, self.content(index), self.name(index)
+        centre = (0.5, 0.5) if view.place is None else view.centre(stored_size(content, name), size)
+        pixels = decode(content, size, name, centre)
+        return pixels[:, ::-1] if view.flipped else pixels
 
     def images(self, size: tuple[int, int] | None = None) -> np.ndarray:
         """All images: uint8 [N, H, W, 3] of `size` = (H, W), by default the resolution's."""
@@ -131,13 +136,15 @@ class ImageSet:
 
 
 def open_images(source: str, where: Mapping[str, Any] | None = None, resolution: int | tuple[int, int] = 64,
-                caption: str = "text", threads: int | None = None, bad: Bad | None = None) -> ImageSet:
+                caption: str | tuple[str, ...] = "text", threads: int | None = None, bad: Bad | None = None
+                ) -> ImageSet:  # fmt: skip
     """The images of `source` whose metadata match `where`, read by so many `threads`, by default one a core.
 
     `source` is what `lgm.data.sources.open_source` takes: a shipped name, a folder, a zip, shards. `where` maps a field
     to a value, to a list of values, or to a prefix ending in "-" or "*": {"subcategory": "face-"}; a field that holds a
-    list matches by any of its items. `caption` is the field that is each image's caption, "" for none; where that is
-    another, rows need no "text". Records that are no use are left out and noted in `bad`; by default any is an error.
+    list matches by any of its items. `caption` is the field that is each image's caption, or lists its captions, or
+    several such fields, "" for none; where that is another, rows need no "text". Records that are no use are left out
+    and noted in `bad`; by default any is an error.
     Raises ValueError in one line for a source that cannot be read, metadata without captions, a named image that is not
     there, or a filter that leaves nothing.
     """
@@ -155,7 +162,7 @@ def open_data(data, bad: Bad | None = None) -> tuple[ImageSet, ImageSet]:
                            bad)
 
 
-def _chosen(source: str, records: Source, where, resolution: int | tuple[int, int], caption: str, threads: int | None,
+def _chosen(source: str, records: Source, where, resolution: int | tuple[int, int], caption, threads: int | None,
             bad: Bad) -> ImageSet:
     rows = _select(records.rows, where or {}, source)
     return ImageSet(source, records, _captioned(rows, caption, source, bad), resolution, threads or cores())
@@ -178,20 +185,21 @@ def _select(rows: Rows, where: Mapping[str, Any], source: str) -> Rows:
     return rows
 
 
-def _captioned(rows: Rows, field: str, source: str, bad: Bad) -> Rows:
+def _captioned(rows: Rows, field: str | tuple[str, ...], source: str, bad: Bad) -> Rows:
     """The rows that have a caption, where any has one."""
     rows = Rows(rows.table, None if rows.whole else rows.numbers, field)
-    if not field or (field == "text" and field not in rows.fields):
+    plain = rows.captioned == ("text",)
+    if not rows.captioned or (plain and "text" not in rows.fields):
         return rows
-    if field not in rows.fields:
-        raise ValueError(f"config.data.caption={field!r}: {source} has no such text{near_miss(field, rows.fields)}")
-    values = rows.values(field)
-    told = np.array([isinstance(value, (str, int)) and bool(str(value).strip()) for value in values])
-    if told.all() or (field == "text" and not told.any()):
+    for name in rows.captioned:
+        if name not in rows.fields:
+            raise ValueError(f"config.data.caption={field!r}: {source} has no such text{near_miss(name, rows.fields)}")
+    told = np.array([bool(texts) for texts in rows.choices()])
+    if told.all() or (plain and not told.any()):
         return rows
     for place in np.flatnonzero(~told).tolist():
-        name = rows.values("file_name", np.array([place]))[0]
-        known = f", which is {values[place]!r} there" if values[place] is not None else ""
+        name, *values = (rows.values(key, np.array([place]))[0] for key in ("file_name", *rows.captioned))
+        known = f", which is {values[0]!r} there" if len(values) == 1 and values[0] is not None else ""
         bad.add(f"{source}/{name}", f"config.data.caption={field!r}: {source}'s {name} has no such text{known}")
     bad.check(len(rows))
     return rows[told]

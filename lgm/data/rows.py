@@ -21,10 +21,11 @@ NO_UTF8 = "it holds text that is not UTF-8"
 
 class Rows(Sequence):
     """Rows of a table, those of `numbers` or all. Columns whose names begin with "_" are the source's own and no part
-    of a row. `captioned` names the column that is each row's "text", "" for no caption."""
+    of a row. `captioned` names the columns that hold each row's captions, "" for none; a row's "text" is the first."""
 
-    def __init__(self, table: pa.Table, numbers: np.ndarray | None = None, captioned: str = "text"):
-        self.table, self.captioned = table, captioned
+    def __init__(self, table: pa.Table, numbers: np.ndarray | None = None, captioned: str | tuple[str, ...] = "text"):
+        self.table = table
+        self.captioned = tuple(field for field in ([captioned] if isinstance(captioned, str) else captioned) if field)
         self.numbers = np.arange(len(table)) if numbers is None else np.asarray(numbers, np.int64)
         self.whole = numbers is None
 
@@ -55,11 +56,17 @@ class Rows(Sequence):
         return self.table.nbytes + self.numbers.nbytes
 
     def captions(self, places: np.ndarray | None = None) -> list[str]:
-        """The captions of rows, by default of all."""
+        """The first caption of rows, by default of all; "" where there is none."""
+        if len(self.captioned) == 1 and (field := self.captioned[0]) in self.fields and not self._is_json(field):
+            return ["" if value is None else str(value) for value in self.values(field, places)]
+        return [texts[0] if texts else "" for texts in self.choices(places)]
+
+    def choices(self, places: np.ndarray | None = None) -> list[list[str]]:
+        """All captions of rows, in the columns' order; of a column that holds lists each item is one."""
         count = len(self) if places is None else len(places)
-        if not self.captioned or self.captioned not in self.table.column_names:
-            return [""] * count
-        return ["" if value is None else str(value) for value in self.values(self.captioned, places)]
+        columns = [self.values(field, places) for field in self.captioned if field in self.table.column_names]
+        return [[text for value in values for text in texts_of(value)] for values in zip(*columns, strict=True)
+                ] if columns else [[]] * count  # fmt: skip
 
     def values(self, field: str, places: np.ndarray | None = None) -> list[Any]:
         """A column's values, None where a row has none."""
@@ -91,10 +98,16 @@ class Rows(Sequence):
     def _dicts(self, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
         picked = Rows(self.table.take(pa.array(numbers)), None, self.captioned)
         columns = {name: picked.values(name) for name in self.fields}
-        if self.captioned not in ("text", ""):
+        if self.captioned not in (("text",), ()):
             columns["text"] = picked.captions()
         for i in range(len(numbers)):
             yield {name: values[i] for name, values in columns.items() if values[i] is not None}
+
+
+def texts_of(value: Any) -> list[str]:
+    """The texts that are not blank in a value, a text, a whole number or a list of them."""
+    values = value if isinstance(value, list) else [value]
+    return [text for one in values if isinstance(one, (str, int)) and (text := str(one)).strip()]
 
 
 def build(rows: Iterable[Mapping[str, Any]]) -> Rows:

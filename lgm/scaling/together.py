@@ -30,6 +30,7 @@ from lgm.drawing import encode_all
 from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.snr_grid import check_range, snr_errors
 from lgm.models import family_of
+from lgm.parsing import ConfigError
 from lgm.scaling import results
 from lgm.scaling.sweep import Run
 from lgm.system import System
@@ -133,6 +134,9 @@ def train(group: Group, note: Note, say: Callable[[str], None], stop: Callable[[
 def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
     """A group of runs, nothing compiled yet. Raises what a config that cannot be trained raises."""
     config = runs[0].configs[-1]
+    if varying := config.data.varying:
+        raise ConfigError(f"config.data.{varying[0]} makes images or captions anew each time; such runs are not "
+                          "trained together: set together=1")
     system, frozen, _ = open_system(config)
     check_range(system)
     bad = Bad(config.data.bad_share)

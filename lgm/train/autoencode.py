@@ -9,6 +9,7 @@ import numpy as np
 
 from lgm.config import Config
 from lgm.data import Bad, ImageSet, batches, open_data, save_grid
+from lgm.data.varying import view
 from lgm.losses import reconstruction
 from lgm.models import Model, build
 from lgm.models.autoencoder import fold
@@ -23,8 +24,10 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     data, bad = config.data, Bad(config.data.bad_share)
     images, heldout = (part.whole(bad) for part in open_data(data, bad))
     part, parts = batch_part(layout)
-    iterator = batches({"image": images.images()}, batch_size=config.batch_size, seed=config.seed,
-                       process_index=part, process_count=parts)
+    pixels = images.images()
+    seen = lambda indices, servings: {"image": mirrored(pixels[indices], config, servings)}
+    iterator = batches({}, derived=seen, serving=True, length=len(images), batch_size=config.batch_size,
+                       seed=config.seed, process_index=part, process_count=parts)
     start = linear_start(config, images) if config.model.linear_skip else {}
     size = (data.crop,) * 2 if data.crop else data.size
     one = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
@@ -39,6 +42,14 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         heldout=lambda params: heldout_psnr(config, autoencoder, params, heldout),
         pictures=lambda params, path: picture(config, autoencoder, params, heldout, path),
     )
+
+
+def mirrored(x_BHWC: np.ndarray, config: Config, servings: np.ndarray) -> np.ndarray:
+    """Images of which half are flipped, left to right, where `config.data.flip` asks for it."""
+    if not config.data.flip:
+        return x_BHWC
+    turned = np.array([view(config.seed, int(number), True, False).flipped for number in servings])
+    return np.where(turned[:, None, None, None], x_BHWC[:, :, ::-1], x_BHWC)
 
 
 def initial(config: Config, params, start: dict):

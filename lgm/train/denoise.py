@@ -45,25 +45,29 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         buckets = feeding.buckets_of(config, images)
     heldout = heldout.take(range(min(len(heldout), config.evaluation.max_images))).whole(bad)
     check_enough(system, heldout)
-    image = images.image if buckets is None else lambda index: images.image(index, buckets.size(index))
+    size = lambda index: None if buckets is None else buckets.size(index)
+    image = lambda index, serving: images.image(index, size(index), feeding.view_of(config, serving))
     if record.teacher == "pairs":
         drawn, arrays = pairs(config, teacher, images.captions, workdir)
-        captions_of, length = lambda places: [drawn[place] for place in places], len(drawn)
+        captions_of, length = lambda places, servings: [drawn[place] for place in places], len(drawn)
+        said = drawn
         in_memory = True
     else:
-        captions_of, length = images.rows.captions, len(images)
+        captions_of, length = feeding.captions_of(config, images.rows), len(images)
+        some = np.linspace(0, length - 1, min(length, CHECKED)).astype(int)
+        said = [text for choices in images.rows.choices(some) for text in choices or [""]]
         if config.data.cache is None:
             kept = feeding.latents(system, frozen, images, buckets) if in_memory else None
         arrays = {} if kept is None else {"latent": kept}
     if config.loss.asks:
         frozen = frozen | {"teacher": teacher.params}
-    derived = feeding.conditioning(system, captions_of, buckets)
-    derived(np.linspace(0, length - 1, min(length, CHECKED)).astype(int))  # what no tokenizer takes is refused at once
+    derived = feeding.conditioning(system, captions_of, feeding.told_sizes(system, images, buckets))
+    system.tokenize(said)  # what no tokenizer takes is refused at once
     part, parts = batch_part(layout)
     quarantine = Quarantine(workdir / "bad_records.jsonl", bad, length, part, parts)
-    iterator = batches(arrays, image=None if in_memory else image, derived=derived, bad=quarantine, length=length,
-                       groups=None if buckets is None else buckets.groups, batch_size=config.batch_size,
-                       seed=config.seed, process_index=part, process_count=parts, threads=images.threads)
+    iterator = batches(arrays, image=None if in_memory else image, derived=derived, serving=True, bad=quarantine,
+                       groups=None if buckets is None else buckets.groups, length=length, threads=images.threads,
+                       batch_size=config.batch_size, seed=config.seed, process_index=part, process_count=parts)
     test = feeding.heldout_parts(system, frozen, heldout)
     rows = pictured(config, heldout, images)
     whole = lambda params: system.whole(params, frozen)

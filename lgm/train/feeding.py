@@ -8,6 +8,8 @@ import numpy as np
 from lgm.config import Config
 from lgm.data import ImageSet
 from lgm.data.buckets import Bucketed, Ragged, bucketed
+from lgm.data.rows import Rows
+from lgm.data.varying import View, caption, view
 from lgm.drawing import encode_all
 from lgm.system import System
 
@@ -35,13 +37,35 @@ def latents(system: System, frozen, images: ImageSet, buckets: Bucketed | None):
     return Ragged(parts, buckets.groups)
 
 
-def conditioning(system: System, captions_of: Callable[[np.ndarray], Sequence[str]], buckets: Bucketed | None):
-    """`derived(indices)`: tokens and mask of captions and, with buckets, what SDXL is told of sizes."""
-    def derived(indices: np.ndarray) -> dict[str, np.ndarray]:
-        rows = dict(zip(("tokens", "mask"), system.tokenize(list(captions_of(indices))), strict=True))
-        return rows if buckets is None or not micro_ids(system) else rows | {"micro": buckets.micro(indices)}
+def view_of(config: Config, serving: int) -> View:
+    """How a serving of a training image is cut and whether it is flipped."""
+    data = config.data
+    return view(config.seed, serving, data.flip, data.random_crop) if data.flip or data.random_crop else View()
+
+
+def captions_of(config: Config, rows: Rows) -> Callable[[np.ndarray, np.ndarray], list[str]]:
+    """What training images are called at servings of theirs."""
+    said = lambda choices, serving: caption(choices or [""], config.seed, int(serving), config.data.tags)
+    return lambda indices, servings: list(map(said, rows.choices(indices), servings))
+
+
+def conditioning(system: System, captions_of: Callable[[np.ndarray, np.ndarray], Sequence[str]],
+                 told: Bucketed | None):
+    """`derived(indices, servings)`: tokens and mask of captions and, where images are `told`, what SDXL is of sizes."""
+    def derived(indices: np.ndarray, servings: np.ndarray) -> dict[str, np.ndarray]:
+        rows = dict(zip(("tokens", "mask"), system.tokenize(list(captions_of(indices, servings))), strict=True))
+        if told is None or not micro_ids(system):
+            return rows
+        return rows | {"micro": told.micro(indices, [view_of(system.config, int(number)) for number in servings])}
 
     return derived
+
+
+def told_sizes(system: System, images: ImageSet, buckets: Bucketed | None) -> Bucketed | None:
+    """What training images are told of: their buckets or, where each is cut at a place of its own, the one size."""
+    if buckets is None and system.config.data.random_crop and micro_ids(system):
+        return Bucketed((system.config.data.size,), np.zeros(len(images), np.int32), images.sizes())
+    return buckets
 
 
 def micro_ids(system: System) -> bool:

@@ -25,12 +25,12 @@ ENDINGS = {".tar": "webdataset", ".parquet": "parquet", ".arrayrecord": "array_r
 WHAT = f"give {', '.join(SHIPPED)}, a folder, a zip, shards (.tar, .parquet, .arrayrecord), or tfds:NAME"
 
 
-def open_source(spec: str, caption: str = "text", bad: Bad | None = None) -> Source:
+def open_source(spec: str, caption: str | tuple[str, ...] = "text", bad: Bad | None = None) -> Source:
     """The collection at `spec`: a shipped name, a path, a pattern of shards (data-*.tar), or KIND:path, KIND being one
     of `KINDS`, where looking would find another.
 
-    Records of which no image can be made are left out and noted in `bad`; by default any is an error. `caption` is the
-    field that is wanted as caption. Raises ValueError, one line, for what is no collection.
+    Records of which no image can be made are left out and noted in `bad`; by default any is an error. `caption` are
+    the fields that are wanted as captions. Raises ValueError, one line, for what is no collection.
     """
     bad = Bad() if bad is None else bad
     kind, colon, rest = spec.partition(":")

@@ -25,7 +25,7 @@ class Metadata:
 
     kind = "folder with metadata"
 
-    def __init__(self, place: Place, names: list[str], caption: str, bad: Bad):
+    def __init__(self, place: Place, names: list[str], caption: str | tuple[str, ...], bad: Bad):
         self.place = place
         tables = tables_of(names)
         there = set(names)
@@ -41,7 +41,7 @@ class Metadata:
         """The encoded image of record `i`."""
         return self.place.read(self.files[i].as_py())
 
-    def _table(self, table: str, there: set[str], caption: str, bad: Bad) -> Iterator[dict[str, Any]]:
+    def _table(self, table: str, there: set[str], caption: str | tuple[str, ...], bad: Bad) -> Iterator[dict[str, Any]]:
         folder, label = posixpath.dirname(table), f"{self.place.label}/{table}"
         unit = "row" if table.endswith(".parquet") else "line"
         for number, row in checked(read_table(self.place.read(table), label, bad), label, unit, caption, bad):
@@ -125,7 +125,7 @@ def _parquet(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
         raise ValueError(f"{label} is no readable Parquet ({str(error).splitlines()[0]}); write it anew") from None
 
 
-def checked(rows: Iterable[tuple[int, Any]], label: str, unit: str, caption: str,
+def checked(rows: Iterable[tuple[int, Any]], label: str, unit: str, caption: str | tuple[str, ...],
             bad: Bad) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, row) of the rows that name a file and have a caption, where that is the field "text": another may be
     absent from rows that a filter leaves out."""
@@ -139,17 +139,26 @@ def checked(rows: Iterable[tuple[int, Any]], label: str, unit: str, caption: str
             bad.add(f"{label} {unit} {number}", f"{label} {unit} {number}{reason}")
 
 
-def _problem(row: Any, caption: str) -> str | None:
-    for field in ("file_name", "text") if caption == "text" else ("file_name",):
+def _problem(row: Any, caption: str | tuple[str, ...]) -> str | None:
+    fields = (caption,) if isinstance(caption, str) else caption
+    for field in ("file_name", "text") if fields == ("text",) else ("file_name",):
         value = row.get(field) if isinstance(row, dict) else None
+        if field == "text" and isinstance(value, list) and value:
+            value = min(value, key=_is_said)  # of several captions each must be one
         if not isinstance(value, str) or not value.strip():
             problem = "an empty" if isinstance(value, str) else "no"
             return f" has {problem} {field}; every image needs one, a string"
-    for field in ("file_name", caption):
-        if not is_unicode(row.get(field)):
-            return (f": its {field} is no Unicode text (half of a surrogate pair stands alone in {ascii(row[field])}, "
+    texts = [(field, text) for field in ("file_name", *fields)
+             for text in (row[field] if isinstance(row.get(field), list) else [row.get(field)])]
+    for field, text in texts:
+        if not is_unicode(text):
+            return (f": its {field} is no Unicode text (half of a surrogate pair stands alone in {ascii(text)}, "
                     "or it is not UTF-8); correct it")
-        if isinstance(row.get(field), str) and "\0" in row[field]:
+        if isinstance(text, str) and "\0" in text:
             return f": its {field} holds NUL, which no text does; correct it"
     return None
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
