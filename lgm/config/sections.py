@@ -202,7 +202,8 @@ class Optimizer:
     and lowers it linearly over the last `decay_images`. mup_base: fields of config.model in which a narrower model
     differs whose rate `lr` is: every matrix then learns at lr times its fan-in there over its fan-in here (muP: Yang et
     al. 2022, 2203.03466; of diffusion transformers, 2505.15270). offload: the moments stay in the host's memory between
-    updates, where the devices offer that.
+    updates, where the devices offer that. stop_above: a run ends as diverged once its mean loss over `log.every_images`
+    (at least a thousand) is more than so many times the lowest before; a loss that is not finite ends it always.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -216,10 +217,14 @@ class Optimizer:
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     clip_norm: NonNegative = 1.0
+    stop_above: Positive | None = None
     mup_base: dict[str, Any] | None = None
     offload: bool = False
 
     def __post_init__(self):
+        need(self.stop_above is None or self.stop_above > 1,
+             f"config.optimizer.stop_above={self.stop_above} must be more than 1; 2 ends a run whose loss is twice "
+             "what it was")
         need(self.name != "muon" or self.mup_base is None,
              "config.optimizer.mup_base is for name='adamw'; Muon's updates do not depend on the width, leave it out")
 

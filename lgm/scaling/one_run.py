@@ -19,7 +19,7 @@ from lgm.processes import member
 from lgm.scaling import results
 from lgm.scaling.sweep import Run
 from lgm.train import loop
-from lgm.train.failure import NonFinite
+from lgm.train.divergence import Diverged
 from lgm.train.lock import hold
 from lgm.train.main import task_of
 from lgm.train.optimizer import decay_start
@@ -43,7 +43,7 @@ def _train(run: Run, workdir: Path, say: Callable[[str], None], quiet: bool) -> 
             source = _trunk(run, workdir, config, quiet)
             _once(lambda: _seed(source, place))
             _loop(config, place, quiet)
-        except NonFinite as error:
+        except Diverged as error:
             reason = str(error)
             for rest in missing[missing.index(config):]:
                 _once(lambda rest=rest: results.write(workdir, run, rest, {}, diverged=reason))

@@ -55,8 +55,8 @@ def read(workdir: Path, run: Run, config: Config) -> dict[str, Any] | None:
 
 def write(workdir: Path, run: Run, config: Config, figures: dict[str, float], seconds: float = 0.0,
           diverged: str | None = None) -> None:
-    """Record a finished run; `seconds` is what this sweep spent on it and stands in no table. `diverged` says why the
-    loss stopped being finite: such a run has no row in the table."""
+    """Record a finished run; `seconds` is what this sweep spent on it and stands in no table. `diverged` says why it
+    was ended early: such a run has no figures."""
     result = {"config": schema.digest(config), "diverged": diverged, "figures": figures, "seconds": seconds}
     write_atomically(folder(workdir, run, config) / "result.json", (json.dumps(result, indent=1) + "\n").encode())
 
@@ -71,7 +71,8 @@ def gather(workdir: Path, runs: list[Run]) -> tuple[int, int]:
 
     A row has what a fit needs, the hash of the run's config (`lgm.config.digest`), `loss`, the error of v over log SNR,
     `vlb_bits`, the error in every stratum of log SNR and, with `evaluation.distance`, the distances of drawn images.
-    Runs that diverged have none.
+    Of a run that diverged it has the reason, as `diverged`, and no figures: `lgm fit` leaves the run out, and takes its
+    learning rate for worse than one under which none diverged.
     """
     rows, missing, others = [], 0, []
     for run in runs:
@@ -79,12 +80,13 @@ def gather(workdir: Path, runs: list[Run]) -> tuple[int, int]:
             result = read(workdir, run, config)
             if result is None:
                 missing += 1
-            elif not result["diverged"]:
+            else:
                 figures = result["figures"]
                 others = others or [name for name in figures if name not in ("v_loss", "vlb_bits")]
-                rows.append(_row(run, config, result) | {name: repr(figures[name]) for name in others})
+                rows.append(_row(run, config, result))
+    others += ["diverged"] * any("diverged" in row for row in rows)
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, *others], lineterminator="\n")
+    writer = csv.DictWriter(text, [*COLUMNS, *others], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(workdir / "runs.csv", text.getvalue().encode())
@@ -92,11 +94,13 @@ def gather(workdir: Path, runs: list[Run]) -> tuple[int, int]:
 
 
 def _row(run: Run, config: Config, result: dict) -> dict[str, Any]:
-    shape, figures = run.shape, result["figures"]
-    return {
+    shape = run.shape
+    row = {
         "family": run.family, "run": run.name, "architecture": run.architecture, "objective": run.objective,
         "size": run.size, "seed": run.seed, "learning_rate": repr(run.lr), "batch_size": config.batch_size,
         "params": shape.params, "non_embedding": shape.non_embedding, "trainable": shape.trainable,
         "images": config.total_images, "flops": repr(shape.flops * config.total_images), "config": result["config"],
-        "loss": repr(figures["v_loss"]), "vlb_bits": repr(figures["vlb_bits"]),
     }
+    if result["diverged"]:
+        return row | {"diverged": result["diverged"]}
+    return row | {"loss" if name == "v_loss" else name: repr(value) for name, value in result["figures"].items()}

@@ -75,6 +75,7 @@ class Sweep:
         parameters, about where the lowest loss is expected, spend a budget.
       also: further runs, dict(architecture=..., objective=..., size=..., images=...) each, for every seed.
       cooldown: the part of its images that a run lowers its rate over.
+      stop_above: `config.optimizer.stop_above` of every run whose base says nothing: when a run has diverged.
       machine: what the runs are planned for. latent, text_tokens: where no autoencoder or encoder can be asked.
     """
 
@@ -91,6 +92,7 @@ class Sweep:
     also: tuple[dict[str, Any], ...] = ()
     seeds: tuple[int, ...] = (0,)
     cooldown: float = 0.2
+    stop_above: float | None = 2.0
     machine: Machine | None = None
     latent: int | None = None
     text_tokens: int = 77
@@ -211,7 +213,7 @@ def _runs(sweep: Sweep, name: str, objective: str, size: int) -> list[Run]:
         lr = rate * aim.lr_factor
         configs = []
         for images in amounts:
-            optimizer = values.get("optimizer", {}) | {
+            optimizer = {"stop_above": sweep.stop_above} | values.get("optimizer", {}) | {
                 "lr": lr, "schedule": "wsd", "decay_images": max(round(sweep.cooldown * images), batch)}
             configs.append(schema.from_dict(values | {"total_images": images, "seed": seed, "optimizer": optimizer}))
             warm = round(configs[-1].optimizer.warmup_images / batch)

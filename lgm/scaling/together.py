@@ -36,6 +36,7 @@ from lgm.scaling.sweep import Run
 from lgm.system import System
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.denoise import make_draw, make_loss
+from lgm.train.divergence import Watch
 from lgm.train.loop import Preempted
 from lgm.train.optimizer import build_optimizer, decay_start, warmup_stable_decay
 from lgm.train.start import open_system
@@ -188,9 +189,10 @@ def _train(group: Group, missing: list[int], checkpoints: Checkpoints, note: Not
         split = decay_start(config)
         states = drive.go(states, step, split, i, checkpoints=checkpoints)
         if split > (checkpoints.latest() or 0):
-            checkpoints.save(split, states, {})
+            checkpoints.save(split, states, drive.kept())
+        before = [dataclasses.replace(watch) for watch in drive.watches]
         cooled = drive.go(jax.tree.map(jnp.copy, states), split, config.steps, i, cooling=True)
-        step, losses = split, []
+        drive.watches, step, losses = before, split, []
         for member, run in enumerate(runs):
             if not drive.diverged[member] and results.read(group.workdir, run, run.configs[i]) is None:
                 weights = group.weights(cooled, member)
@@ -206,17 +208,23 @@ def _train(group: Group, missing: list[int], checkpoints: Checkpoints, note: Not
 
 
 class Drive:
-    """Steps a group's states; knows who has diverged."""
+    """Steps a group's states; knows who has diverged, and steps it no more where it has a call of its own."""
 
     def __init__(self, group: Group, diverged: np.ndarray, note: Note, stop):
         self.group, self.diverged, self.note, self.stop = group, diverged, note, stop
+        self.watches = [Watch.of(group.config) for _ in group.runs]
+
+    def kept(self) -> dict:
+        """What a checkpoint keeps beside the states."""
+        return {"losses": [watch.state for watch in self.watches]}
 
     def begin(self, checkpoints: Checkpoints) -> tuple[list[TrainState], int]:
         """The trunk's newest states, one a part, and their step."""
         seeds = [self.group.seeds(part) for part in self.group.parts]
         if checkpoints.latest() is None:
             return [self.group.init(seed) for seed in seeds], 0
-        states, _ = checkpoints.restore([jax.eval_shape(self.group.init, seed) for seed in seeds], repair=True)
+        states, kept = checkpoints.restore([jax.eval_shape(self.group.init, seed) for seed in seeds], repair=True)
+        self.watches = [Watch.of(self.group.config, state) for state in kept["losses"]]
         return states, checkpoints.latest()
 
     def go(self, states: list[TrainState], step: int, until: int, amount: int, cooling: bool = False,
@@ -225,20 +233,22 @@ class Drive:
         group, size = self.group, self.group.config.batch_size
         line = (np.float32(step), np.float32(until)) if cooling else (np.float32(NEVER), np.float32(NEVER + 1))
         every = group.config.log.checkpoint_every_images
-        waiting: list[tuple[int, list[jax.Array]]] = []
+        waiting: list[tuple[int, dict[int, jax.Array]]] = []
         while step < until:
-            losses = []
+            losses = {}
             for place, part in enumerate(group.parts):
-                states[place], loss = group.step(states[place], part, step, line)
-                losses.append(loss)
+                if not self.diverged[part].all():
+                    states[place], losses[place] = group.step(states[place], part, step, line)
             step += group.chunk
+            if not losses:
+                continue
             waiting.append((step, losses))
             if len(waiting) > 1:  # the device has the next call before the host looks at the last one's losses
                 self.look(*waiting.pop(0), amount)
             due = every and step * size // every > (step - group.chunk) * size // every
             if checkpoints and step < until and (due or self.stop()):
                 self.look(*waiting.pop(), amount)
-                checkpoints.save(step, states, {})
+                checkpoints.save(step, states, self.kept())
             if self.stop():
                 if checkpoints:
                     checkpoints.wait()
@@ -247,18 +257,30 @@ class Drive:
             self.look(*pair, amount)
         return states
 
-    def look(self, step: int, losses: list[jax.Array], amount: int) -> None:
-        """Tell of progress, and record runs whose loss is not finite: they have no result from this amount on."""
-        values = np.stack(jax.device_get(losses), -1).reshape(self.group.chunk, -1)
-        finite = values[-1][np.isfinite(values[-1])]
-        self.note(step * self.group.config.batch_size, float(finite.mean()) if len(finite) else float("nan"))
-        for member in np.flatnonzero(~np.isfinite(values).all(0) & ~self.diverged):
-            self.diverged[member] = True
-            run = self.group.runs[member]
-            for config in run.configs[amount:]:
-                if results.read(self.group.workdir, run, config) is None:
-                    results.write(self.group.workdir, run, config, {},
-                                  diverged=f"the loss is not finite by step {step}; a lower rate may do")
+    def look(self, step: int, losses: dict[int, jax.Array], amount: int) -> None:
+        """Tell of progress, and record runs that have diverged: they have no result from this amount on. `losses`
+        [chunk, runs of a part] of parts by number."""
+        last = []
+        for place, values in jax.device_get(losses).items():
+            values = np.reshape(values, (self.group.chunk, -1))
+            last += values[-1][np.isfinite(values[-1])].tolist()
+            for member, column in zip(self.group.parts[place], values.T, strict=True):
+                if not self.diverged[member] and (reason := self._wrong(member, step, column)):
+                    self._end(member, amount, reason)
+        self.note(step * self.group.config.batch_size, float(np.mean(last)) if last else float("nan"))
+
+    def _wrong(self, member: int, step: int, losses: np.ndarray) -> str | None:
+        if not np.isfinite(losses).all():
+            return f"the loss is not finite by step {step}; a lower rate may do"
+        first, see = step - len(losses) + 1, self.watches[member].see
+        return next(filter(None, [see(first + i, float(loss)) for i, loss in enumerate(losses)]), None)
+
+    def _end(self, member: int, amount: int, reason: str) -> None:
+        self.diverged[member] = True
+        run = self.group.runs[member]
+        for config in run.configs[amount:]:
+            if results.read(self.group.workdir, run, config) is None:
+                results.write(self.group.workdir, run, config, {}, diverged=reason)
 
 
 def _advance(config: Config, system: System, stacked: bool):

@@ -11,10 +11,11 @@ import numpy as np
 
 from lgm.files import write_atomically
 from lgm.parallel import Layout, fetch, using
+from lgm.train.divergence import Diverged
 from lgm.train.state import beside, drawn, in_pieces
 
 
-class NonFinite(RuntimeError):
+class NonFinite(Diverged):
     """Training stopped because a metric is not finite; the message is one line."""
 
 def report_non_finite(workdir: Path, task, config, layout: Layout, state, step: int, metrics: dict,

@@ -21,6 +21,7 @@ from lgm.parallel.chips import peak_flops
 from lgm.parsing import ConfigError
 from lgm.processes import member
 from lgm.train.checkpoint import Checkpoints
+from lgm.train.divergence import Diverged, Watch
 from lgm.train.extending import EXTENDED, check_extension, may_extend, recorded
 from lgm.train.failure import report_non_finite
 from lgm.train.goodput import Ledger
@@ -90,7 +91,8 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
                 abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract,
                                         places)
                 state, data_state = checkpoints.restore(abstract, repair=True)
-                task.batches.set_state(data_state)
+                task.batches.set_state(data_state["batches"])
+                run.watch = Watch.of(config, data_state["loss"])
             return run.until_done(state)
         finally:
             run.close()
@@ -167,10 +169,11 @@ class _Run:
         self.rate, self.stop = jax.jit(learning_rate(config)), stop
         self.first = jax.process_index() == 0
         self.log = self.progress = self.ledger = None
+        self.watch, self.watched = Watch.of(config), 0
 
     def until_done(self, state: TrainState) -> TrainState:
         config, task = self.config, self.task
-        step = int(state.step)
+        step = self.watched = int(state.step)
         self.ledger = Ledger(self.workdir, step, writes=self.first)
         self.log = MetricLog(self.workdir, step, writes=self.first)
         self.progress = ProgressLine(config.total_images, step * config.batch_size, self.quiet or not self.first)
@@ -245,9 +248,15 @@ class _Run:
                                        or step == self.config.steps)
 
     def _check(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
-        if not np.isfinite(jax.device_get([metrics["loss"], metrics["grad_norm"]])).all():
+        if step == self.watched:  # the last step before a row or a checkpoint is looked at there, and again by the next
+            return
+        loss, norm = jax.device_get([metrics["loss"], metrics["grad_norm"]])
+        if not np.isfinite([loss, norm]).all():
             with guarded(False):
                 report_non_finite(self.workdir, self.task, self.config, self.layout, state, step, metrics, batch)
+        self.watched = step
+        if line := self.watch.see(step, float(loss)):
+            raise Diverged(line)
 
     def _save(self, state: TrainState, step: int, metrics: dict, batch: dict) -> None:
         self._check(state, step, metrics, batch)
@@ -255,7 +264,7 @@ class _Run:
             self.lock.check()
         self.log.flush()  # a run that is resumed at a checkpoint has the rows up to it
         with self.ledger.spent("checkpoint"):
-            self.checkpoints.save(step, state, self.task.batches.get_state())
+            self.checkpoints.save(step, state, {"batches": self.task.batches.get_state(), "loss": self.watch.state})
         self.ledger.saved(step)
 
     def _log(self, step: int, metrics: dict) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,16 +16,17 @@ from lgm.cli import main
 pytestmark = pytest.mark.slow
 FEW = "--config.objectives={'flow': {'process': {'name': 'rectified_flow'}, 'loss': {'target': 'flow'}}}"
 
+UNET = """unet=dict(family="unet", sizes=(1,), lr={1: 2e-3}, together=2, how="turns",
+                      shape=dict(base="small", channels=32, text_dim=16)),"""
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """Two groups: four runs of an MMDiT stepped at once, and two of another in turns."""
-    unet = """dict(family="unet", sizes=(1,), lr={1: 2e-3}, together=2, how="turns",
-                      shape=dict(base="small", channels=32, text_dim=16)),"""
     other = """dict(family="mmdit", sizes=(1,), lr={1: 2e-3}, together=2, how="turns",
                       shape=dict(head_size=16, aspect=16.0, channels=32, patch_size=2, text_dim=16, pooled_dim=16,
                                  position_size=8, base_size=8)),"""
-    return write(tmp_path_factory.mktemp("sweep"), ("sizes=(1, 2)", "sizes=(1,)"), (f"unet={unet}", f"other={other}"))
+    return write(tmp_path_factory.mktemp("sweep"), ("sizes=(1, 2)", "sizes=(1,)"), (UNET, f"other={other}"))
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +111,25 @@ def test_a_run_by_itself_is_that_of_its_group_and_of_lgm_train(config, whole, tm
         assert main(["train", f"--config={place / 'config.json'}", f"--workdir={workdir}"]) == 0
         last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
         assert repr(last["v_loss"]) == row["loss"] and repr(last["vlb_bits"]) == row["vlb_bits"]
+
+
+def test_a_rate_that_diverges_ends_early_and_its_row_says_why(tmp_path, capsys):
+    """Stepped in turns and by itself: the loss stays finite and rises."""
+    config = write(tmp_path, ("images=(40, 80), seeds=(0, 1)", "images=(4000, 4800), seeds=(0,)"),
+                   ("sizes=(1, 2), lr=(1e-3, 3e-3), mup_size=1, together=4", "sizes=(1,), lr=(1e-3, 0.3), together=2"),
+                   (UNET, ""), ("warmup_images=16", "warmup_images=1600"),
+                   ("cooldown=0.4", "cooldown=0.2, stop_above=1.3"), ("distance=3, ", ""),
+                   ("log=dict(every_images=16, checkpoint_every_images=16)", "log=dict()"))
+    for name, word in (("turns", "how=turns"), ("alone", "together=1")):
+        words = [f"--config={config}", f"--workdir={tmp_path / name}", FEW,
+                 f"--config.architectures.mmdit.{word}"]
+        assert main(["sweep", *words, *(["--only=1"] if name == "alone" else [])]) == 0
+        assert main(["sweep", *words, "--gather"]) == 0
+        table = rows(tmp_path / name)
+        wrong = [row for row in table if row["learning_rate"] == "0.3"]
+        assert [row["images"] for row in wrong] == ["4000", "4800"] and not any(row["loss"] for row in wrong)
+        step, = {int(re.match(r"step (\d+): the loss is ", row["diverged"])[1]) for row in wrong}
+        assert step <= 400 and "config.optimizer.stop_above=1.3 ends such a run" in wrong[0]["diverged"]
+        assert all(row["loss"] and not row["diverged"] for row in table if row not in wrong)
+    assert main(["fit", f"--data={tmp_path / 'turns' / 'runs.csv'}", f"--out={tmp_path / 'fit'}"]) != 0
+    assert len(table) == 2 and "diverged at 4,000 images: step" in capsys.readouterr().out
