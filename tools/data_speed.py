@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
@@ -187,23 +188,47 @@ def feeding(speeds):
                 f"{chip} {rate:7.1f}/s, {rate / speeds[side]:5.2f} cores" for chip, rate in rates.items()))
 
 
-def rows(count):
-    """Seconds and bytes a row of opening a table of `count` lines that name a few files."""
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        for number in range(4):
-            Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
-        with open(folder / "metadata.jsonl", "w") as file:
-            for number in range(count):
-                file.write(json.dumps({"file_name": f"{number % 4}.png", "text": f"a caption of some words, {number}",
-                                       "width": 640 + number % 7, "height": 480, "split": "train"}) + "\n")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.perf_counter()
-        images = open_images(str(folder), {"split": "train"})
-        seconds = time.perf_counter() - start
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-        print(f"{len(images):,} rows: {seconds:.1f} s, {images.rows.nbytes / count:.0f} bytes a row kept, "
-              f"{peak / count:.0f} at the peak ({(folder / 'metadata.jsonl').stat().st_size / count:.0f} in the file)")
+def rows(count, processes=4):
+    """Print what it costs several processes at once to open a table of so many lines that name a few files."""
+    write_table = {"jsonl": _json_lines, "csv": pc.write_csv, "parquet": pq.write_table}
+    numbers = range(count)
+    table = pa.table({
+        "file_name": [f"{number % 4}.png" for number in numbers],
+        "text": [f"a caption of some words, {number}" for number in numbers],
+        "width": [640 + number % 7 for number in numbers], "height": [480] * count,
+        "split": ["train" if number % 50 else "heldout" for number in numbers]})
+    print(f"{count:,} rows opened by {processes} processes at once on {cores()} cores")
+    for form, write_form in write_table.items():
+        with tempfile.TemporaryDirectory() as folder:
+            for number in range(4):
+                Image.new("RGB", (8, 8)).save(f"{folder}/{number}.png")
+            path = Path(folder) / f"metadata.{form}"
+            write_form(table, path)
+            words = [sys.executable, __file__, "--open", folder]
+            running = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+            found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
+            seconds, used, kept, before, peak = (max(one[name] for one in found) for name in found[0])
+            each = lambda amount: f"{amount / count:.0f}"
+            print(f"{form:8s} {seconds:5.1f} s ({used:.1f} s of a core each); bytes a row: {each(path.stat().st_size)} "
+                  f"in the file, {each(kept)} kept, {each(peak - before)} at the peak; a process has {before >> 20} MB "
+                  f"before, {peak >> 20} MB at most", flush=True)
+
+
+def _json_lines(table, path):
+    """Write JSON lines."""
+    with open(path, "w") as file:
+        for batch in table.to_batches(1 << 14):
+            file.writelines(f"{json.dumps(row)}\n" for row in batch.to_pylist())
+
+
+def opened(folder):
+    """What opening one folder takes of this process."""
+    # not ru_maxrss, which begins with that of the process that started this one
+    most = lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+    before, start, used = most(), time.perf_counter(), time.process_time()
+    images = open_images(folder, {"split": "train"})
+    return {"seconds": time.perf_counter() - start, "used": time.process_time() - used, "kept": images.rows.nbytes,
+            "before": before, "peak": most()}
 
 
 def main():
@@ -215,10 +240,13 @@ def main():
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rows", type=int, default=0, help="measure metadata of so many lines instead")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--open", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         loader, path, *numbers = arguments.measure
         print(json.dumps(measure(loader, path, *map(int, numbers))))
+    elif arguments.open:
+        print(json.dumps(opened(arguments.open)))
     elif arguments.rows:
         rows(arguments.rows)
     else:

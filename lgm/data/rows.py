@@ -6,6 +6,7 @@ asked for, one at a time.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -117,7 +118,7 @@ def build(rows: Iterable[Mapping[str, Any]]) -> Rows:
 
     def flush() -> None:
         nonlocal count, pending
-        for name in {**parts, **{name: None for row in pending for name in row}}:
+        for name in {**parts, **dict.fromkeys(itertools.chain.from_iterable(pending))}:
             before = parts.setdefault(name, [pa.nulls(count)] if count else [])
             before.append(_column([row.get(name) for row in pending]))
         count, pending = count + len(pending), []
@@ -154,7 +155,7 @@ def dicts_of(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any] | None
 
 def _column(values: list[Any]) -> pa.Array:
     """Values of one plain type as they are; others as JSON in bytes, which `build` knows by that."""
-    kinds = {type(value) for value in values if value is not None}
+    kinds = {*map(type, values)} - {type(None)}
     if not kinds:
         return pa.nulls(len(values))
     if len(kinds) == 1 and (kind := next(iter(kinds))) in PLAIN:

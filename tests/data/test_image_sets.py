@@ -6,6 +6,9 @@ import zipfile
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -233,3 +236,19 @@ def test_tensorflow_datasets_are_read_with_their_labels_as_captions(monkeypatch)
     np.testing.assert_array_equal(images.images()[:, 0, 0, 0], [10, 90])
     features.pop("picture")
     assert "tfds:shapes:train' cannot be opened (shapes has no image feature" in refused("tfds:shapes")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_row_of_metadata_takes_its_text_and_eight_bytes_a_value(tmp_path, form):
+    count = 20_000
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    texts = [f"caption {number}" for number in range(count)]
+    table = pa.table({"file_name": ["0.png"] * count, "text": texts, "width": [640] * count})
+    if form == "jsonl":
+        (tmp_path / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
+    else:
+        {"csv": pa_csv.write_csv, "parquet": pq.write_table}[form](table, tmp_path / f"metadata.{form}")
+    images = open_images(str(tmp_path))
+    assert images.captions == texts and set(images.rows.values("width")) == {640}
+    values = 4 * 8  # offsets of two texts, a number, the row's own
+    assert images.rows.nbytes <= sum(map(len, texts)) + count * (len("0.png") + values) + 1000

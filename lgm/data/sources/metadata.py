@@ -18,6 +18,7 @@ from lgm.data.sources.places import Place
 from lgm.data.sources.source import Bad, is_unicode, with_splits
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SCAN = json.JSONDecoder().scan_once
 
 
 class Metadata:
@@ -45,12 +46,15 @@ class Metadata:
         folder, label = posixpath.dirname(table), f"{self.place.label}/{table}"
         unit = "row" if table.endswith(".parquet") else "line"
         for number, row in checked(read_table(self.place.read(table), label, bad), label, unit, caption, bad):
-            name = posixpath.normpath(posixpath.join(folder, row["file_name"]))
+            name = asked = row["file_name"]
+            if folder or name not in there or "./" in name or "//" in name:
+                name = posixpath.normpath(posixpath.join(folder, name))
+                row = {**row, "file_name": name}
             if name in there:
-                yield {**row, "file_name": name}
+                yield row
             else:
-                bad.add(f"{label} {unit} {number}", f"{label} {unit} {number} names {row['file_name']}, which is not "
-                                                    "there; add the image or remove the line")
+                bad.add(f"{label} {unit} {number}", f"{label} {unit} {number} names {asked}, which is not there; "
+                                                    "add the image or remove the line")
 
 
 def tables_of(names: list[str]) -> list[str]:
@@ -73,11 +77,21 @@ def read_table(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]
 def _json_lines(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
     # bytes are split, not text: str.splitlines would also cut at line separators inside a caption
     for number, line in enumerate(io.BytesIO(content.removeprefix(b"\xef\xbb\xbf")), 1):
-        if line.strip():
+        if line := line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, _parsed(line)
             except (ValueError, RecursionError):
                 bad.add(f"{label} line {number}", f"{label} line {number} is not JSON; write one object a line")
+
+
+def _parsed(line: bytes) -> Any:
+    """What one line of JSON says: of what the scanner alone does not take, in a third of the time, all of `json`."""
+    try:
+        text = line.decode()
+        row, end = SCAN(text, 0)
+    except (StopIteration, UnicodeDecodeError):
+        return json.loads(line)
+    return row if end == len(text) else json.loads(line)
 
 
 def _csv(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
@@ -98,8 +112,8 @@ def _csv(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
             reason = f"{label} line {lines.line_num} has {len(values)} values for {len(header)} columns; correct it"
             bad.add(f"{label} line {lines.line_num}", reason)
         elif values:
-            row = {name: value for name, value in zip(header, values, strict=True) if name and value != ""}
-            yield lines.line_num, {name: _number(name, value) for name, value in row.items()}
+            yield lines.line_num, {name: _number(name, value) if value[0] in "-0123456789" else value
+                                   for name, value in zip(header, values, strict=True) if name and value}
 
 
 def _number(name: str, value: str) -> Any:
@@ -141,6 +155,10 @@ def checked(rows: Iterable[tuple[int, Any]], label: str, unit: str, caption: str
 
 def _problem(row: Any, caption: str | tuple[str, ...]) -> str | None:
     fields = (caption,) if isinstance(caption, str) else caption
+    name, text = (row.get("file_name"), row.get(fields[0])) if type(row) is dict and len(fields) == 1 else (None, None)
+    if type(name) is type(text) is str and name.isascii() and text.isascii() and "\0" not in name + text and (
+            name.strip() and (text.strip() or fields != ("text",))):
+        return None  # nearly all are so: what follows takes several times as long
     for field in ("file_name", "text") if fields == ("text",) else ("file_name",):
         value = row.get(field) if isinstance(row, dict) else None
         if field == "text" and isinstance(value, list) and value:

@@ -67,4 +67,8 @@ def is_unicode(value: Any) -> bool:
     halves of surrogate pairs, which tokenizers refuse without saying where."""
     if not isinstance(value, str) or value.isascii():
         return True
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
