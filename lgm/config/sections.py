@@ -36,9 +36,9 @@ class Tags:
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Which images. `source` is "emoji64", a folder or zip of images with a table, captions or classes, shards of
-    Parquet, WebDataset or ArrayRecord, or KIND:PATH (`lgm.data.sources`); `where` filters by metadata fields; the field
-    `caption` is what each image is called, "" for nothing. Records that cannot be read are left out and listed in the
-    run's bad_records.jsonl, as long as they are at most `bad_share` of all.
+    Parquet, WebDataset or ArrayRecord, or KIND:PATH (`lgm.data.sources`); `where` filters by metadata fields and sizes
+    (`lgm.data.open_images`); the field `caption` is what each image is called, "" for nothing. Records that cannot be
+    read are left out and listed in the run's bad_records.jsonl, as long as they are at most `bad_share` of all.
 
     `resolution` is the side of a square in pixels, or (height, width). With `buckets` an image keeps its shape: it is
     scaled to cover the size of nearest shape, of sides that are multiples of so many pixels and about as large an area

@@ -13,26 +13,27 @@ import numpy as np
 
 from lgm.data.batches import cores
 from lgm.data.decoding import decode, stored_size
+from lgm.data.filters import MEASURED, condition, nothing_left, select
 from lgm.data.rows import Rows
 from lgm.data.sources import Bad, Source, open_source
 from lgm.data.varying import View
 from lgm.parsing import near_miss
 
 AS_IT_IS = View()
-SHOWN = 30  # values that an error lists before it only counts them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
     """Random access to images and what is known of them. `rows` are those records of a source that belong to the set,
     each with "file_name" and "text"; `resolution` is the side of a square or (height, width); `threads` read many
-    images."""
+    images. `left` are the filters that chose the rows, each with how many it and those before it left."""
 
     source: str
     records: Source
     rows: Rows
     resolution: int | tuple[int, int]
     threads: int
+    left: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,22 +114,23 @@ class ImageSet:
                 bad.add(self.name(index), str(error))
         return {index: seen for index, seen in found.items() if not isinstance(seen, ValueError)}
 
-    def sizes(self) -> np.ndarray:
+    def sizes(self, unknown: tuple[int, int] | None = None) -> np.ndarray:
         """Stored (height, width) of every image: int32 [N, 2], from "height" and "width" in the metadata where all
-        have them, else from the files' headers."""
+        have them, else from the files' headers; `unknown`, by default the resolution, of one that cannot be read:
+        reading it says so where that matters."""
         if {"height", "width"} <= set(self.rows.fields):
             height, width = self.rows.values("height"), self.rows.values("width")
             if all(type(side) is int and 0 < side < 1 << 24 for side in (*height, *width)):
                 return np.array([height, width], np.int32).T
         with ThreadPoolExecutor(self.threads) as pool:
-            return np.array(list(pool.map(self._size, range(len(self)))), np.int32).reshape(-1, 2)
+            found = list(pool.map(lambda index: self._size(index, unknown or self.size), range(len(self))))
+        return np.array(found, np.int32).reshape(-1, 2)
 
-    def _size(self, index: int) -> tuple[int, int]:
-        """An image's size, of one that cannot be read the resolution: reading it says so where that matters."""
+    def _size(self, index: int, unknown: tuple[int, int]) -> tuple[int, int]:
         try:
             return stored_size(self.content(index), self.name(index))
         except ValueError:
-            return self.size
+            return unknown
 
     def take(self, indices: Iterable[int]) -> ImageSet:
         """The set of these rows."""
@@ -141,10 +143,11 @@ def open_images(source: str, where: Mapping[str, Any] | None = None, resolution:
     """The images of `source` whose metadata match `where`, read by so many `threads`, by default one a core.
 
     `source` is what `lgm.data.sources.open_source` takes: a shipped name, a folder, a zip, shards. `where` maps a field
-    to a value, to a list of values, or to a prefix ending in "-" or "*": {"subcategory": "face-"}; a field that holds a
-    list matches by any of its items. `caption` is the field that is each image's caption, or lists its captions, or
-    several such fields, "" for none; where that is another, rows need no "text". Records that are no use are left out
-    and noted in `bad`; by default any is an error.
+    to a value, to a list of values, to a prefix ending in "-" or "*", {"subcategory": "face-"}, or to comparisons,
+    {"score": ">=5", "width": ">=512 <4096"}; a field that holds a list matches by any of its items. "height", "width"
+    and "pixels" are of the images themselves where the metadata have no such field. `caption` is the field that is each
+    image's caption, or lists its captions, or several such fields, "" for none; where that is another, rows need no
+    "text". Records that are no use are left out and noted in `bad`; by default any is an error.
     Raises ValueError in one line for a source that cannot be read, metadata without captions, a named image that is not
     there, or a filter that leaves nothing.
     """
@@ -164,25 +167,28 @@ def open_data(data, bad: Bad | None = None) -> tuple[ImageSet, ImageSet]:
 
 def _chosen(source: str, records: Source, where, resolution: int | tuple[int, int], caption, threads: int | None,
             bad: Bad) -> ImageSet:
-    rows = _select(records.rows, where or {}, source)
-    return ImageSet(source, records, _captioned(rows, caption, source, bad), resolution, threads or cores())
+    where = where or {}
+    measured = {field: where[field] for field in where if field in MEASURED and field not in records.rows.fields}
+    rows, left = select(records.rows, {field: where[field] for field in where if field not in measured}, source)
+    rows = _captioned(rows, caption, source, bad)
+    images = ImageSet(source, records, rows, resolution, threads or cores(), tuple(left))
+    return _measured(images, measured) if measured else images
 
 
-def _select(rows: Rows, where: Mapping[str, Any], source: str) -> Rows:
-    """The rows that match every filter."""
-    asked = ""
+def _measured(images: ImageSet, where: Mapping[str, Any]) -> ImageSet:
+    """Those images whose own sizes match; one that cannot be read stays, to be found bad where it is read."""
+    height_N, width_N = images.sizes(unknown=(0, 0)).astype(np.int64).T
+    values = dict(zip(MEASURED, (height_N, width_N, height_N * width_N), strict=True))
+    kept, left, asked = height_N == 0, list(images.left), ""
+    good = ~kept
     for field, wanted in where.items():
-        if field not in rows.fields:
-            raise ValueError(f"config.data.where.{field}: {source} has no such field{near_miss(field, rows.fields)}")
-        matching, values = rows.where(field, lambda value, wanted=wanted: _matches(value, wanted))
-        if not len(matching):
-            listed = (value if isinstance(value, list) else [value] for value in rows.values(field))
-            values = sorted({str(item) for items in listed for item in items})
-            shown = ", ".join(values[:SHOWN]) + (f", ... ({len(values)} in all)" if len(values) > SHOWN else "")
-            problem = f"config.data.where.{field}={wanted!r} leaves no image of {source}{asked}"
-            raise ValueError(f"{problem}; there are {shown}")
-        rows, asked = matching, f"{asked or ' with'} {field}={wanted!r}"
-    return rows
+        before = good
+        good = good & np.array([condition(field, wanted)(value) for value in values[field].tolist()], bool)
+        if not good.any():
+            raise nothing_left(field, wanted, images.source, asked, values[field][before].tolist())
+        asked = f"{asked or ' with'} {field}={wanted!r}"
+        left.append((f"{field}={wanted!r}", int((good | kept).sum())))
+    return dataclasses.replace(images.take(np.flatnonzero(good | kept)), left=tuple(left))
 
 
 def _captioned(rows: Rows, field: str | tuple[str, ...], source: str, bad: Bad) -> Rows:
@@ -203,13 +209,3 @@ def _captioned(rows: Rows, field: str | tuple[str, ...], source: str, bad: Bad) 
         bad.add(f"{source}/{name}", f"config.data.caption={field!r}: {source}'s {name} has no such text{known}")
     bad.check(len(rows))
     return rows[told]
-
-
-def _matches(value: Any, wanted: Any) -> bool:
-    if isinstance(value, list):
-        return any(_matches(item, wanted) for item in value)
-    if isinstance(wanted, (list, tuple)):
-        return any(_matches(value, option) for option in wanted)
-    if isinstance(wanted, str) and wanted.endswith(("-", "*")):
-        return isinstance(value, str) and value.startswith(wanted.removesuffix("*"))
-    return value == wanted
