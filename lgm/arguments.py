@@ -150,12 +150,16 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--diff", action="store_true", help="those alone that are not the defaults")
     verb("presets", "info:presets", "Every published shape by name, for --preset of `lgm inspect` and for configs.")
 
-    encode = verb("encode", "encode:run", "Encode a config's images once, for config.data.cache; run again to go on.")
+    encode = verb("encode", "encode:run",
+                  "Encode a config's images and captions once, for config.data.cache; run again to go on.")
     encode.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     encode.add_argument("--out", required=True, help="the cache's folder")
     encode.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side")
     encode.add_argument("--rows", type=int, default=1024, help="images a shard (default: 1024)")
     encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of latents on disk")
+    encode.add_argument("--text-dtype", choices=("float32", "float16", "bfloat16", "int8"),
+                        help="of what frozen text encoders say, on disk (default: what they compute in, which loses "
+                             "nothing)")
 
     data = verb("data", "info:data",
                 "Say what a collection of images is: kind, sizes, buckets, captions, bad files.")

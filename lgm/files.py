@@ -5,6 +5,7 @@ and a folder is there as long as something lies in it. What needs a file of the 
 tokenizers) reads a store through `local`, a copy that is kept.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -213,6 +214,20 @@ def local(source: str | os.PathLike, flag: str = "") -> Path:
             if not copied.exists():  # another process was faster otherwise
                 raise
     return copied
+
+
+def sha256(path: Path) -> str:
+    """The hash of a local file's content, kept in this user's cache for as long as the file is not written again."""
+    stat = path.stat()
+    known = json.dumps([str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+    kept = cache("hashes") / hashlib.sha256(known.encode()).hexdigest()
+    if kept.is_file() and len(text := kept.read_text()) == 64:
+        return text
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    with contextlib.suppress(OSError):  # a home that cannot be written costs the time of another reading
+        write_atomically(kept, found.encode())
+    return found
 
 
 def cache(kind: str) -> Path:

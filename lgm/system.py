@@ -26,8 +26,10 @@ from lgm.parallel import Layout, constrain, put, shardings, using
 from lgm.parsing import ConfigError
 from lgm.sampler import Sampler, resolve
 from lgm.systems import released
+from lgm.systems.cached_text import CachedText, has_encoders, open_cached_text
+from lgm.systems.release import TEXT
 from lgm.systems.text import FolderText, load_text
-from lgm.weights import load_autoencoder
+from lgm.weights import autoencoder_of, load_autoencoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static argument of compiled functions
@@ -36,7 +38,8 @@ class System:
 
     `frozen` are {"autoencoder": ...} and, by the same names, all else that is not trained. `whole(trained, frozen)`
     are the {"denoiser": ..., "text": ...} that `condition` and `denoise` take. `folder` is the text side of a
-    diffusers folder, which then is the `tokenizer` too. All is computed under `layout`, where there is one.
+    diffusers folder, which then is the `tokenizer` too; where it is read from a cache, what it knows of captions stands
+    wherever tokens do. All is computed under `layout`, where there is one.
     """
 
     config: Config
@@ -45,7 +48,7 @@ class System:
     autoencoder: Model
     process: gaussian.Process
     tokenizer: Any
-    folder: FolderText | None = None
+    folder: FolderText | CachedText | None = None
     layout: Layout | None = None
 
     @property
@@ -88,7 +91,7 @@ class System:
         """What the denoiser is told of captions and, where it is SDXL, of sizes and crops (`data.buckets`)."""
         with using(self.layout):
             if self.folder is not None:
-                cond = self.folder.condition(params["text"], tokens_BL, mask_BL)
+                cond = self.folder.condition(params.get("text"), tokens_BL, mask_BL)
                 known = micro_B6 is not None and cond.micro is not None and cond.micro.shape[1] == 6
                 return dataclasses.replace(cond, micro=micro_B6) if known else cond
             if self.config.text and self.config.text.classes:
@@ -209,19 +212,26 @@ class System:
         return height // c.factor, width // c.factor, c.latent_channels
 
 
-def build_system(config: Config, layout: Layout | None = None) -> tuple[System, Params]:
+def build_system(config: Config, layout: Layout | None = None, cached: bool = False) -> tuple[System, Params]:
     """(system, frozen parameters) of a config: the autoencoder's and, where its text comes from a folder, the text
-    encoders'. They are read into the places of `layout`; numpy arrays without one."""
+    encoders'. They are read into the places of `layout`; numpy arrays without one.
+
+    `cached`, for training from `config.data.cache`: neither is read, and captions are told by the states that the cache
+    has of them.
+    """
     from lgm.data import Tokenizer, class_names
 
     shard = sharder(layout)
-    autoencoder, weights = load_autoencoder(config.autoencoder)
+    frozen = {} if cached else read_autoencoder(config, layout)
+    autoencoder = autoencoder_of(config.autoencoder)
     check_parts(config, autoencoder.config)
-    frozen = {"autoencoder": weights if shard is None else put(weights, shard(autoencoder))}
     text = tokenizer = folder = None
     if config.text and config.text.folder:
-        folder, frozen["text"] = load_text(config.text.folder, config.data.size, config.model.dtype, shard,
-                                           config.text.classes)
+        folder, params = load_text(config.text.folder, config.data.size, config.model.dtype, shard,
+                                   config.text.classes, only=() if cached else TEXT)
+        if cached and has_encoders(folder):
+            folder = open_cached_text(config.data.cache, config.text.folder, folder)
+        frozen |= {} if cached else {"text": params}
         tokenizer = folder
     elif config.text and config.text.classes:
         tokenizer = class_names(config.model.classes, config.text.classes)
@@ -240,6 +250,12 @@ def build_system(config: Config, layout: Layout | None = None) -> tuple[System, 
     system.sampler(config.sampling)  # what cannot be drawn or trained is refused before anything is
     _ = system.objective
     return system, frozen
+
+
+def read_autoencoder(config: Config, layout: Layout | None = None) -> Params:
+    """{"autoencoder": the weights of a config's autoencoder}, in the places of `layout`."""
+    autoencoder, weights = load_autoencoder(config.autoencoder)
+    return {"autoencoder": weights if layout is None else put(weights, sharder(layout)(autoencoder))}
 
 
 def sharder(layout: Layout | None) -> Callable[[Model], Any] | None:

@@ -165,6 +165,9 @@ def _check_classes(config: Config, spec: ConditioningSpec) -> None:
 
 def _check_loss(config: Config, spec: ConditioningSpec) -> None:
     record = losses.loss(config.loss.name)
+    need(config.data.cache is None or not config.loss.asks or config.text is None or config.text.folder is None,
+         f"config.data.cache={config.data.cache!r}: the teacher of config.loss.name={config.loss.name!r} asks its own "
+         "text encoders; leave it out")
     need(not record.jump or spec.jump,
          f"config.loss.name={record.name!r} needs config.model.jump=True, of an mmdit or a unet")
     jumping = " and ".join(name for name in losses.LOSSES if losses.loss(name).jump)

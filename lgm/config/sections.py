@@ -51,7 +51,8 @@ class Data:
     before; held-out images are as they are, and called by their first caption.
 
     `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
-    `cache` is a folder that `lgm encode` made of this config: latents are read from it, and no image is.
+    `cache` is a folder that `lgm encode` made of this config: latents and what frozen text encoders say of captions are
+    read from it, and neither images nor those networks are.
     `threads` decode images in each process, by default one for every core it may run on.
     """
 

@@ -77,22 +77,38 @@ def read_cache(folder: str | Path, made_of: Mapping[str, str]) -> dict[str, Cach
     Raises ValueError, one line, where the cache is absent, unfinished or damaged, or was made of something else than
     `made_of` says.
     """
+    shards, rows = open_shards(folder, made_of)
+    return {name: CachedArray(shards, name, rows) for name in shards[0].keys()}
+
+
+def read_made_of(folder: str | Path) -> dict[str, str]:
+    """What the index of a complete cache says that it was made of. Raises ValueError as `read_cache` does."""
+    return _index(files.place(folder))[0]
+
+
+def open_shards(folder: str | Path, made_of: Mapping[str, str]) -> tuple[list[Any], list[int]]:
+    """(the open shards of a complete cache, how many rows each has). Raises ValueError as `read_cache` does."""
     folder = files.place(folder)
+    theirs, rows = _index(folder)
+    _check(folder, theirs, made_of)
+    shards = [_open_shard(folder / _shard(number), made_of) for number in range(len(rows))]
+    for number, file in enumerate(shards):
+        if {file.get_slice(name).get_shape()[0] for name in file.keys()} != {rows[number]}:
+            raise ValueError(f"{folder / _shard(number)} is not the shard that {INDEX} counts; encode the images again")
+    return shards, rows
+
+
+def _index(folder: Path) -> tuple[dict[str, str], list[int]]:
+    """(what a cache was made of, the rows of every shard)."""
     if not (folder / INDEX).is_file():
         begun = any(path.name.startswith("shard-") for path in files.folders(folder))
         state = "is unfinished: its index is not there" if begun else "is not there"
         raise ValueError(f"the cache {folder} {state}; encode the images again")
     try:
         index = json.loads((folder / INDEX).read_text())
-        rows = index["rows"]
-        _check(folder, index["made_of"], made_of)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        return dict(index["made_of"]), [int(rows) for rows in index["rows"]]
+    except (KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError):
         raise ValueError(f"{folder / INDEX} is no cache's index; encode the images again") from None
-    shards = [_open_shard(folder / _shard(number), made_of) for number in range(len(rows))]
-    for number, file in enumerate(shards):
-        if {file.get_slice(name).get_shape()[0] for name in file.keys()} != {rows[number]}:
-            raise ValueError(f"{folder / _shard(number)} is not the shard that {INDEX} counts; encode the images again")
-    return {name: CachedArray(shards, name, rows) for name in shards[0].keys()}
 
 
 class CachedArray:

@@ -20,6 +20,7 @@ from lgm.parallel import Layout
 from lgm.parsing import ConfigError
 from lgm.system import System, named
 from lgm.systems import SYSTEMS, released
+from lgm.systems.cached_text import CachedText, form_of, has_encoders
 from lgm.systems.folders import load_pipeline
 from lgm.systems.release import Pipeline, Released
 from lgm.systems.text import text_of
@@ -48,17 +49,27 @@ class Blank:
 
 
 def abstract_system(config: Config, layout: Layout | None = None) -> tuple[System, Params, tuple[str, ...]]:
-    """(system, `jax.ShapeDtypeStruct`s of all that is frozen, what stands in for folders that are not here)."""
+    """(system, `jax.ShapeDtypeStruct`s of all that is frozen, what stands in for folders that are not here).
+
+    With `config.data.cache`, which need not be here, neither autoencoder nor text encoders are in a step.
+    """
     notes: list[str] = []
     autoencoder = _autoencoder(config, notes)
     check_parts(config, autoencoder.config)
-    frozen: dict[str, Any] = {"autoencoder": autoencoder.abstract()}
+    if from_cache := config.data.cache is not None:
+        notes.append(f"config.data.cache={config.data.cache!r}: latents and what frozen text encoders say are read; no "
+                     "autoencoder and no text encoder of a folder is in the step")
+    frozen: dict[str, Any] = {} if from_cache else {"autoencoder": autoencoder.abstract()}
     text = tokenizer = folder = None
     if config.text and config.text.folder:
         pipeline = _pipeline(config, notes)
         folder = tokenizer = text_of(pipeline, config.data.size)
-        encoders = {place: model for place, model in pipeline.models.items() if place.startswith("text_encoder")}
-        frozen["text"] = {place: held_in(model.abstract(), config.model.dtype) for place, model in encoders.items()}
+        if from_cache and has_encoders(folder):
+            folder = tokenizer = CachedText(folder, form_of(folder), None, jnp.dtype(config.model.dtype))
+        else:
+            encoders = {place: model for place, model in pipeline.models.items() if place.startswith("text_encoder")}
+            frozen["text"] = {place: held_in(model.abstract(), config.model.dtype)
+                              for place, model in encoders.items()}  # fmt: skip
     elif config.text and config.text.classes:
         tokenizer = Blank(1)  # a label
     elif config.text:
@@ -81,10 +92,10 @@ def held_in(tree: Params, dtype: Any) -> Params:
 
 def frozen_axes(system: System, frozen: Params) -> Params:
     """Logical axes of everything in `frozen`."""
-    axes: dict[str, Any] = {"autoencoder": system.autoencoder.logical_axes()}
+    axes: dict[str, Any] = {"autoencoder": system.autoencoder.logical_axes()} if "autoencoder" in frozen else {}
     if "denoiser" in frozen:
         axes["denoiser"] = build(system.config.model).logical_axes()
-    if system.folder is not None:
+    if system.folder is not None and "text" in frozen:
         axes["text"] = {place: system.folder.pipeline.models[place].logical_axes() for place in frozen["text"]}
     elif "text" in frozen:
         axes["text"] = system.text.logical_axes()

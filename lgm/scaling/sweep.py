@@ -201,6 +201,9 @@ def _runs(sweep: Sweep, name: str, objective: str, size: int) -> list[Run]:
     batch = base.get("batch_size", Config.batch_size)
     warmup = base.get("optimizer", {}).get("warmup_images", 0)
     first = schema.from_dict(values | {"total_images": batch + warmup})
+    need(first.data.buckets is None or architecture.together == 1, f"config.architectures.{name}.together="
+         f"{architecture.together}: images of several sizes (config.base.data.buckets={first.data.buckets}) are not "
+         "trained on by runs that share a program; set it to 1")
     shape = measure(sweep, first, architecture.together > 1)
     planned = _amounts(sweep, shape, batch) if size in architecture.sizes else []
     more = [one["images"] for one in sweep.also

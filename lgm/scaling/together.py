@@ -33,7 +33,8 @@ from lgm.models import family_of
 from lgm.parsing import ConfigError
 from lgm.scaling import results
 from lgm.scaling.sweep import Run
-from lgm.system import System
+from lgm.system import System, read_autoencoder
+from lgm.train import encoding
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.denoise import make_draw, make_loss
 from lgm.train.divergence import Watch
@@ -95,6 +96,10 @@ class Group:
         given = dict(seed=self.seeds(part), rate=self.rates(part), start=line[0], end=line[1], rows=rows)
         return self.advance(state, (self.frozen, self.data), jax.device_put(given))
 
+    def drawing(self) -> Any:
+        """What is frozen in the runs with the autoencoder, which those from a cache have only while they draw."""
+        return self.frozen if self.config.data.cache is None else self.frozen | read_autoencoder(self.config)
+
     def weights(self, states: list[TrainState], member: int) -> Any:
         """The EMA weights of one run, with what is frozen."""
         ema = jax.tree.map(lambda leaf: leaf[member], states[0].ema) if self.stacked else states[member].ema
@@ -138,19 +143,26 @@ def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
     if varying := config.data.varying:
         raise ConfigError(f"config.data.{varying[0]} makes images or captions anew each time; such runs are not "
                           "trained together: set together=1")
-    system, frozen, _ = open_system(config)
+    from_cache = config.data.cache is not None
+    system, frozen, _ = open_system(config, cached=from_cache)
     check_range(system)
     bad = Bad(config.data.bad_share)
     images, heldout = open_data(config.data, bad)
-    images = images.whole(bad)
-    heldout = heldout.take(range(min(len(heldout), config.evaluation.max_images))).whole(bad)
+    heldout = encoding.measured(config, heldout)
+    if from_cache:
+        images, _, kept = encoding.cached(config, images, "train")
+        heldout, _, kept_heldout = encoding.cached(config, heldout, "heldout")
+    else:
+        images, heldout = images.whole(bad), heldout.whole(bad)
     check_enough(system, heldout)
     tokens, mask = system.tokenize(images.captions)
     test_tokens = system.tokenize(heldout.captions)
     for run in runs:  # what could be wrong with a config has been found by now
         results.claim(workdir, run)
-    arrays = {"latent": encoded(system, frozen, images, workdir), "tokens": tokens, "mask": mask}
-    test = encoded(system, frozen, heldout, workdir), *test_tokens
+    if not from_cache:
+        kept, kept_heldout = (encoded(system, frozen, some, workdir) for some in (images, heldout))
+    arrays = {"latent": np.asarray(kept), "tokens": np.asarray(tokens), "mask": mask}
+    test = np.asarray(kept_heldout), *test_tokens
     parts = [list(range(len(runs)))] if how == "vmap" else [[member] for member in range(len(runs))]
     stacked = len(parts) == 1
     init = lambda seed: init_state(system.init(jax.random.key(seed)), build_optimizer(config))
@@ -197,7 +209,8 @@ def _train(group: Group, missing: list[int], checkpoints: Checkpoints, note: Not
             if not drive.diverged[member] and results.read(group.workdir, run, run.configs[i]) is None:
                 weights = group.weights(cooled, member)
                 figures = snr_errors(group.system, weights, *group.test)
-                figures |= image_distances(group.system, weights, group.frozen, group.heldout)
+                if config.evaluation.distance:
+                    figures |= image_distances(group.system, weights, group.drawing(), group.heldout)
                 seconds = (time.monotonic() - began) / len(runs)
                 results.write(group.workdir, run, run.configs[i], figures, seconds)
                 losses.append(figures["v_loss"])

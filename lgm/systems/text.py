@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 
 from lgm.models import Conditioning, Model, Params, family_of
 from lgm.systems.folders import load_pipeline
-from lgm.systems.release import SCORES, TEXT, Ids, Pipeline
+from lgm.systems.release import SCORES, TEXT, Ids, Pipeline, Run
 
 
 def conditions(pipeline: Pipeline, params: Mapping[str, Params], prompts: Sequence[str], size: tuple[int, int],
@@ -55,11 +55,18 @@ def zeros_for_nothing(pipeline: Pipeline) -> bool:
 def encode(pipeline: Pipeline, params: Mapping[str, Params], ids: Ids, size: tuple[int, int], guidance: float = 1.0,
            score: float = SCORES[0]) -> Conditioning:
     """The conditioning of what `tokenize` gives. `score` is what SDXL's refiner is told of the picture."""
+    run = lambda place: run_encoder(pipeline.models[place], params[place], ids[place])
+    return told(pipeline, run, ids, size, guidance, score)
 
-    def run(place: str) -> Any:
-        masked = family_of(pipeline.models[place].config).masked
-        return _apply(pipeline.models[place], masked, params[place], ids[place])
 
+def run_encoder(model: Model, params: Params, ids_BL) -> Any:
+    """What a text encoder makes of ids."""
+    return _apply(model, family_of(model.config).masked, params, ids_BL)
+
+
+def told(pipeline: Pipeline, run: Run, ids: Ids, size: tuple[int, int], guidance: float = 1.0,
+         score: float = SCORES[0]) -> Conditioning:
+    """The conditioning of what `run` says that the text encoders make of `ids`."""
     cond = pipeline.system.encode(pipeline, run, ids, size, score)
     if not pipeline.conditioning.guidance:
         return cond
@@ -99,12 +106,15 @@ class FolderText:
         ends = np.cumsum(list(self.lengths.values()))[:-1]
         ids = dict(zip(self.lengths, jnp.split(ids_BL, ends, 1), strict=True))
         cond = encode(self.pipeline, params, ids, self.size, self.pipeline.defaults.guidance)
+        return self.with_nothing(cond, mask_BL.any(1))
+
+    def with_nothing(self, cond: Conditioning, some_B: jax.Array) -> Conditioning:
+        """`cond` with what stands for no caption where there is none, `some_B` being False."""
         if self.pipeline.scored:
-            scores_B = jnp.where(mask_BL.any(1), *SCORES)
+            scores_B = jnp.where(some_B, *SCORES)
             cond = dataclasses.replace(cond, micro=cond.micro.at[:, -1].set(scores_B))
         if not zeros_for_nothing(self.pipeline):
             return cond
-        some_B = mask_BL.any(1)
         text = jnp.where(some_B[:, None, None], cond.text, 0)
         return dataclasses.replace(cond, text=text, pooled=jnp.where(some_B[:, None], cond.pooled, 0))
 
@@ -118,12 +128,13 @@ def text_of(pipeline: Pipeline, size: tuple[int, int]) -> FolderText:
 
 
 def load_text(folder: str, size: tuple[int, int], dtype: str, shard: Callable[[Model], Any] | None = None,
-              classes: Sequence[str] = ()) -> tuple[FolderText, dict[str, Params]]:
-    """(the text side of a folder, the parameters of its text encoders by place), computed and held in `dtype`.
+              classes: Sequence[str] = (), only: Collection[str] = TEXT) -> tuple[FolderText, dict[str, Params]]:
+    """(the text side of a folder, the parameters of its text encoders by place, of those in `only`), computed and held
+    in `dtype`.
 
     `classes` are names for those of a class-conditional system, in the place of its own.
     """
-    pipeline, params = load_pipeline(folder, dtype=dtype, shard=shard, only=TEXT)
+    pipeline, params = load_pipeline(folder, dtype=dtype, shard=shard, only=only)
     if classes:
         pipeline = dataclasses.replace(pipeline, options={**pipeline.options, "id2label": dict(enumerate(classes))})
     return text_of(pipeline, size), params

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,8 +17,9 @@ from lgm.drawing import draw
 from lgm.evaluate.drawn import check_enough, image_distances
 from lgm.evaluate.heldout import heldout_loss
 from lgm.evaluate.snr_grid import check_range, snr_errors
+from lgm.models import Params
 from lgm.parallel import Layout, batch_part
-from lgm.system import System
+from lgm.system import System, read_autoencoder
 from lgm.train import encoding, feeding
 from lgm.train.loop import Task
 from lgm.train.placing import check_latents
@@ -30,20 +32,23 @@ CHECKED = 4096  # captions that are tokenized before anything is done
 
 def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     """Everything the loop needs to train `config`'s denoiser; what a teacher draws for it is kept in `workdir`."""
-    system, frozen, start = open_system(config, layout)
+    from_cache = config.data.cache is not None
+    system, frozen, start = open_system(config, layout, from_cache)
     check_latents(config, layout, *system.latent_shape()[:2])
     if config.evaluation.levels:
         check_range(system)
     bad = Bad(config.data.bad_share)
     images, heldout = open_data(config.data, bad)
     record, teacher = losses.loss(config.loss.name), open_teacher(config, system, layout)
-    in_memory = config.data.latents == "memory" or config.data.cache is not None
-    if config.data.cache is not None:
+    in_memory = config.data.latents == "memory"
+    heldout, kept, kept_heldout = encoding.measured(config, heldout), None, None
+    if from_cache:
         images, buckets, kept = encoding.cached(config, images, "train")
+        heldout, _, kept_heldout = encoding.cached(config, heldout, "heldout")
     else:
         images = images.whole(bad) if in_memory else images
         buckets = feeding.buckets_of(config, images)
-    heldout = heldout.take(range(min(len(heldout), config.evaluation.max_images))).whole(bad)
+        heldout = heldout.whole(bad)
     check_enough(system, heldout)
     size = lambda index: None if buckets is None else buckets.size(index)
     image = lambda index, serving: images.image(index, size(index), feeding.view_of(config, serving))
@@ -54,23 +59,26 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         in_memory = True
     else:
         captions_of, length = feeding.captions_of(config, images.rows), len(images)
-        some = np.linspace(0, length - 1, min(length, CHECKED)).astype(int)
-        said = [text for choices in images.rows.choices(some) for text in choices or [""]]
-        if config.data.cache is None:
+        said = feeding.said(images, np.linspace(0, length - 1, min(length, CHECKED)).astype(int))
+        if not from_cache:
             kept = feeding.latents(system, frozen, images, buckets) if in_memory else None
         arrays = {} if kept is None else {"latent": kept}
     if config.loss.asks:
         frozen = frozen | {"teacher": teacher.params}
     derived = feeding.conditioning(system, captions_of, feeding.told_sizes(system, images, buckets))
-    system.tokenize(said)  # what no tokenizer takes is refused at once
+    system.tokenize(said)  # what no tokenizer takes, and no cache has, is refused at once
     part, parts = batch_part(layout)
     quarantine = Quarantine(workdir / "bad_records.jsonl", bad, length, part, parts)
     iterator = batches(arrays, image=None if in_memory else image, derived=derived, serving=True, bad=quarantine,
                        groups=None if buckets is None else buckets.groups, length=length, threads=images.threads,
                        batch_size=config.batch_size, seed=config.seed, process_index=part, process_count=parts)
-    test = feeding.heldout_parts(system, frozen, heldout)
+    test = feeding.heldout_parts(system, frozen, heldout, kept_heldout)
     rows = pictured(config, heldout, images)
+    if from_cache:
+        system.tokenize([*rows.captions, *encoding.prompts(config)])
     whole = lambda params: system.whole(params, frozen)
+    # a run from a cache has no autoencoder but while it draws
+    drawing = lambda: frozen | (read_autoencoder(config, layout) if from_cache else {})
     return Task(
         init=system.init,
         logical_axes=system.logical_axes(),
@@ -79,22 +87,26 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         batches=iterator,
         flops=training_flops(system, frozen),
         executed_flops=training_flops(system, frozen, executed=True),
-        heldout=lambda params: heldout_figures(system, whole(params), frozen, test),
-        pictures=lambda params, path: picture(system, whole(params), frozen, rows, path),
+        heldout=lambda params: heldout_figures(system, whole(params), drawing, test),
+        pictures=lambda params, path: picture(system, whole(params), drawing(), rows, path),
         start=start,
         draw=make_draw(config, system),
     )
 
 
-def heldout_figures(system: System, params, frozen, parts: list[feeding.Part]) -> dict[str, float]:
-    """All that weights are measured by, on held-out images: means over those of all buckets."""
+def heldout_figures(system: System, params, drawing: Callable[[], Params],
+                    parts: list[feeding.Part]) -> dict[str, float]:
+    """All that weights are measured by, on held-out images: means over those of all buckets. `drawing()` is what is
+    frozen, of which pictures are drawn where their distances are asked for."""
     count = sum(len(part.images) for part in parts)
     totals: dict[str, float] = {}
     for part in parts:
         figures = heldout_loss(system, params, *part.arrays) | snr_errors(system, params, *part.arrays)
         for name, value in figures.items():
             totals[name] = totals.get(name, 0.0) + value * len(part.images) / count
-    return totals | (image_distances(system, params, frozen, parts[0].images) if len(parts) == 1 else {})
+    if len(parts) > 1 or not system.config.evaluation.distance:
+        return totals
+    return totals | image_distances(system, params, drawing(), parts[0].images)
 
 
 def make_draw(config: Config, system: System):

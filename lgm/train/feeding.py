@@ -49,11 +49,17 @@ def captions_of(config: Config, rows: Rows) -> Callable[[np.ndarray, np.ndarray]
     return lambda indices, servings: list(map(said, rows.choices(indices), servings))
 
 
+def said(images: ImageSet, places: np.ndarray) -> list[str]:
+    """All that images may be called when they are served."""
+    return [text for choices in images.rows.choices(places) for text in choices or [""]]
+
+
 def conditioning(system: System, captions_of: Callable[[np.ndarray, np.ndarray], Sequence[str]],
                  told: Bucketed | None):
     """`derived(indices, servings)`: tokens and mask of captions and, where images are `told`, what SDXL is of sizes."""
     def derived(indices: np.ndarray, servings: np.ndarray) -> dict[str, np.ndarray]:
-        rows = dict(zip(("tokens", "mask"), system.tokenize(list(captions_of(indices, servings))), strict=True))
+        tokens, mask = system.tokenize(list(captions_of(indices, servings)))
+        rows = {"tokens": np.asarray(tokens), "mask": mask}
         if told is None or not micro_ids(system):
             return rows
         return rows | {"micro": told.micro(indices, [view_of(system.config, int(number)) for number in servings])}
@@ -73,16 +79,19 @@ def micro_ids(system: System) -> bool:
     return system.conditioning.micro == 6
 
 
-def heldout_parts(system: System, frozen, heldout: ImageSet) -> list[Part]:
-    """Held-out images, one part for each bucket, each in its own order."""
+def heldout_parts(system: System, frozen, heldout: ImageSet, kept=None) -> list[Part]:
+    """Held-out images, one part for each bucket, each in its own order; `kept` are their latents, where they are there
+    already."""
+    encoded = lambda images, members, size: (encode_all(system, frozen, images, shape=size) if kept is None
+                                             else np.asarray(kept[members]))
     buckets = buckets_of(system.config, heldout) if len(heldout) else None
     if buckets is None:
-        return [Part(heldout, (encode_all(system, frozen, heldout), *system.tokenize(heldout.captions)))]
+        latents = encoded(heldout, np.arange(len(heldout)), None)
+        return [Part(heldout, (latents, *system.tokenize(heldout.captions)))]
     parts = []
     for group, size in enumerate(buckets.sizes):
         members = buckets.members(group)
         images = heldout.take(members)
         micro = buckets.micro(members) if micro_ids(system) else None
-        parts.append(Part(images, (encode_all(system, frozen, images, shape=size), *system.tokenize(images.captions),
-                                   micro)))
+        parts.append(Part(images, (encoded(images, members, size), *system.tokenize(images.captions), micro)))
     return parts

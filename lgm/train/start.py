@@ -23,13 +23,15 @@ FREE = ("dtype", "remat", "group", "unroll")  # how a model computes, which anot
 Start = Callable[[Any], Params]  # shardings of what is trained, or None -> its weights
 
 
-def open_system(config: Config, layout: Layout | None = None) -> tuple[System, Params, Start | None]:
+def open_system(config: Config, layout: Layout | None = None,
+                cached: bool = False) -> tuple[System, Params, Start | None]:
     """(system, all that is frozen, the weights to start from if not fresh ones) of a config.
 
-    With `config.lora` the weights that it starts from are frozen, held in the model's dtype. Raises ConfigError, one
-    line, where `config.init_from` does not fit.
+    With `config.lora` the weights that it starts from are frozen, held in the model's dtype. `cached`: without
+    autoencoder and text encoders (`lgm.system.build_system`). Raises ConfigError, one line, where `config.init_from`
+    does not fit.
     """
-    system, frozen = build_system(config, layout)
+    system, frozen = build_system(config, layout, cached)
     if config.init_from is None:
         return system, frozen, None
     source = place(config.init_from, "config.init_from")

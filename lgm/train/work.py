@@ -27,14 +27,14 @@ def training_flops(system: System, frozen: Any, executed: bool = False) -> float
 
 def frozen_flops(system: System, frozen: Any, executed: bool = False) -> float:
     """FLOPs of what a train step computes of one image without training it: the autoencoder's encoder where latents are
-    not kept, and text encoders that are frozen. `frozen` are arrays or shapes."""
+    not kept, and text encoders that are frozen, where what they say is not. `frozen` are arrays or shapes."""
     frozen, config = _abstract(frozen), system.config
     tokens, mask = _abstract(system.unconditional(1))
     flops = 0.0
     if config.data.latents == "step":
         image = jax.ShapeDtypeStruct((1, *config.data.size, 3), jnp.float32)
         flops += system.autoencoder.flops(image, method="encode", executed=executed)
-    if system.folder is not None:
+    if system.folder is not None and "text" in frozen:
         flops += count_flops(system.folder.condition, frozen["text"], tokens, mask, executed=executed)
     elif system.text and config.lora:
         flops += system.text.flops(tokens, mask, executed=executed)

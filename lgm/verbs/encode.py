@@ -1,4 +1,5 @@
-"""`lgm encode`: the latents of a config's images, made once and kept (`train.encoding`)."""
+"""`lgm encode`: the latents of a config's images and the states of their captions, made once and kept
+(`train.encoding`)."""
 
 import json
 
@@ -9,36 +10,46 @@ from lgm import files
 from lgm.data import Bad, open_data
 from lgm.models import family_of
 from lgm.parsing import ConfigError
+from lgm.systems.cached_text import SETS, has_encoders
 from lgm.train import encoding
+from lgm.train.feeding import said
 from lgm.train.opening import over_all_devices
 from lgm.train.start import open_system
 
 STORED = {"float32": np.float32, "float16": np.float16}
+STATE = {True: "complete and verified", False: "not complete yet"}
 
 
 def run(arguments, overrides) -> int:
-    """Encode the images of a config into --out, shards of --rows images each; run again to go on.
+    """Encode the images of a config, and the captions and prompts where text encoders are frozen, into --out, shards of
+    --rows each; run again to go on.
 
     --part=I/N encodes the I-th share of N, for processes side by side; the last to finish completes the cache. Raises
     ValueError, one line, for what cannot be encoded and for a folder that is a cache of something else.
     """
     if arguments.rows < 1:
         raise ConfigError(f"--rows={arguments.rows} must be at least 1")
-    index, count = _part(arguments.part)
+    index, parts = _part(arguments.part)
     config = schema.load(arguments.config, overrides)
     if family_of(config.model).role == "autoencoder":
         raise ConfigError("config.model.family='autoencoder' learns from pixels; `lgm encode` is for denoisers")
     system, frozen, _ = open_system(config, over_all_devices())
     bad = Bad(config.data.bad_share)
     folder = files.place(arguments.out, "--out")
-    sets = dict(zip(("train", "heldout"), open_data(config.data, bad), strict=True))
-    done = True
-    for name, images in sets.items():
-        whole = encoding.encode(system, frozen, images, folder / name, bad, index, count, arguments.rows,
+    images, heldout = open_data(config.data, bad)
+    sets = {"train": images, "heldout": encoding.measured(config, heldout)}
+    for name, some in sets.items():
+        whole = encoding.encode(system, frozen, some, folder / name, bad, index, parts, arguments.rows,
                                 STORED[arguments.dtype])
-        done = done and whole
-        print(f"{folder / name}: {len(images):,} images, {'complete and verified' if whole else 'not complete yet'}",
-              flush=True)
+        print(f"{folder / name}: {len(some):,} images, {STATE[whole]}", flush=True)
+    if has_encoders(system.folder):
+        captions = {"train": said(images, np.arange(len(images))), "heldout": sets["heldout"].captions,
+                    "prompts": encoding.prompts(config)}
+        for name in SETS:
+            place = folder / "text" / name
+            count, whole = encoding.encode_text(system, frozen, captions[name], place, index, parts,
+                                                arguments.rows, arguments.text_dtype, nothing=name == "prompts")
+            print(f"{place}: {count:,} different captions, {STATE[whole]}", flush=True)
     if bad.found:
         lines = "".join(json.dumps({"reason": reason}) + "\n" for _, reason in bad.found)
         files.write_atomically(folder / f"bad_records-{index}.jsonl", lines.encode())

@@ -36,7 +36,7 @@ def run(arguments, overrides) -> int:
     images = images.take(range(min(len(images), options.max_images))).whole(bad)
     check_enough(system, images)
     parts = heldout_parts(system, frozen, images)
-    values = heldout_figures(system, params, frozen, parts)
+    values = heldout_figures(system, params, lambda: frozen, parts)
     if likelihood:
         values |= log_likelihood(system, params, *parts[0].arrays, likelihood)
     if not first():

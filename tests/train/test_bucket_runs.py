@@ -68,7 +68,8 @@ def test_a_run_is_resumed_exactly_and_measured_and_drawn_in_every_shape(tmp_path
     system, frozen, _ = denoise.open_system(config, layout)
     parts = denoise.feeding.heldout_parts(system, frozen, open_images("flags", config.data.heldout_where, 64))
     assert len(parts) > 2
-    losses = [denoise.heldout_figures(system, system.whole(whole.ema, frozen), frozen, [part]) for part in parts]
+    params, drawing = system.whole(whole.ema, frozen), lambda: frozen
+    losses = [denoise.heldout_figures(system, params, drawing, [part]) for part in parts]
     weights = np.array([len(part.images) for part in parts])
     mean = (np.array([loss["heldout_loss"] for loss in losses]) * weights).sum() / weights.sum()
     assert figures["heldout_loss"] == pytest.approx(mean, rel=1e-6)

@@ -39,7 +39,8 @@ def test_training_from_a_cache_is_training_from_pixels(tmp_path, capsys):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-5 if name == "latent" else 0)
-    for change, line in ((dict(where={"code": "a*"}), "made with images="), (dict(resolution=56), "is not there|made")):
+    for change, line in ((dict(where={"code": "a*"}), "made with count=42 images, not "),
+                         (dict(resolution=56), "is not there|made")):
         with pytest.raises(ValueError, match=line) as caught:
             made(tmp_path, cache=str(tmp_path / "cache"), **change)
         assert "\n" not in str(caught.value)

@@ -63,6 +63,18 @@ def test_a_folders_text_encoders_count_once_and_what_is_trained_three_times():
     assert once == pytest.approx(3 * 8.895e12, rel=0.02)
 
 
+def test_what_is_read_from_a_cache_is_in_no_step():
+    system, frozen = of("sd3_medium", cache="not/here")
+    batch = abstract_batch(system.config, system)
+    length = 77 + system.folder.folder.lengths["text_encoder_3"]
+    assert frozen == {} and frozen_flops(system, frozen) == 0.0
+    assert batch["tokens"].shape[1] == length * 4096 + 2048 and batch["tokens"].dtype == system.config.model.dtype
+    cond = jax.eval_shape(system.condition, {}, batch["tokens"], batch["mask"])
+    assert cond.text.shape[1:] == (length, 4096) and cond.pooled.shape[1:] == (2048,) and cond.text_mask is None
+    whole = training_flops(*of("sd3_medium"))
+    assert training_flops(system, frozen) == pytest.approx(whole - frozen_flops(*of("sd3_medium")), rel=1e-6)
+
+
 def test_latents_and_text_that_are_not_computed_in_the_step_are_not_counted(tiny_config):
     config = schema.load(tiny_config)
     system, frozen, _ = abstract_system(config)

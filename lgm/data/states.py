@@ -1,0 +1,160 @@
+"""What frozen text encoders make of captions, on disk: one row for each different caption, found by the caption itself.
+
+Rows lie in the shards of caches (`lgm.data.cache`), floats as they are, in a shorter type or as int8 with one scale a
+token. Where the network is told which tokens count, the others are not kept; where padding counts, as it does to
+Stable Diffusion and Flux, all of a row is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from lgm.casting import cast
+from lgm.data.cache import open_shards
+
+FLOATS = ("text", "pooled")  # parts of a row: features [L, D], a vector [P]
+STORED = ("float32", "float16", "bfloat16", "int8")
+NOTHING = b"\xff"  # stands for no caption: these bytes are no text
+Form = Mapping[str, tuple[tuple[int, ...], np.dtype]]  # part -> (shape, dtype) of one caption's; "text_mask" or not
+
+
+def keys(captions: Sequence[str | None]) -> np.ndarray:
+    """uint64 [N, 2] by which the rows of captions are found; None is no caption."""
+    of = lambda caption: hashlib.sha256(NOTHING if caption is None else caption.encode()).digest()[:16]
+    return np.frombuffer(b"".join(map(of, captions)), "<u8").reshape(-1, 2)
+
+
+def packed(states: Mapping[str, np.ndarray], stored: str) -> dict[str, np.ndarray]:
+    """The arrays of a shard, of states "text" [N, L, D], "pooled" [N, P] and "text_mask" [N, L], as there are.
+
+    With a mask "text" becomes [N, M, D] of the M tokens that the longest has, those that count first. Raises
+    ValueError, one line, where `stored` cannot hold a value.
+    """
+    arrays = {name: states[name] for name in (*FLOATS, "text_mask") if name in states}
+    if "text_mask" in arrays:
+        arrays["text"] = _counting(arrays["text"], arrays["text_mask"])
+    kept = {}
+    for name, rows in arrays.items():
+        if name == "text_mask":
+            kept[name] = rows.astype(bool)
+        elif stored == "int8":
+            kept[name], kept[f"{name}_scale"] = quantized(cast(name, rows, np.float32))
+        else:
+            kept[name] = cast(name, rows, getattr(ml_dtypes, stored, None) or np.dtype(stored))
+    return kept
+
+
+def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(int8 [..., D], float32 [...]) of float32 [..., D]: each row's largest magnitude becomes 127."""
+    scale = np.abs(rows).max(-1) / 127
+    return np.rint(rows / np.where(scale > 0, scale, 1)[..., None]).astype(np.int8), scale.astype(np.float32)
+
+
+def row_bytes(form: Form, stored: str) -> int:
+    """Bytes on disk of a caption all of whose tokens are kept."""
+    each = 1 if stored == "int8" else 2 if stored.endswith("16") else 4
+    shapes = [form[name][0] for name in FLOATS if name in form]
+    scales = sum(4 * math.prod(shape[:-1]) for shape in shapes) if stored == "int8" else 0
+    return each * sum(map(math.prod, shapes)) + scales + math.prod(form.get("text_mask", ((0,),))[0])
+
+
+class States:
+    """The rows of complete caches, all of one form. Captions are looked up when they are asked for, rows are read when
+    they are used, and served in the type that they are stored in, int8 in that of the form."""
+
+    def __init__(self, folders: Mapping[str | Path, Mapping[str, str]], form: Form, stored: str):
+        self.form, self.name, found = form, " and ".join(map(str, folders)), []
+        computed = next(form[name][1] for name in FLOATS if name in form)
+        self.dtype = np.dtype(computed if stored == "int8" else getattr(ml_dtypes, stored, None) or stored)
+        self.width = sum(math.prod(form[name][0]) for name in FLOATS if name in form)
+        self.masks = math.prod(form["text_mask"][0]) if "text_mask" in form else 0
+        self.shards, rows = [], []
+        for folder, made_of in folders.items():
+            opened, counts = open_shards(folder, made_of)
+            self.shards += [{name: file.get_slice(name) for name in file.keys()} for file in opened]
+            rows += counts
+        found = np.concatenate([shard["key"][:] for shard in self.shards])
+        self.starts = np.cumsum([0, *rows])
+        self.order = np.lexsort((found[:, 1], found[:, 0]))
+        self.sorted = found[self.order]
+        self.nothing = keys([None])[0]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def find(self, captions: Sequence[str | None]) -> Chosen:
+        """The rows of captions. Raises ValueError, one line, for the first that is not there."""
+        wanted = keys(captions)
+        at = np.minimum(np.searchsorted(self.sorted[:, 0], wanted[:, 0]), len(self) - 1)
+        if len(odd := np.flatnonzero((self.sorted[at] != wanted).any(1))):
+            missing = captions[odd[0]]
+            shown = "what stands for no caption" if missing is None else f"the caption {missing!r}"
+            raise ValueError(f"{shown} is not in {self.name}; encode with this config again, which makes what is "
+                             "missing")
+        return Chosen(self, self.order[at])
+
+    def row(self, place: int) -> np.ndarray:
+        """The floats [F] of a row, its parts one after another."""
+        shard, row = self._locate(place)
+        parts = []
+        for name in FLOATS:
+            if name not in self.form:
+                continue
+            values = shard[name][row : row + 1][0]
+            if f"{name}_scale" in shard:
+                values = values.astype(np.float32) * shard[f"{name}_scale"][row : row + 1][0][..., None]
+            if name == "text" and self.masks:
+                mask = shard["text_mask"][row : row + 1][0].astype(bool)
+                whole = np.zeros(self.form["text"][0], self.dtype)
+                whole[mask] = values[: mask.sum()].astype(self.dtype)
+                values = whole
+            parts.append(values.reshape(-1).astype(self.dtype, copy=False))
+        return np.concatenate(parts)
+
+    def mask(self, place: int) -> np.ndarray:
+        """bool [1 + L]: whether there is a caption, then which of its tokens count where the network is told."""
+        shard, row = self._locate(place)
+        told = [not np.array_equal(shard["key"][row : row + 1][0], self.nothing)]
+        return np.concatenate([told, shard["text_mask"][row : row + 1][0] if self.masks else []]).astype(bool)
+
+    def _locate(self, place: int):
+        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self.shards[shard], int(place - self.starts[shard])
+
+
+class Chosen:
+    """Rows [N, F] of captions, read as they are indexed by arrays; `numpy.asarray` reads all."""
+
+    def __init__(self, states: States, places: np.ndarray):
+        self.states, self.places = states, places
+        self.shape, self.dtype = (len(places), states.width), states.dtype
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, indices) -> np.ndarray:
+        places = self.places[indices]
+        rows = [self.states.row(place) for place in np.reshape(places, -1).tolist()]
+        return np.array(rows, self.dtype).reshape(*np.shape(places), self.shape[1])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[np.arange(len(self))].astype(dtype or self.dtype, copy=False)
+
+    def masks(self) -> np.ndarray:
+        """bool [N, 1 + L], see `States.mask`."""
+        masks = [self.states.mask(place) for place in self.places.tolist()]
+        return np.array(masks, bool).reshape(len(self), 1 + self.states.masks)
+
+
+def _counting(text_NLD: np.ndarray, mask_NL: np.ndarray) -> np.ndarray:
+    """[N, M, D] of the tokens that count, zeros after them."""
+    counts_N = mask_NL.sum(1)
+    first_NM = np.argsort(~mask_NL.astype(bool), axis=1, kind="stable")[:, : max(1, counts_N.max(initial=0))]
+    rows = np.take_along_axis(text_NLD, first_NM[:, :, None], 1)
+    return np.where(np.arange(rows.shape[1])[None, :, None] < counts_N[:, None, None], rows, 0).astype(text_NLD.dtype)
