@@ -9,7 +9,7 @@ images (60 epochs: more would measure memory), two seeds: 56 runs, 152 rows. The
 reach with 64 tokens an image; 28 compilations and the held-out errors come on top. It has not been run on a GPU yet:
 the time is a plan. One learning rate an architecture serves all of its sizes by muP (`mup_size` is the size it belongs
 to); it is not tuned: `lr=(1e-3, 2e-3, 4e-3)` tries several at every size, and the fit takes the best of each and says
-which it left out.
+which it left out. 24 of the 195 held-out images are near duplicates of training images, as a man farmer of a farmer.
 """
 
 from ml_collections import ConfigDict
@@ -43,5 +43,6 @@ def get_config():
                      sampling=dict(solver="ddim", clip=4.0)),
         ),
         budgets=(2e13, 4e13, 8e13, 1.6e14), min_images=9_600, max_images=409_600, seeds=(0, 1), cooldown=0.25,
+        near_duplicates="keep",
         machine=dict(chips=1, peak=989e12, mfu=0.05),
     ))

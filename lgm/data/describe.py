@@ -6,9 +6,10 @@ import sys
 import numpy as np
 
 from lgm.data.buckets import assign_buckets, bucket_sizes
-from lgm.data.decoding import decode, stored_size
+from lgm.data.decoding import stored_size
 from lgm.data.grid import save_grid
 from lgm.data.images import ImageSet, open_images
+from lgm.data.near_duplicates import hash_image, joined, nearest, told
 from lgm.data.sources import Bad
 from lgm.data.wordpiece import Tokenizer
 
@@ -29,13 +30,15 @@ def describe(source: str, *, caption: str = "text", resolution: int = 512, step:
     if not len(images):
         raise ValueError(f"{bad.found[0][1] if bad.found else source}; no image of {source} is left")
     some = np.unique(np.linspace(0, len(images) - 1, min(len(images), max(checked, 1))).astype(int))
-    sizes = _checked(images, some, bad)
+    found = _checked(images, some, bad)
+    sizes = {place: size for place, (size, _) in found.items()}
     rows = images.rows
     lines = [f"{source}: {images.records.kind}, {len(images):,} images, metadata of "
              f"{rows.table.nbytes / len(rows):,.0f} bytes an image",
              f"columns   {', '.join(rows.fields)}"]
     if "split" in rows.fields:
         lines.append(f"splits    {_counted(rows.values('split'))}")
+        lines += _near(images, {place: hashed for place, (_, hashed) in found.items()})
     if sizes:
         height_N, width_N = np.array(list(sizes.values())).T
         ratio = width_N / height_N
@@ -65,14 +68,26 @@ def run(source: str, **options) -> int:
     return 0
 
 
-def _checked(images: ImageSet, places: np.ndarray, bad: Bad) -> dict[int, tuple[int, int]]:
-    """The stored (height, width) of those of some images that can be decoded; the others are noted."""
-    def look(place: int) -> tuple[int, int]:
+def _checked(images: ImageSet, places: np.ndarray, bad: Bad) -> dict[int, tuple]:
+    """The stored (height, width) and the hash of those of some images that can be decoded; the others are noted."""
+    def look(place: int) -> tuple:
         name, content = images.name(place), images.content(place)
-        decode(content, (8, 8), name)
-        return stored_size(content, name)
+        return stored_size(content, name), hash_image(content, name)
 
     return images.tried(places, look, bad)
+
+
+def _near(images: ImageSet, hashed: dict[int, tuple]) -> list[str]:
+    """A line on held-out images, those of another split than "train", that are nearly training images; none without."""
+    places = np.array(list(hashed), np.int64)
+    training = np.array([split == "train" for split in images.rows.values("split", places)], bool)
+    if training.all() or not training.any():
+        return []
+    part = lambda chosen: joined([hashed[place] for place in chosen.tolist()])
+    known, asked = places[training], places[~training]
+    pairs = [(images.name(asked[one]), images.name(known[other]))
+             for one, (other, _) in nearest(part(asked), part(known)).items()]
+    return [f"near      {told(pairs, len(asked))}"]
 
 
 def _captions(images: ImageSet, places: np.ndarray, field: str, words: Tokenizer, tokenizer: str) -> str:

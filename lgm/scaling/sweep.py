@@ -76,6 +76,8 @@ class Sweep:
       also: further runs, dict(architecture=..., objective=..., size=..., images=...) each, for every seed.
       cooldown: the part of its images that a run lowers its rate over.
       stop_above: `config.optimizer.stop_above` of every run whose base says nothing: when a run has diverged.
+      near_duplicates: "refuse" trains nothing where held-out images are nearly training images, "keep" calls them held
+        out all the same.
       machine: what the runs are planned for. latent, text_tokens: where no autoencoder or encoder can be asked.
     """
 
@@ -93,6 +95,7 @@ class Sweep:
     seeds: tuple[int, ...] = (0,)
     cooldown: float = 0.2
     stop_above: float | None = 2.0
+    near_duplicates: Literal["refuse", "keep"] = "refuse"
     machine: Machine | None = None
     latent: int | None = None
     text_tokens: int = 77

@@ -12,6 +12,8 @@ import numpy as np
 
 from lgm import config as schema
 from lgm import files
+from lgm.data import open_data
+from lgm.data.near_duplicates import overlap
 from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED
 from lgm.scaling import adaptive, one_run, results, together
@@ -61,6 +63,8 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
         keep_freed_memory()
         for one in runs if only is None else [runs[only]]:
             results.check(place, one)
+        if plan.near_duplicates == "refuse":
+            check_heldout(runs if only is None else [runs[only]])
         try:
             if only is None:
                 with hold(place):
@@ -80,6 +84,18 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
         rest = f", {missing} still missing" if missing else f"; now: lgm fit --data={table} --out={place / 'fit'}"
         print(f"{table}: {rows} rows{rest}", flush=True)
     return 0
+
+
+def check_heldout(runs: list[Run]) -> None:
+    """Raise ConfigError, one line, where held-out images of a run are near duplicates of its training images."""
+    for config in {str(schema.to_dict(one.configs[0])["data"]): one.configs[0] for one in runs}.values():
+        images, heldout = open_data(config.data)
+        found, line = overlap(images, heldout.take(range(min(len(heldout), config.evaluation.max_images))))
+        if found:
+            raise ConfigError(f"{line}; their loss is not of unseen images: leave them out by config.base.data."
+                              "heldout_where, or set config.near_duplicates='keep'")
+        if line:
+            print(f"lgm sweep: {line}", flush=True)
 
 
 def _filled(plan: Sweep, known, workdir: Path) -> tuple[list[Run], bool]:

@@ -14,15 +14,16 @@ from lgm.losses import reconstruction
 from lgm.models import Model, build
 from lgm.models.autoencoder import fold
 from lgm.parallel import Layout, batch_part, fetch, using
+from lgm.train.feeding import tell_overlap
 from lgm.train.loop import Task
 
 
 def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     """Everything the loop needs to train `config`'s autoencoder."""
-    del workdir
     autoencoder = build(config.model)
     data, bad = config.data, Bad(config.data.bad_share)
     images, heldout = (part.whole(bad) for part in open_data(data, bad))
+    tell_overlap(config, images, heldout, workdir)
     part, parts = batch_part(layout)
     pixels = images.images()
     seen = lambda indices, servings: {"image": mirrored(pixels[indices], config, servings)}

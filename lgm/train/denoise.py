@@ -50,6 +50,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         buckets = feeding.buckets_of(config, images)
         heldout = heldout.whole(bad)
     check_enough(system, heldout)
+    feeding.tell_overlap(config, images, heldout, workdir)
     size = lambda index: None if buckets is None else buckets.size(index)
     image = lambda index, serving: images.image(index, size(index), feeding.view_of(config, serving))
     if record.teacher == "pairs":

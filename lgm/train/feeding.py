@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import jax
 import numpy as np
 
 from lgm.config import Config
 from lgm.data import ImageSet
 from lgm.data.buckets import Bucketed, Ragged, bucketed
+from lgm.data.near_duplicates import overlap
 from lgm.data.rows import Rows
 from lgm.data.varying import View, caption, view
 from lgm.drawing import encode_all
@@ -20,6 +23,14 @@ class Part:
 
     images: ImageSet
     arrays: tuple
+
+
+def tell_overlap(config: Config, images: ImageSet, heldout: ImageSet, workdir: Path) -> None:
+    """Say at a run's first start which held-out images are nearly training images."""
+    if jax.process_index() == 0 and config.data.cache is None and not (workdir / "checkpoints").exists():
+        _, line = overlap(images, heldout)
+        if line:
+            print(line, flush=True)
 
 
 def buckets_of(config: Config, images: ImageSet) -> Bucketed | None:

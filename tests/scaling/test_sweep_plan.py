@@ -194,3 +194,13 @@ def test_every_shipped_sweep_is_listed_and_its_budgets_can_show_a_minimum(name, 
     doc = " ".join(ast.get_docstring(ast.parse(Path(str(config).partition(":")[0]).read_text())).split())
     if not name.startswith("smoke"):
         assert re.search(rf"\b{listed[1]} runs\b.*?\b{listed[2]} rows\b", doc), (listed[0], doc)
+
+
+def test_images_that_are_nearly_training_images_are_not_called_held_out_unless_told(tmp_path, capsys):
+    data = "heldout_where=dict(subcategory=\"face-glasses\")"
+    path = write(tmp_path, (data, data.replace("glasses", "hat")))
+    assert main(["sweep", f"--config={path}", f"--workdir={tmp_path / 'runs'}", "--only=0"]) == 2
+    said = capsys.readouterr().err
+    assert "8 of 8 held-out images are near duplicates of training images: emoji64/" in said and said.count("\n") == 1
+    assert "set config.near_duplicates='keep'" in said and not (tmp_path / "runs").exists()
+    assert sweep.load(str(path), [("near_duplicates", "keep")]).near_duplicates == "keep"
