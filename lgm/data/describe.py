@@ -87,7 +87,8 @@ def _near(images: ImageSet, hashed: dict[int, tuple]) -> list[str]:
     known, asked = places[training], places[~training]
     pairs = [(images.name(asked[one]), images.name(known[other]))
              for one, (other, _) in nearest(part(asked), part(known)).items()]
-    return [f"near      {told(pairs, len(asked))}"]
+    among = f" (among {len(places):,} that were read)" if len(places) < len(images) else ""
+    return [f"near      {told(pairs, len(asked))}{among}"]
 
 
 def _captions(images: ImageSet, places: np.ndarray, field: str, words: Tokenizer, tokenizer: str) -> str:

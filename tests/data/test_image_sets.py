@@ -195,7 +195,7 @@ def test_sources_that_are_not_there(folder, tmp_path, monkeypatch):
     assert "names no image" in refused(str(folder))
     assert "data.resolution=0" in refused("emoji64", resolution=0)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert "pip install 'lgm[tfds]'" in refused("tfds:cifar10")
+    assert "pip install tensorflow-datasets" in refused("tfds:cifar10")
 
 
 def test_a_fingerprint_is_of_captions_choice_and_resolution(folder):

@@ -23,9 +23,8 @@ class TensorFlowDataset:
         try:
             tfds = importlib.import_module("tensorflow_datasets")
         except ImportError:
-            raise ValueError(
-                f"config.data.source='tfds:{name}' needs TensorFlow Datasets; pip install 'lgm[tfds]' or give a folder"
-            ) from None
+            raise ValueError(f"config.data.source='tfds:{name}' needs TensorFlow Datasets; pip install "
+                             "tensorflow-datasets, or give a folder") from None
         try:
             builder = tfds.builder(name)
             features = builder.info.features
