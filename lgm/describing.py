@@ -11,7 +11,7 @@ from lgm import config as schema
 from lgm.config.combinations import encoders
 from lgm.models import families, family, family_of
 from lgm.models.lora import LoRAConfig
-from lgm.parsing import describe
+from lgm.parsing import as_dict, describe
 
 WIDTH = 110
 # keys whose records depend on what is chosen, with what they may be
@@ -89,7 +89,7 @@ def values_of(record: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
         elif place == "loss.options":  # which stand beside the loss's name
             yield from ((f"loss.{name}", option, ...) for name, option in value.items())
         else:
-            yield place, value, _default(field)
+            yield place, as_dict(record)[field.name] if place == "data.source" else value, _default(field)
 
 
 def shown(config: schema.Config, diff: bool) -> str:

@@ -23,6 +23,7 @@ from lgm.config.sections import (
     Evaluation,
     Log,
     Mesh,
+    Mixed,
     Optimizer,
     Sampling,
     Tags,
@@ -122,5 +123,5 @@ def _parse_model(values, path: str):
 
 
 __all__ = ["EMA", "AutoencoderLoss", "Config", "ConfigError", "Data", "DenoisingLoss", "Evaluation", "Log", "Mesh",
-           "Optimizer", "Sampling", "Tags", "Teacher", "Text", "digest", "from_dict", "load", "other_run", "read",
-           "to_dict"]  # fmt: skip
+           "Mixed", "Optimizer", "Sampling", "Tags", "Teacher", "Text", "digest", "from_dict", "load", "other_run",
+           "read", "to_dict"]  # fmt: skip

@@ -4,6 +4,7 @@ Sizes of time are counted in images seen, never in steps.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from lgm import losses
@@ -11,7 +12,7 @@ from lgm.bounds import Bound, Count, Finite, NonNegative, Positive, Proper, Shar
 from lgm.models import family_of
 from lgm.models.attention import Implementation
 from lgm.models.lora import LoRAConfig
-from lgm.parsing import ConfigError
+from lgm.parsing import ConfigError, parse
 
 Axis = Annotated[int, Bound(-1)]  # devices along a mesh axis; -1 takes what is left
 
@@ -34,11 +35,46 @@ class Tags:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mixed:
+    """One of several sources. Of all images served, as many are of it as its `weight` is of the sum of all; each of its
+    images comes once in each of its own epochs. `name` is what it is called, by default its source. What it does not
+    say of `where`, `heldout_where` and `caption` config.data says."""
+
+    source: str
+    weight: Positive = 1.0
+    name: str = ""
+    where: dict[str, Any] | None = None
+    heldout_where: dict[str, Any] | None = None
+    caption: str | tuple[str, ...] | None = None
+
+    @classmethod
+    def listed(cls, given: Any) -> tuple["Mixed", ...]:
+        """Those of a list, or of a mapping by name, of dicts or of sources alone."""
+        named = given.items() if isinstance(given, Mapping) else enumerate(given)
+        key = "config.data.source.{}" if isinstance(given, Mapping) else "config.data.source[{}]"
+        parts = []
+        for name, values in named:
+            if not isinstance(values, cls):
+                values = {"source": values} if isinstance(values, str) else values
+                own = {"name": str(name)} if isinstance(given, Mapping) else {}
+                values = parse(cls, {**own, **values} if isinstance(values, Mapping) else values, key.format(name))
+            parts.append(values if values.name else dataclasses.replace(values, name=values.source))
+        need(parts, "config.data.source is empty; give a source, or several as dict(NAME=dict(source=..., weight=1.0))")
+        names = [part.name for part in parts]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        need(twice is None, f"config.data.source has {twice!r} twice; give each a name of its own, name='...'")
+        return tuple(parts)
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Which images. `source` is "emoji64", a folder or zip of images with a table, captions or classes, shards of
     Parquet, WebDataset or ArrayRecord, or KIND:PATH (`lgm.data.sources`); `where` filters by metadata fields and sizes
     (`lgm.data.open_images`); the field `caption` is what each image is called, "" for nothing. Records that cannot be
     read are left out and listed in the run's bad_records.jsonl, as long as they are at most `bad_share` of all.
+    `source` may also be several, dict(NAME=dict(source=..., weight=..., where=..., heldout_where=..., caption=...)) or
+    a list of such with a `name` in each: they are served by their weights, 1 by default, in every batch, and what one
+    does not say this section says; held out are images of each.
 
     `resolution` is the side of a square in pixels, or (height, width). With `buckets` an image keeps its shape: it is
     scaled to cover the size of nearest shape, of sides that are multiples of so many pixels and about as large an area
@@ -56,7 +92,7 @@ class Data:
     `threads` decode images in each process, by default one for every core it may run on.
     """
 
-    source: str = "emoji64"
+    source: str | dict[str, Any] | tuple[Any, ...] = "emoji64"
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
     heldout_where: dict[str, Any] = dataclasses.field(default_factory=dict)
     caption: str | tuple[str, ...] = "text"
@@ -72,6 +108,8 @@ class Data:
     bad_share: Share = 0.01
 
     def __post_init__(self):
+        if not isinstance(self.source, str):
+            object.__setattr__(self, "source", Mixed.listed(self.source))
         height, width = self.size
         if height == width:  # one way of writing it: a run is known by its config
             object.__setattr__(self, "resolution", height)
@@ -90,9 +128,16 @@ class Data:
 
     @property
     def varying(self) -> list[str]:
-        """The keys by which images or captions are others each time they are served."""
+        """The keys by which what is served is not each image, with one caption, once an epoch."""
         several = [] if isinstance(self.caption, str) else ["caption"]
+        if not isinstance(self.source, str):
+            several += ["source"]
         return [name for name in ("flip", "random_crop", "tags") if getattr(self, name)] + several
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Those of the sources of a mixture."""
+        return () if isinstance(self.source, str) else tuple(part.weight for part in self.source)
 
     @property
     def size(self) -> tuple[int, int]:

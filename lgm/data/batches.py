@@ -6,7 +6,7 @@ unchanged when it is resumed on another number of processes.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from lgm.data.order import grouped, shuffled
 from lgm.data.quarantine import Quarantine
+from lgm.data.shares import mixed
 
 AHEAD = 2  # batches that background threads make ready; the state counts only those handed out
 
@@ -35,6 +36,8 @@ def batches(
     serving: bool = False,
     bad: Quarantine | None = None,
     groups: np.ndarray | None = None,
+    parts: np.ndarray | None = None,
+    weights: Sequence[float] = (),
     length: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -52,12 +55,15 @@ def batches(
     groups: a label of every record; a batch then holds records of one label (images of one shape, say), the same for
     all processes; every record is served as often as any other, those of a label with fewer than a batch's more than
     once in a batch. Without groups every record is served exactly once an epoch, and a batch may span the end of one.
+    parts: the number of every record's source; they are served by their `weights` (`lgm.data.shares`), and each one's
+    records once in each of its own epochs.
     `get_state()` and `set_state()` make it resumable.
     Raises ValueError when lengths differ, the batch is larger than the set, or it does not divide over the processes.
     """
     groups = None if groups is None else np.asarray(groups)
     lengths = {name: len(array) for name, array in arrays.items()} | ({} if groups is None else {"groups": len(groups)})
     lengths |= {} if length is None else {"length": length}
+    lengths |= {} if parts is None else {"parts": len(parts)}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"batches need arrays of one length; there are {lengths or 'none'}")
     count = next(iter(lengths.values()))
@@ -72,7 +78,12 @@ def batches(
         raise ValueError(f"config.seed={seed} must be at least 0")
     share = batch_size // process_count
     first = process_index * share
-    if groups is None:
+    alike = groups  # records of which one may stand in for another
+    if parts is not None:
+        whole = mixed(parts, weights, batch_size, seed, groups)
+        mine = lambda n: whole(n)[first : first + share]
+        alike = parts if groups is None else groups.astype(np.int64) * len(weights) + parts
+    elif groups is None:
         mine = lambda n: shuffled(n * batch_size + first, n * batch_size + first + share, count, seed)
     else:
         whole = grouped(groups, batch_size, seed)
@@ -91,8 +102,8 @@ def batches(
         that is not."""
         if bad is None:
             return record(index, number)
-        same = range(count) if groups is None else np.flatnonzero(groups == groups[index])
-        first = index if groups is None else int(np.searchsorted(same, index))
+        same = range(count) if alike is None else np.flatnonzero(alike == alike[index])
+        first = index if alike is None else int(np.searchsorted(same, index))
         for step in range(len(same)):
             other = int(same[(first + step) % len(same)])
             try:

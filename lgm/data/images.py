@@ -14,7 +14,7 @@ import numpy as np
 from lgm.data.batches import cores
 from lgm.data.decoding import decode, stored_size
 from lgm.data.filters import MEASURED, condition, nothing_left, select
-from lgm.data.rows import Rows
+from lgm.data.rows import JOINED_FROM, Rows
 from lgm.data.sources import Bad, Source, open_source
 from lgm.data.varying import View
 from lgm.parsing import near_miss
@@ -58,9 +58,16 @@ class ImageSet:
         """(height, width) in pixels that images are read at."""
         return (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
 
+    @property
+    def parts(self) -> np.ndarray | None:
+        """The number of the set that each image of a mixture is of; None of one set."""
+        known = JOINED_FROM in self.rows.table.column_names
+        return self.rows.table[JOINED_FROM].to_numpy()[self.rows.numbers] if known else None
+
     def name(self, index: int) -> str:
         """What errors call an image."""
-        return f"{self.source}/{self.rows.table['file_name'][int(self.rows.numbers[index])].as_py()}"
+        file = self.rows.table["file_name"][int(self.rows.numbers[index])].as_py()
+        return f"{self.source}/{file}" if self.source else file
 
     def content(self, index: int) -> bytes:
         """An image's file as it is. Raises ValueError, one line, where it cannot be read."""
@@ -157,12 +164,12 @@ def open_images(source: str, where: Mapping[str, Any] | None = None, resolution:
     return _chosen(source, open_source(source, caption, bad), where, resolution, caption, threads, bad)
 
 
-def open_data(data, bad: Bad | None = None) -> tuple[ImageSet, ImageSet]:
-    """(training images, held-out images) of a `lgm.config.Data`, whose source is opened once."""
-    bad = Bad(data.bad_share) if bad is None else bad
-    images = open_images(data.source, data.where, data.resolution, data.caption, data.threads, bad)
-    return images, _chosen(data.source, images.records, data.heldout_where, data.resolution, data.caption, data.threads,
-                           bad)
+def open_two(source: str, where: Mapping[str, Any], other: Mapping[str, Any], data, caption, bad: Bad
+             ) -> tuple[ImageSet, ImageSet]:  # fmt: skip
+    """(the images that match `where`, those that match `other`) of a source, which is opened once, as a
+    `lgm.config.Data` has them read."""
+    images = open_images(source, where, data.resolution, caption, data.threads, bad)
+    return images, _chosen(source, images.records, other, data.resolution, caption, data.threads, bad)
 
 
 def _chosen(source: str, records: Source, where, resolution: int | tuple[int, int], caption, threads: int | None,

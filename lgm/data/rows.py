@@ -17,6 +17,7 @@ import pyarrow as pa
 CHUNK = 1 << 16  # rows that are dicts at one time while columns are built
 PLAIN = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 JSON = {b"json": b"1"}
+JOINED_FROM, RECORD = "_from", "_record"  # columns of joined tables: number of the set, of the record in its source
 NO_UTF8 = "it holds text that is not UTF-8"
 
 
@@ -58,7 +59,7 @@ class Rows(Sequence):
 
     def captions(self, places: np.ndarray | None = None) -> list[str]:
         """The first caption of rows, by default of all; "" where there is none."""
-        if len(self.captioned) == 1 and (field := self.captioned[0]) in self.fields and not self._is_json(field):
+        if len(self.captioned) == 1 and (field := self.captioned[0]) in self.fields and not self.is_json(field):
             return ["" if value is None else str(value) for value in self.values(field, places)]
         return [texts[0] if texts else "" for texts in self.choices(places)]
 
@@ -74,7 +75,7 @@ class Rows(Sequence):
         numbers = self.numbers if places is None else self.numbers[places]
         column = self.table[field] if self.whole and places is None else self.table[field].take(pa.array(numbers))
         values = column.to_pylist()
-        if self._is_json(field):
+        if self.is_json(field):
             values = [None if value is None else json.loads(value) for value in values]
         return values
 
@@ -89,11 +90,12 @@ class Rows(Sequence):
             good = np.array([matches(value) for value in values], bool)
             return self[good], [value for value in values if value is not None]
         values = encoded.dictionary.to_pylist()
-        values = [json.loads(value) for value in values] if self._is_json(field) else values
+        values = [json.loads(value) for value in values] if self.is_json(field) else values
         kept = np.array([*(matches(value) for value in values), matches(None)], bool)  # the last of rows without one
         return self[kept[encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)]], values
 
-    def _is_json(self, field: str) -> bool:
+    def is_json(self, field: str) -> bool:
+        """Whether a column holds its values as JSON."""
         return (self.table.schema.field(field).metadata or {}).get(b"json") == b"1"
 
     def _dicts(self, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -128,6 +130,32 @@ def build(rows: Iterable[Mapping[str, Any]]) -> Rows:
         if len(pending) == CHUNK:
             flush()
     flush()
+    return _table(parts)
+
+
+def joined(sets: Mapping[str, Rows]) -> Rows:
+    """The rows of several tables, one after the other, with the columns of all: "text" is what each calls its captions,
+    "file_name" begins with the table's name."""
+    columns: dict[str, list[pa.Array]] = {}
+    count = 0
+    for number, (name, rows) in enumerate(sets.items()):
+        own: dict[str, pa.Array] = {}
+        for field in rows.fields:
+            column = rows.table[field].take(pa.array(rows.numbers)).combine_chunks()
+            column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+            own[field] = column.cast(pa.large_binary()) if rows.is_json(field) else column
+        texts = [texts[0] if len(texts) == 1 else texts or None for texts in rows.choices()]
+        own |= {"file_name": _column([f"{name}/{file}" for file in rows.values("file_name")]), "text": _column(texts),
+                JOINED_FROM: pa.array(np.full(len(rows), number)), RECORD: pa.array(rows.numbers)}
+        for field in {**columns, **own}:
+            before = columns.setdefault(field, [pa.nulls(count)] if count else [])
+            before.append(own.get(field, pa.nulls(len(rows))))
+        count += len(rows)
+    return _table(columns)
+
+
+def _table(parts: Mapping[str, Sequence[pa.Array]]) -> Rows:
+    """Columns of chunks, of one type where they all are."""
     fields, arrays = [], []
     for name, chunks in parts.items():
         types = {chunk.type for chunk in chunks if not pa.types.is_null(chunk.type)}

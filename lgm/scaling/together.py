@@ -141,8 +141,8 @@ def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
     """A group of runs, nothing compiled yet. Raises what a config that cannot be trained raises."""
     config = runs[0].configs[-1]
     if varying := config.data.varying:
-        raise ConfigError(f"config.data.{varying[0]} makes images or captions anew each time; such runs are not "
-                          "trained together: set together=1")
+        raise ConfigError(f"config.data.{varying[0]} asks for what runs that are trained together do not take, who "
+                          "have each image once an epoch and as it is; set together=1")
     from_cache = config.data.cache is not None
     system, frozen, _ = open_system(config, cached=from_cache)
     check_range(system)

@@ -27,8 +27,9 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     part, parts = batch_part(layout)
     pixels = images.images()
     seen = lambda indices, servings: {"image": mirrored(pixels[indices], config, servings)}
-    iterator = batches({}, derived=seen, serving=True, length=len(images), batch_size=config.batch_size,
-                       seed=config.seed, process_index=part, process_count=parts)
+    iterator = batches({}, derived=seen, serving=True, length=len(images), parts=images.parts,
+                       weights=data.weights, batch_size=config.batch_size, seed=config.seed, process_index=part,
+                       process_count=parts)
     start = linear_start(config, images) if config.model.linear_skip else {}
     size = (data.crop,) * 2 if data.crop else data.size
     one = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)

@@ -72,6 +72,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     quarantine = Quarantine(workdir / "bad_records.jsonl", bad, length, part, parts)
     iterator = batches(arrays, image=None if in_memory else image, derived=derived, serving=True, bad=quarantine,
                        groups=None if buckets is None else buckets.groups, length=length, threads=images.threads,
+                       parts=images.parts, weights=config.data.weights,
                        batch_size=config.batch_size, seed=config.seed, process_index=part, process_count=parts)
     test = feeding.heldout_parts(system, frozen, heldout, kept_heldout)
     rows = pictured(config, heldout, images)

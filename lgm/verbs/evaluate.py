@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lgm.data import Bad, open_images
+from lgm.data import Bad, open_heldout
 from lgm.evaluate.drawn import check_enough
 from lgm.evaluate.likelihood import likelihood as log_likelihood
 from lgm.files import write_json
@@ -31,8 +31,7 @@ def run(arguments, overrides) -> int:
             raise ConfigError(f"--{flag}={value} is of images of one size, and this run has config.data.buckets="
                               f"{data.buckets}; leave it out")
     bad = Bad(data.bad_share)
-    images = open_images(data.source, where=data.heldout_where, resolution=data.resolution, caption=data.caption,
-                         threads=data.threads, bad=bad)
+    images = open_heldout(data, bad)
     images = images.take(range(min(len(images), options.max_images))).whole(bad)
     check_enough(system, images)
     parts = heldout_parts(system, frozen, images)

@@ -1,7 +1,7 @@
 """`lgm export` and `lgm import`: from runs and folders to folders, and from folders to runs."""
 
 from lgm import config as schema
-from lgm.data import open_images
+from lgm.data import open_data
 from lgm.exporting import check_new, export_autoencoder, export_folder, export_run
 from lgm.files import place
 from lgm.importing import import_folder
@@ -58,8 +58,7 @@ def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
         raise ConfigError(f"--out={out} is a file; give a folder")
     model, layout = build(config.model), over_all_devices()
     params, _ = restore_weights(workdir, {"autoencoder": model.abstract()}, weights, layout.whole)
-    images = open_images(config.data.source, where=config.data.where, resolution=config.data.resolution,
-                         threads=config.data.threads)
+    images, _ = open_data(config.data)
     _, latents = reconstruct_all(config, model, params, images)
     params = on_first(params)
     if not first():

@@ -45,7 +45,8 @@ def served(config, process=0, processes=1):
         derived=feeding.conditioning(system, feeding.captions_of(config, images.rows),
                                      feeding.told_sizes(system, images, buckets)),
         groups=None if buckets is None else buckets.groups, length=len(images), batch_size=config.batch_size,
-        seed=config.seed, process_index=process, process_count=processes, threads=2,
+        parts=images.parts, weights=config.data.weights, seed=config.seed, process_index=process,
+        process_count=processes, threads=2,
     )  # fmt: skip
 
 
@@ -63,9 +64,13 @@ def photos(folder):
     return folder
 
 
+@pytest.mark.parametrize("mixes", [False, True])
 @pytest.mark.parametrize("more", [{}, {"buckets": 2}])
-def test_all_of_it_is_the_same_on_any_number_of_processes_and_after_resuming(photos, more):
-    made = config(data=dict(source=str(photos), flip=True, random_crop=True, caption=("tagged", "short"),
+def test_all_of_it_is_the_same_on_any_number_of_processes_and_after_resuming(photos, more, mixes):
+    source = str(photos)
+    if mixes:
+        source = dict(few=dict(source=source, weight=1, where={"n": "<2"}), all=dict(source=source, weight=3.5))
+    made = config(data=dict(source=source, flip=True, random_crop=True, caption=("tagged", "short"),
                             tags=dict(keep=1, dropout=0.3), resolution=(6, 8), **more))  # fmt: skip
     whole = served(made)
     wanted = [next(whole) for _ in range(6)]
@@ -82,7 +87,7 @@ def test_all_of_it_is_the_same_on_any_number_of_processes_and_after_resuming(pho
     words = [bytes(row.tolist()).decode().strip() for batch in wanted for row in batch["tokens"].astype(np.uint8)]
     said = collections.Counter(text[0] for text in words)
     assert set(said) == {"a", "z", "s"} and any(text.startswith("a") and text.count(",") < 4 for text in words)
-    plain = config(data=dict(source=str(photos), caption="short", resolution=(6, 8), **more))
+    plain = config(data=dict(source=source, caption="short", resolution=(6, 8), **more))
     theirs = served(plain)
     for batch in wanted:  # which images are served is no matter of what is done to them
         np.testing.assert_array_equal(batch["index"], next(theirs)["index"])
@@ -176,5 +181,5 @@ def test_what_cannot_be_is_one_line(change, line):
 def test_runs_that_share_a_program_take_no_images_made_anew():
     from lgm.scaling.together import open_group
 
-    with pytest.raises(ValueError, match="config.data.flip makes images or captions anew each time; .* together=1"):
+    with pytest.raises(ValueError, match="config.data.flip asks for what runs .* together .*; set together=1"):
         open_group([SimpleNamespace(configs=[config(data=dict(flip=True))])], "vmap", None)

@@ -1,4 +1,4 @@
-"""A resolution of (height, width): the whole way of a run at 32 x 48."""
+"""A resolution of (height, width), and sources that are mixed: the whole way of a run at 32 x 48."""
 
 import json
 import math
@@ -80,7 +80,10 @@ def test_sdxl_is_told_the_rectangle():
 
 @pytest.mark.slow
 def test_a_run_trains_resumes_is_measured_drawn_and_exported(tmp_path):
-    made, layout = config(), make_layout({"data": 1})
+    faces = dict(hats=dict(source="emoji64", weight=3, heldout_where={"subcategory": "face-glasses"}),
+                 hands=dict(source="emoji64", where={"subcategory": "hand-prop"}))  # fmt: skip
+    varying = dict(source=faces, latents="step", flip=True, random_crop=True, tags=dict(keep=1))
+    made, layout = config(data=varying), make_layout({"data": 1})
     whole = loop.train(made, tmp_path / "whole", denoise.make_task, layout, quiet=True)
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     shutil.rmtree(tmp_path / "part/checkpoints/4")
