@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -160,6 +160,11 @@ def _encode(source: System | Pipeline, frozen, images):
     return source.encode(frozen, images)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_posterior(system: System, frozen, images):
+    return jnp.concatenate(system.posterior(frozen, images), -1)
+
+
 def encode_all(system: System, frozen, images, count: int | None = None, size: int = 64,
                shape: tuple[int, int] | None = None) -> np.ndarray:
     """Standardised latents [N, h, w, c] of a whole image set in `shape` = (H, W), by default the config's resolution,
@@ -172,10 +177,21 @@ def encode_all(system: System, frozen, images, count: int | None = None, size: i
 def encode_pixels(system: System, frozen, pixels: np.ndarray, shape: tuple[int, int] | None = None,
                   size: int = 64) -> np.ndarray:
     """Standardised latents [N, h, w, c] of uint8 images [N, H, W, 3] of `shape` = (H, W)."""
+    return _encoded(system, frozen, pixels, shape, size, _encode)
+
+
+def encode_posterior(system: System, frozen, pixels: np.ndarray, shape: tuple[int, int] | None = None,
+                     size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, log variance) [N, h, w, c] of standardised latents of uint8 images [N, H, W, 3] of `shape` = (H, W)."""
+    return tuple(np.split(_encoded(system, frozen, pixels, shape, size, _encode_posterior), 2, -1))
+
+
+def _encoded(system: System, frozen, pixels: np.ndarray, shape: tuple[int, int] | None, size: int,
+             encode: Callable) -> np.ndarray:
     parts, size, count = [], even(system.layout, size), len(pixels)
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        parts.append(fetch(_encode(system, frozen, *spread(system.layout, pixels[rows])))[: count - start])
+        parts.append(fetch(encode(system, frozen, *spread(system.layout, pixels[rows])))[: count - start])
     return np.concatenate(parts) if parts else np.zeros((0, *system.latent_shape(shape)), np.float32)
 
 

@@ -20,7 +20,7 @@ from lgm.config.combinations import check_parts
 from lgm.interop.schedulers import read_schedule
 from lgm.interop.schedules import Schedule
 from lgm.models import Conditioning, ConditioningSpec, Model, Params, build, family_of, lora
-from lgm.models.autoencoder import standardize, unstandardize
+from lgm.models.autoencoder import standardize, standardize_log_variance, unstandardize
 from lgm.objective import build_loss, named
 from lgm.parallel import Layout, constrain, put, shardings, using
 from lgm.parsing import ConfigError
@@ -125,10 +125,14 @@ class System:
 
     def encode(self, frozen: Params, images_BHWC: jax.Array) -> jax.Array:
         """Latents of uint8 images: the posterior's mean, standardised."""
-        x = images_BHWC.astype(jnp.float32) / 127.5 - 1.0
+        return self.posterior(frozen, images_BHWC)[0]
+
+    def posterior(self, frozen: Params, images_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(mean, log variance) of the latents of uint8 images, standardised."""
+        x, config = images_BHWC.astype(jnp.float32) / 127.5 - 1.0, self.autoencoder.config
         with using(self.layout):
-            mean, _ = self.autoencoder.apply(frozen["autoencoder"], x, method="encode")
-        return standardize(self.autoencoder.config, mean)
+            mean, logvar = self.autoencoder.apply(frozen["autoencoder"], x, method="encode")
+        return standardize(config, mean), standardize_log_variance(config, logvar)
 
     def decode(self, frozen: Params, latents_BHWC: jax.Array) -> jax.Array:
         """uint8 images of standardised latents."""

@@ -70,10 +70,12 @@ def _check_varying(config: Config, autoencoder: bool) -> None:
         need(not data.random_crop, "config.data.random_crop=True is for denoisers; an autoencoder learns from random "
                                    "crops of config.data.crop")
         need(data.tags is None, "config.data.tags is for denoisers; an autoencoder reads no captions")
+        need(data.posterior == "mean", f"config.data.posterior={data.posterior!r} is for denoisers; leave it out")
         return
-    for name in ("flip", "random_crop"):
-        need(not getattr(data, name) or data.latents == "step", f"config.data.{name}=True needs config.data.latents="
-             "'step': latents in memory are of each image once and as it is")
+    for name, value in (("flip", True), ("random_crop", True), ("posterior", "sample")):
+        need(getattr(data, name) != value or data.latents == "step" or data.cache,
+             f"config.data.{name}={value!r} needs config.data.latents='step' or a config.data.cache: latents in memory "
+             "are of each image once and as it is")
     need(not data.varying or losses.loss(config.loss.name).teacher != "pairs",
          f"config.data.{', '.join(data.varying)} does not go with config.loss.name={config.loss.name!r}, which learns "
          "from pairs that its teacher draws once; leave it out")

@@ -84,11 +84,13 @@ class Data:
     `flip` mirrors half of the images, left to right, as they are served; `random_crop` cuts them at another place each
     time, which SDXL is told, instead of in the middle. Of a `caption` that lists several, or of several such fields,
     one is drawn each time; `tags` arranges it. All of this is drawn from the seed and the number of images served
-    before; held-out images are as they are, and called by their first caption.
+    before; held-out images are as they are, and called by their first caption. `posterior` says what of the
+    autoencoder's posterior a latent is each time: its mean, or a sample; held-out images' are means.
 
     `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
     `cache` is a folder that `lgm encode` made of this config: latents and what frozen text encoders say of captions are
-    read from it, and neither images nor those networks are.
+    read from it, and neither images nor those networks are; flips and samples of the posterior where it was made with
+    `flip` and `posterior`.
     `threads` decode images in each process, by default one for every core it may run on.
     """
 
@@ -102,6 +104,7 @@ class Data:
     buckets: Count | None = None
     flip: bool = False
     random_crop: bool = False
+    posterior: Literal["mean", "sample"] = "mean"
     latents: Literal["memory", "step"] = "memory"
     cache: str | None = None
     threads: Count | None = None
@@ -118,9 +121,8 @@ class Data:
         need(len({self.caption} if isinstance(self.caption, str) else set(self.caption)) ==
              len([self.caption] if isinstance(self.caption, str) else self.caption) > 0,
              f"config.data.caption={self.caption!r} should name a field, or several once each")
-        for name in ("flip", "random_crop"):
-            need(not getattr(self, name) or self.cache is None, f"config.data.{name}=True does not go with "
-                 f"config.data.cache={self.cache!r}, which has each image's latents once and as it is; set it to False")
+        need(not self.random_crop or self.cache is None, f"config.data.random_crop=True does not go with "
+             f"config.data.cache={self.cache!r}, whose images are cut in the middle; set it to False")
         need(self.cache is None or self.latents == "memory", f"config.data.cache={self.cache!r} takes the place of "
                                                              "config.data.latents='step'; set that to 'memory'")
         need(self.buckets is None or height % self.buckets == width % self.buckets == 0,
@@ -132,7 +134,8 @@ class Data:
         several = [] if isinstance(self.caption, str) else ["caption"]
         if not isinstance(self.source, str):
             several += ["source"]
-        return [name for name in ("flip", "random_crop", "tags") if getattr(self, name)] + several
+        drawn = ["posterior"] if self.posterior == "sample" else []
+        return [name for name in ("flip", "random_crop", "tags") if getattr(self, name)] + drawn + several
 
     @property
     def weights(self) -> tuple[float, ...]:

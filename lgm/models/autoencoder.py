@@ -260,6 +260,14 @@ def standardize(config: AutoencoderConfig, z_BHWC: jax.Array) -> jax.Array:
     return (z_BHWC - config.shift) * config.scale
 
 
+def standardize_log_variance(config: AutoencoderConfig, logvar_BHWC: jax.Array) -> jax.Array:
+    """Log variance of standardised latents, of that of latents."""
+    factor = jnp.abs(jnp.asarray(config.scale))
+    if config.latents_mean is not None:
+        factor = factor / _statistics(config, logvar_BHWC)[1]
+    return logvar_BHWC + 2.0 * jnp.log(factor)
+
+
 def unstandardize(config: AutoencoderConfig, z_BHWC: jax.Array) -> jax.Array:
     """The inverse of `standardize`: what `decode` takes."""
     z_BHWC = z_BHWC / config.scale + config.shift

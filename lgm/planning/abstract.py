@@ -167,6 +167,7 @@ def abstract_batch(config: Config, system: System) -> dict[str, jax.ShapeDtypeSt
     batch = {"tokens": jax.ShapeDtypeStruct((count, *ids.shape[1:]), ids.dtype),
              "mask": jax.ShapeDtypeStruct((count, *mask.shape[1:]), mask.dtype)}
     if config.data.latents == "memory":
-        return batch | {"latent": jax.ShapeDtypeStruct((count, *system.latent_shape()), jnp.float32)}
+        kept = ("latent", "log_variance") if config.data.posterior == "sample" else ("latent",)
+        return batch | dict.fromkeys(kept, jax.ShapeDtypeStruct((count, *system.latent_shape()), jnp.float32))
     size = (config.data.crop,) * 2 if config.data.crop else size
     return batch | {"image": jax.ShapeDtypeStruct((count, *size, 3), jnp.uint8)}

@@ -152,6 +152,7 @@ def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
     if from_cache:
         images, _, kept = encoding.cached(config, images, "train")
         heldout, _, kept_heldout = encoding.cached(config, heldout, "heldout")
+        kept, kept_heldout = kept["latent"], kept_heldout["latent"]
     else:
         images, heldout = images.whole(bad), heldout.whole(bad)
     check_enough(system, heldout)

@@ -61,12 +61,13 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     else:
         captions_of, length = feeding.captions_of(config, images.rows), len(images)
         said = feeding.said(images, np.linspace(0, length - 1, min(length, CHECKED)).astype(int))
-        if not from_cache:
-            kept = feeding.latents(system, frozen, images, buckets) if in_memory else None
-        arrays = {} if kept is None else {"latent": kept}
+        arrays = {"latent": feeding.latents(system, frozen, images, buckets)} if in_memory and not from_cache else {}
     if config.loss.asks:
         frozen = frozen | {"teacher": teacher.params}
     derived = feeding.conditioning(system, captions_of, feeding.told_sizes(system, images, buckets))
+    if from_cache and not arrays:
+        told, latents = derived, feeding.served(config, kept)
+        derived = lambda indices, servings: told(indices, servings) | latents(indices, servings)
     system.tokenize(said)  # what no tokenizer takes, and no cache has, is refused at once
     part, parts = batch_part(layout)
     quarantine = Quarantine(workdir / "bad_records.jsonl", bad, length, part, parts)
@@ -74,7 +75,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
                        groups=None if buckets is None else buckets.groups, length=length, threads=images.threads,
                        parts=images.parts, weights=config.data.weights,
                        batch_size=config.batch_size, seed=config.seed, process_index=part, process_count=parts)
-    test = feeding.heldout_parts(system, frozen, heldout, kept_heldout)
+    test = feeding.heldout_parts(system, frozen, heldout, kept_heldout and kept_heldout["latent"])
     rows = pictured(config, heldout, images)
     if from_cache:
         system.tokenize([*rows.captions, *encoding.prompts(config)])
@@ -116,6 +117,7 @@ def make_draw(config: Config, system: System):
     objective = system.objective
     dropout = config.text.caption_dropout if config.text else 0.0
 
+    sampled = config.data.posterior == "sample"
     paced = "progress" in inspect.signature(objective.draw).parameters
 
     def draw(batch, key, progress=1.0):
@@ -125,6 +127,8 @@ def make_draw(config: Config, system: System):
         drawn = objective.draw(key, shape, *([progress] if paced else []))._asdict()
         if "noise" in batch:  # of the teacher's pairs
             drawn["eps"] = batch["noise"]
+        if sampled:
+            drawn["posterior"] = jax.random.normal(jax.random.fold_in(drop_key, 1), shape)
         return drawn | ({"drop": jax.random.bernoulli(drop_key, dropout, (size, 1))} if dropout else {})
 
     return draw
@@ -145,7 +149,9 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
 
     def loss(trained, frozen, batch, key):
         params = system.whole(trained, frozen)
-        x = batch["latent"] if "latent" in batch else system.encode(frozen, batch["image"])
+        x, logvar = (batch["latent"], batch.get("log_variance")) if "latent" in batch else (
+            system.posterior(frozen, batch["image"]))
+        x = x + jnp.exp(0.5 * logvar) * batch["posterior"] if "posterior" in batch else x
         tokens, mask = batch["tokens"], batch["mask"]
         if "drop" in batch:
             none, none_mask = system.unconditional(len(tokens))

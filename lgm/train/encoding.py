@@ -11,17 +11,19 @@ import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from lgm import files, weights
+from lgm.casting import cast
 from lgm.config import Config
 from lgm.data import Bad, ImageSet, read_cache, write_index, write_shard
 from lgm.data.buckets import Bucketed, Ragged
 from lgm.data.cache import has_shard, read_made_of, verify
 from lgm.data.states import FLOATS, keys, packed, row_bytes
-from lgm.drawing import encode_pixels
+from lgm.drawing import encode_pixels, encode_posterior
 from lgm.parallel import even, fetch, spread
 from lgm.system import System
 from lgm.systems import cached_text
@@ -39,7 +41,7 @@ def made_of(config: Config, images: ImageSet) -> dict[str, str]:
 def encode(system: System, frozen, images: ImageSet, folder: Path, bad: Bad, part: int, parts: int, rows: int,
             dtype) -> bool:
     """Write the shards of a part; whether all of the set's are there now."""
-    complete, common = True, made_of(system.config, images) | {"stored": np.dtype(dtype).name}
+    complete, common = True, made_of(system.config, images) | {"stored": np.dtype(dtype).name} | kinds(system.config)
     for size, members in _sizes(system.config, images):
         name = f"{size[0]}x{size[1]}"
         place, of = folder / name, common | {"size": name}
@@ -50,14 +52,32 @@ def encode(system: System, frozen, images: ImageSet, folder: Path, bad: Bad, par
             some = members[number * rows : (number + 1) * rows]
             pixels, good = images.readable(some, size, bad)
             bad.check(len(images))
-            latent = encode_pixels(system, frozen, pixels, size).astype(dtype)
-            write_shard(place, number, {"latent": latent, "image": some[good].astype(np.int64)}, of)
+            arrays = latents_of(system, frozen, pixels, size)
+            arrays = {name: cast(name, rows, dtype) for name, rows in arrays.items()}
+            write_shard(place, number, arrays | {"image": some[good].astype(np.int64)}, of)
         if all(has_shard(place, number, None, of) for number in shards):
             write_index(place, len(shards), of)
             verify(place)
         else:
             complete = False
     return complete
+
+
+def kinds(config: Config) -> dict[str, str]:
+    """What is kept of each image beside the mean of its posterior."""
+    return {"flip": str(config.data.flip), "posterior": config.data.posterior}
+
+
+def latents_of(system: System, frozen, pixels: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What is kept of images [N, H, W, 3]: "latent" and, where the config asks for samples of the posterior,
+    "log_variance"; where it flips, also both of the flipped images, named "flipped_..."."""
+    data, found = system.config.data, {}
+    for name, seen in {"": pixels, "flipped_": pixels[:, :, ::-1]}.items() if data.flip else {"": pixels}.items():
+        if data.posterior == "mean":
+            found[f"{name}latent"] = encode_pixels(system, frozen, seen, size)
+        else:
+            found[f"{name}latent"], found[f"{name}log_variance"] = encode_posterior(system, frozen, seen, size)
+    return found
 
 
 def prompts(config: Config) -> list[str]:
@@ -127,20 +147,22 @@ def measured(config: Config, heldout: ImageSet) -> ImageSet:
     return heldout.take(range(min(len(heldout), config.evaluation.max_images)))
 
 
-def cached(config: Config, images: ImageSet, name: str) -> tuple[ImageSet, Bucketed | None, object]:
-    """(the images that a cache has, their buckets, their latents by index) of a config's set `name`.
+def cached(config: Config, images: ImageSet, name: str) -> tuple[ImageSet, Bucketed | None, dict[str, Any]]:
+    """(the images that a cache has, their buckets, what `latents_of` made of them by index) of a config's set `name`.
 
     Raises ValueError, one line, where the cache is absent, not complete or of another autoencoder, size or images.
     """
     if not len(images):
-        return images, None, np.zeros((0, 1, 1, 1), np.float32)
+        return images, None, {"latent": np.zeros((0, 1, 1, 1), np.float32)}
     folder = files.place(config.data.cache, "config.data.cache") / name
     parts, members, common = [], [], made_of(config, images)
     for size, _ in _sizes(config, images):
         place = folder / f"{size[0]}x{size[1]}"
-        found = read_cache(place, common | {"size": place.name, "stored": read_made_of(place).get("stored")})
-        parts.append(found["latent"])
-        members.append(np.asarray(found["image"]))
+        theirs = read_made_of(place)
+        unasked = {key: theirs.get(key) for key, value in kinds(config).items() if value in ("False", "mean")}
+        wanted = common | {"size": place.name, "stored": theirs.get("stored")} | kinds(config) | unasked
+        parts.append(read_cache(place, wanted))
+        members.append(np.asarray(parts[-1].pop("image")))
     if config.data.buckets is None:
         return images.take(members[0]), None, parts[0]
     order = np.sort(np.concatenate(members))
@@ -148,4 +170,4 @@ def cached(config: Config, images: ImageSet, name: str) -> tuple[ImageSet, Bucke
     groups = np.zeros(len(order), np.int32)
     for group, numbers in enumerate(members):
         groups[np.searchsorted(order, numbers)] = group
-    return kept, buckets_of(config, kept), Ragged(parts, groups)
+    return kept, buckets_of(config, kept), {key: Ragged([part[key] for part in parts], groups) for key in parts[0]}

@@ -1,8 +1,9 @@
 """What a denoiser's train step and its measurements are fed: images in buckets, their latents, what is told."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -76,6 +77,22 @@ def conditioning(system: System, captions_of: Callable[[np.ndarray, np.ndarray],
         return rows | {"micro": told.micro(indices, [view_of(system.config, int(number)) for number in servings])}
 
     return derived
+
+
+def served(config: Config, kept: Mapping[str, Any]) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+    """`latents(indices, servings)` of what a cache has: "latent" and, where samples of the posterior are asked for,
+    "log_variance", those of the flipped image where one is served."""
+    names = ("latent", "log_variance") if config.data.posterior == "sample" else ("latent",)
+
+    def rows(indices: np.ndarray, servings: np.ndarray) -> dict[str, np.ndarray]:
+        turned = np.array([view_of(config, int(number)).flipped for number in servings])
+        found = {name: kept[name][indices] for name in names}
+        if turned.any():
+            for name in names:
+                found[name][turned] = kept[f"flipped_{name}"][indices[turned]]
+        return found
+
+    return rows
 
 
 def told_sizes(system: System, images: ImageSet, buckets: Bucketed | None) -> Bucketed | None:

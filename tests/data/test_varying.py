@@ -161,7 +161,8 @@ def test_a_list_of_captions_or_several_fields_and_the_first_stands_for_them(phot
 @pytest.mark.parametrize(("change", "line"), [
     (dict(data=dict(latents="memory", flip=True)), "config.data.flip=True needs config.data.latents='step'"),
     (dict(data=dict(latents="memory", random_crop=True)), "config.data.random_crop=True needs config.data.latents="),
-    (dict(data=dict(latents="memory", flip=True, cache="kept")), "config.data.flip=True does not go with config.dat"),
+    (dict(data=dict(latents="memory", random_crop=True, cache="kept")), "config.data.random_crop=True does not"),
+    (dict(data=dict(posterior="sample", latents="memory")), "config.data.posterior='sample' needs config.data."),
     (dict(data=dict(caption=())), r"config.data.caption=\(\) should name a field, or several once each"),
     (dict(data=dict(caption=("a", "a"))), "should name a field, or several once each"),
     (dict(data=dict(tags=dict(keep=-1))), "config.data.tags.keep=-1 must be at least 0"),

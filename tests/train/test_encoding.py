@@ -2,14 +2,17 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from test_bucket_runs import CONFIG
 
 from lgm import config as schema
 from lgm.cli import main
+from lgm.drawing import encode_posterior
 from lgm.parallel import make_layout
-from lgm.train import denoise
+from lgm.system import build_system
+from lgm.train import denoise, feeding
 
 pytestmark = pytest.mark.slow
 
@@ -52,3 +55,39 @@ def test_training_from_a_cache_is_training_from_pixels(tmp_path, capsys):
 
     with pytest.raises(ValueError, match="is damaged: it is not as it was written"):
         verify(index.parent)
+
+
+def test_flips_and_samples_of_the_posterior_from_a_cache_are_those_of_pixels(tmp_path):
+    data = {**CONFIG["data"], "where": {"code": ["au", "aw", "ax", "az", "be", "ch"]}, "flip": True, "resolution": 32,
+            "buckets": None, "posterior": "sample", "latents": "step"}  # fmt: skip
+    page, cache = tmp_path / "page.json", str(tmp_path / "cache")
+    page.write_text(json.dumps(schema.to_dict(schema.from_dict({**CONFIG, "data": data}))))
+    assert main(["encode", f"--config={page}", f"--out={cache}"]) == 0
+    ours, theirs = made(tmp_path, **data | dict(cache=cache, latents="memory")), made(tmp_path, **data)
+    config = schema.from_dict({**CONFIG, "data": data})
+    system, frozen = build_system(config)
+    params = system.init(jax.random.key(0))
+    turned = 0
+    for step in range(6):
+        a, b = next(ours.batches), next(theirs.batches)
+        mean, logvar = encode_posterior(system, frozen, b["image"])
+        np.testing.assert_allclose(a["latent"], mean, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(a["log_variance"], logvar, rtol=0, atol=1e-4)
+        turned += sum(feeding.view_of(config, number).flipped for number in range(4 * step, 4 * step + 4))
+    assert 0 < turned < 24
+    drawn = ours.draw(a, jax.random.key(1)), theirs.draw(b, jax.random.key(1))
+    values = [jax.jit(task.loss)(params, frozen, batch | some, None)[0]
+              for task, batch, some in zip((ours, theirs), (a, b), drawn, strict=True)]  # fmt: skip
+    assert float(values[0]) == pytest.approx(float(values[1]), rel=1e-5)
+    still = a | drawn[0] | {"posterior": np.zeros_like(a["latent"])}
+    mean = float(jax.jit(ours.loss)(params, frozen, still, None)[0])
+    assert abs(mean - float(values[1])) > 1e-4 * mean  # the noise of the posterior shows
+
+    plain = {**data, "flip": False, "posterior": "mean", "latents": "memory", "cache": cache}
+    made(tmp_path, **plain)  # a cache that has more will do
+    page.write_text(json.dumps(schema.to_dict(schema.from_dict({**CONFIG, "data": {**plain, "cache": None}}))))
+    assert main(["encode", f"--config={page}", f"--out={cache}"]) == 0
+    for change, line in ((dict(flip=True), "made with flip=False, not True"),
+                         (dict(posterior="sample"), "made with posterior=mean, not sample")):
+        with pytest.raises(ValueError, match=line):
+            made(tmp_path, **plain | change)
