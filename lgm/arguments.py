@@ -29,7 +29,8 @@ EXAMPLES = {
     "presets": "lgm presets",
     "encode": "lgm encode --config=configs/flags.py --out=caches/flags\n"
               "         lgm encode --config=configs/flags.py --out=caches/flags --part=0/4",
-    "data": "lgm data photos --caption=description --resolution=1024 --sheet=photos.png",
+    "data": "lgm data photos --caption=description --resolution=1024 --sheet=photos.png\n"
+            "         lgm data --config=configs/emoji.py --config.data.flip=True",
     "inspect": "lgm inspect --preset=flux_dev --preset=t5_v1_1_xxl\n"
                "         lgm inspect --from=models/sd15 --levels=2",
 }
@@ -163,7 +164,10 @@ def parser() -> argparse.ArgumentParser:
 
     data = verb("data", "info:data",
                 "Say what a collection of images is: kind, sizes, buckets, captions, bad files.")
-    data.add_argument("path", help="a folder, a zip, shards, a shipped name or KIND:PATH, as config.data.source")
+    data.add_argument("path", nargs="?", help="a folder, a zip, shards, a shipped name or KIND:PATH, as "
+                                              "config.data.source")
+    data.add_argument("--config", help="file.py or file.py:arg instead of a path: what its filters and weights make of "
+                                       "its sources; override with --config.KEY=VALUE")
     data.add_argument("--caption", default="text", help="the field that is the caption (default: text)")
     data.add_argument("--resolution", type=int, default=512, help="side in pixels whose area buckets have (default: "
                                                                   "512)")

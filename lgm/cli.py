@@ -11,7 +11,7 @@ from lgm.parsing import ConfigError
 from lgm.processes import member
 
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # as Linux shows them
-CONFIGURED = ("train", "encode", "sweep", "launch", "plan", "config")  # verbs that take --config.KEY=VALUE
+CONFIGURED = ("train", "encode", "sweep", "launch", "plan", "config", "data")  # verbs that take --config.KEY=VALUE
 LONGEST = 1000  # letters of an error's line
 DEFECT = 70  # the exit code of what should not happen, as in sysexits.h
 DISTRIBUTED = ("train", "sweep", "sample", "evaluate", "export")  # several processes where the cluster starts several
@@ -21,9 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     settle_platform()
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments, rest = words.parser().parse_known_args(argv)
+    # apart, for argparse would take a word with a space in it for a path
+    changes = [word for word in argv if word.startswith("--config.")]
+    arguments, rest = words.parser().parse_known_args([word for word in argv if word not in changes])
     try:
-        overrides = _overrides(rest, allowed=arguments.verb in CONFIGURED)
+        overrides = _overrides([*rest, *changes], allowed=arguments.verb in CONFIGURED)
         if arguments.verb in DISTRIBUTED and (place := _place(arguments)) is not None:
             command = [sys.executable, "-m", "lgm.cli", *argv]
             least = processes.read_least(arguments.elastic, os.environ, place.count)

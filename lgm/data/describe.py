@@ -2,6 +2,7 @@
 
 import collections
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -63,8 +64,13 @@ def describe(source: str, *, caption: str = "text", resolution: int = 512, step:
 
 def run(source: str, **options) -> int:
     """Print what a source is; the exit code."""
-    print("\n".join(line.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8")
-                    for line in describe(source, **options)))
+    return printed(describe(source, **options))
+
+
+def printed(lines: Sequence[str]) -> int:
+    """Print lines as a terminal can show them; the exit code."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print("\n".join(line.encode(encoding, "replace").decode(encoding) for line in lines))
     return 0
 
 

@@ -13,10 +13,8 @@ from lgm.parsing import ConfigError
 def open_data(data, bad: Bad | None = None) -> tuple[ImageSet, ImageSet]:
     """(training images, held-out images) of a `lgm.config.Data`, each of whose sources is opened once."""
     bad = Bad(data.bad_share) if bad is None else bad
-    if isinstance(data.source, str):
-        return open_two(data.source, data.where, data.heldout_where, data, data.caption, bad)
     train, heldout = open_parts(data, bad)
-    return mixture(train), mixture(heldout)
+    return (*train.values(), *heldout.values()) if isinstance(data.source, str) else (mixture(train), mixture(heldout))
 
 
 def open_heldout(data, bad: Bad | None = None) -> ImageSet:
@@ -27,7 +25,10 @@ def open_heldout(data, bad: Bad | None = None) -> ImageSet:
 
 
 def open_parts(data, bad: Bad) -> tuple[dict[str, ImageSet], dict[str, ImageSet]]:
-    """(training images, held-out images) of each source of a mixture, by name."""
+    """(training images, held-out images) of each source, by name."""
+    if isinstance(data.source, str):
+        images, heldout = open_two(data.source, data.where, data.heldout_where, data, data.caption, bad)
+        return {data.source: images}, {data.source: heldout}
     otherwise = lambda value, common: common if value is None else value
     sets = {}
     for part in data.source:

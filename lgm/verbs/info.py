@@ -40,5 +40,14 @@ def inspect(arguments, overrides) -> int:
 def data(arguments, overrides) -> int:
     from lgm.data import describe
 
+    if (arguments.path is None) == (arguments.config is None):
+        raise ConfigError("give a PATH, to say what is there, or --config=PAGE, to say what a run makes of it")
+    if arguments.config is not None:
+        from lgm import config
+        from lgm.data.describe_config import describe_config
+
+        return describe.printed(describe_config(config.load(arguments.config, overrides)))
+    if overrides:
+        raise ConfigError(f"--config.{overrides[0][0]} goes with --config=PAGE")
     return describe.run(arguments.path, caption=arguments.caption, resolution=arguments.resolution, step=arguments.step,
                         checked=arguments.check, tokenizer=arguments.tokenizer, sheet=arguments.sheet)

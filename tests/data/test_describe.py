@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,3 +43,26 @@ def test_what_is_no_data_is_one_clear_line(tmp_path, capsys, make, line):
     make(tmp_path / "it")
     code, out, err = said(capsys, tmp_path / "it")
     assert code == 2 and not out and line in err and err.count("\n") == 1 and err.startswith("lgm data: ")
+
+
+def test_what_a_config_makes_of_its_sources_is_said(folder, tmp_path, capsys):
+    page = tmp_path / "page.json"
+    source = {"mine": {"source": str(folder), "weight": 3, "where": {"n": ">=2", "width": ">8"},
+                       "caption": ["text", "kind"]}, "flags": {"source": "flags", "where": {"code": "a*"}}}
+    page.write_text(json.dumps({
+        "name": "x", "batch_size": 4, "total_images": 400, "model": {"family": "dit", "channels": 32},
+        "data": {"source": source, "latents": "step", "buckets": 8, "heldout_where": {"n": 1}}}))  # fmt: skip
+    code, out, err = said(capsys, f"--config={page}", "--config.data.source.flags.heldout_where={'code': 'pe'}",
+                          "--config.data.flip=True")
+    assert code == 0 and not err, err
+    for part in (f"mine: {folder}, folder with metadata, 6 images",
+                 "train     2 (n='>=2' leaves 4, width='>8' leaves 2); weight 3, 75.000% of what is served; each 150 ",
+                 "held out  1 (n=1 leaves 1)", "flags: folder with metadata, 256 images",
+                 "held out  1 (code='pe' leaves 1)", "; 1 to 2 of each, one drawn each time",
+                 "anew      each time an image is served: flip", "buckets ", "near      no held-out image is",
+                 "bad       none before any image is decoded"):
+        assert part in out, (part, out)
+    for words, line in (([], "give a PATH"), ([folder, f"--config={page}"], "give a PATH"),
+                        ([folder, "--config.data.flip=True"], "--config.data.flip goes with --config=PAGE")):
+        code, out, err = said(capsys, *words)
+        assert code == 2 and line in err and err.count("\n") == 1
