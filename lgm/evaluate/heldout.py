@@ -17,17 +17,18 @@ def times(count: int) -> np.ndarray:
 
 
 def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray, mask: np.ndarray,
-                 micro: np.ndarray | None = None) -> dict[str, float]:
+                 micro: np.ndarray | None = None, of: np.ndarray | None = None) -> dict[str, float]:
     """Mean error of the network's own target over images, times and noises, and the error at each time.
 
-    The noise of image i is a function of i alone, so the figure moves with the weights and with nothing else.
+    The noise of image i is a function of i alone, so the figure moves with the weights and with nothing else. With
+    `of`, the number of each image's source in a mixture, also the mean over each source's images, by its name.
     Returns {} for an empty set.
     """
     options = system.config.evaluation
     if not len(latents):
         return {}
     grid = times(options.times)
-    totals = np.zeros(len(grid))
+    totals, by_image = np.zeros(len(grid)), np.zeros(len(latents))
     size = even(system.layout, min(options.batch_size, len(latents)))
     for start in range(0, len(latents), size):
         rows = np.arange(start, start + size)
@@ -37,9 +38,15 @@ def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray
         sizes = None if micro is None else spread(system.layout, micro[rows])[0]
         for noise in range(options.noises):
             errors_TB = _errors(system, len(grid), params, *told, noise, sizes)
-            totals += fetch(errors_TB)[:, real].sum(1)
+            errors = fetch(errors_TB)[:, real]
+            totals += errors.sum(1)
+            by_image[rows[real]] += errors.mean(0) / options.noises
     by_time = totals / (len(latents) * options.noises)
-    return {"heldout_loss": float(by_time.mean())} | {
+    sources = {} if of is None else {
+        f"heldout_loss_{system.config.data.source[part].name}": float(by_image[of == part].mean())
+        for part in np.unique(of)
+    }
+    return {"heldout_loss": float(by_time.mean())} | sources | {
         f"heldout_loss_t{t:.4f}": float(v) for t, v in zip(grid, by_time, strict=True)
     }
 

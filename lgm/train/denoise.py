@@ -101,12 +101,18 @@ def heldout_figures(system: System, params, drawing: Callable[[], Params],
                     parts: list[feeding.Part]) -> dict[str, float]:
     """All that weights are measured by, on held-out images: means over those of all buckets. `drawing()` is what is
     frozen, of which pictures are drawn where their distances are asked for."""
-    count = sum(len(part.images) for part in parts)
     totals: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for part in parts:
-        figures = heldout_loss(system, params, *part.arrays) | snr_errors(system, params, *part.arrays)
+        of = part.images.parts
+        figures = heldout_loss(system, params, *part.arrays, of=of) | snr_errors(system, params, *part.arrays)
+        own = {} if of is None else {f"heldout_loss_{source.name}": int((of == number).sum())
+                                     for number, source in enumerate(system.config.data.source)}
         for name, value in figures.items():
-            totals[name] = totals.get(name, 0.0) + value * len(part.images) / count
+            count = own.get(name, len(part.images))
+            totals[name] = totals.get(name, 0.0) + value * count
+            counts[name] = counts.get(name, 0) + count
+    totals = {name: value / counts[name] for name, value in totals.items()}
     if len(parts) > 1 or not system.config.evaluation.distance:
         return totals
     return totals | image_distances(system, params, drawing(), parts[0].images)

@@ -126,6 +126,18 @@ def test_sdxl_is_told_the_true_cut():
     assert micro_conditioning([[8, 21]], [[8, 8]], [View(flipped=True)])[0, 3] == 7  # of 13 to spare, 6 on the left
 
 
+def test_an_autoencoder_sees_half_of_its_images_flipped():
+    from lgm.train.autoencode import mirrored
+
+    pixels, servings = np.arange(200 * 2 * 3 * 3, dtype=np.int64).reshape(200, 2, 3, 3), np.arange(7, 207)
+    made = config(model=dict(family="autoencoder"), text=None, data=dict(flip=True))
+    seen = mirrored(pixels, made, servings)
+    turned = np.array([view(0, int(number), True, False).flipped for number in servings])
+    np.testing.assert_array_equal(seen[turned], pixels[turned][:, :, ::-1])
+    np.testing.assert_array_equal(seen[~turned], pixels[~turned])
+    assert abs(turned.sum() - 100) < 43 and mirrored(pixels, config(), servings) is pixels
+
+
 def test_tags_stay_or_move_or_go():
     text, orders, counts = "one girl,red hat, smile , sea", set(), []
     for serving in range(400):

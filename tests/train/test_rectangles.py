@@ -15,6 +15,7 @@ from lgm.config.reading import read_config_file
 from lgm.drawing import draw
 from lgm.parallel import make_layout
 from lgm.planning.abstract import abstract_batch, abstract_system
+from lgm.planning.rehearsal import rehearsal
 from lgm.scaling import ladders
 from lgm.train import denoise, loop
 from lgm.train.opening import load_run
@@ -71,6 +72,14 @@ def test_shapes_and_flops_are_of_the_rectangle(family):
     assert flops[0] < flops[1] < flops[2]
 
 
+def test_a_rehearsal_keeps_what_is_done_to_images():
+    made = config(data=dict(source=["emoji64", dict(source="flags", weight=2)], latents="step", flip=True,
+                            random_crop=True, tags=dict(keep=2), caption=("name", "text"), buckets=8))  # fmt: skip
+    data = rehearsal(made).data
+    assert (data.source, data.caption, data.size) == ("emoji64", "text", (32, 48))
+    assert (data.flip, data.random_crop, data.tags, data.buckets) == (True, True, made.data.tags, 8)
+
+
 def test_sdxl_is_told_the_rectangle():
     values = read_config_file("configs/pod.py:sdxl", ())
     values["data"] = {**values["data"], "resolution": (768, 1024)}
@@ -92,7 +101,11 @@ def test_a_run_trains_resumes_is_measured_drawn_and_exported(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     run = tmp_path / "whole"
     assert main(["evaluate", f"--workdir={run}", f"--out={tmp_path / 'metrics.json'}"]) == 0
-    assert math.isfinite(json.loads((tmp_path / "metrics.json").read_text())["v_loss"])
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert math.isfinite(figures["v_loss"])
+    # of three held-out images, which take turns, two are of the one source and one of the other
+    of = [figures["heldout_loss_hats"], figures["heldout_loss_hands"]]
+    assert figures["heldout_loss"] == pytest.approx((2 * of[0] + of[1]) / 3, rel=1e-6) and of[0] != of[1]
     assert main(["sample", f"--workdir={run}", "--prompt=face", f"--out={tmp_path / 'a.png'}"]) == 0
     assert Image.open(tmp_path / "a.png").size == (48, 32)
     assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 0
