@@ -8,7 +8,8 @@ Needs a folder of captioned images at data/images (`--config.data.source`) and t
 models/NAME for its frozen autoencoder and text encoders (`--config.autoencoder`, `--config.text.folder`); the denoiser
 starts fresh, or from that folder with `--config.init_from`. Images become latents once, at the start, in the memory of
 every process: for more than some hundred thousand, encode them first with `lgm encode` and give `--config.data.cache`.
-Text is encoded in each step, by encoders that are split over the chips like the denoiser. Planning needs no folder.
+Text is encoded in each step, by encoders that are split over the chips like the denoiser, unless there is such a cache,
+which has it too. Planning needs no folder.
 
 Batch and mesh are for the machine that the README's table names; both are one flag away (`--config.batch_size`,
 `--config.mesh.fsdp`). Expect of a step what that table says.

@@ -99,23 +99,26 @@ class States:
                              "missing")
         return Chosen(self, self.order[at])
 
-    def row(self, place: int) -> np.ndarray:
-        """The floats [F] of a row, its parts one after another."""
-        shard, row = self._locate(place)
-        parts = []
+    def read(self, place: int, row_F: np.ndarray) -> None:
+        """Fill in the floats of a row, its parts one after another."""
+        (shard, number), start = self._locate(place), 0
         for name in FLOATS:
             if name not in self.form:
                 continue
-            values = shard[name][row : row + 1][0]
+            shape = self.form[name][0]
+            values, out_F = shard[name][number : number + 1][0], row_F[start : start + math.prod(shape)]
+            start += math.prod(shape)
             if f"{name}_scale" in shard:
-                values = values.astype(np.float32) * shard[f"{name}_scale"][row : row + 1][0][..., None]
+                values = values * shard[f"{name}_scale"][number : number + 1][0][..., None]  # float32
             if name == "text" and self.masks:
-                mask = shard["text_mask"][row : row + 1][0].astype(bool)
-                whole = np.zeros(self.form["text"][0], self.dtype)
+                mask = shard["text_mask"][number : number + 1][0].astype(bool)
+                out_F[:], whole = 0, out_F.reshape(shape)
                 whole[mask] = values[: mask.sum()].astype(self.dtype)
-                values = whole
-            parts.append(values.reshape(-1).astype(self.dtype, copy=False))
-        return np.concatenate(parts)
+            elif values.dtype == self.dtype:  # as words: numpy copies floats that are not its own one by one
+                words = f"u{self.dtype.itemsize}"
+                out_F.view(words)[:] = values.reshape(-1).view(words)
+            else:
+                out_F[:] = values.reshape(-1).astype(self.dtype)
 
     def mask(self, place: int) -> np.ndarray:
         """bool [1 + L]: whether there is a caption, then which of its tokens count where the network is told."""
@@ -140,8 +143,10 @@ class Chosen:
 
     def __getitem__(self, indices) -> np.ndarray:
         places = self.places[indices]
-        rows = [self.states.row(place) for place in np.reshape(places, -1).tolist()]
-        return np.array(rows, self.dtype).reshape(*np.shape(places), self.shape[1])
+        rows = np.empty((np.size(places), self.shape[1]), self.dtype)
+        for row_F, place in zip(rows, np.reshape(places, -1).tolist(), strict=True):
+            self.states.read(place, row_F)
+        return rows.reshape(*np.shape(places), self.shape[1])
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[np.arange(len(self))].astype(dtype or self.dtype, copy=False)

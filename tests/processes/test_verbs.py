@@ -103,7 +103,10 @@ def after(root, config, base):
         shutil.rmtree(resumed / "checkpoints" / str(step))
     short = [*WORDS, "total_images=8"]
     by_base = f"loss.teacher={{'workdir':'{base}','pairs':10,'steps':2}}"
+    cache = f"data.cache={root / 'cache'}"
+    assert main(["encode", f"--config={config}", f"--out={root / 'cache'}", *(f"--config.{w}" for w in WORDS)]) == 0
     jobs = [
+        train(config, root / "cached", *WORDS, cache, "mesh.data=2", "mesh.fsdp=2"),
         train(config, resumed, *WORDS, "mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"),
         train(config, root / "lora", *short, f"init_from={base}", "lora.rank=2", "mesh.data=1", "mesh.fsdp=4"),
         train(config, root / "reflow", *short, f"init_from={base}", "loss.name=reflow", by_base),
@@ -138,6 +141,12 @@ def test_two_processes_go_on_with_a_checkpoint_of_four_on_another_mesh(base, aft
     root, _ = after
     assert_alike(rows(root / "resumed"), rows(base), CLOSE)
     assert final(root / "resumed")[0] == final(base)[0] == 6
+
+
+def test_two_processes_train_from_a_cache_what_four_do_from_pixels(base, after):
+    root, _ = after
+    assert_alike(rows(root / "cached"), rows(base), CLOSE)
+    assert final(root / "cached")[0] == 6
 
 
 def test_an_adapter_starts_from_the_runs_averaged_weights(base, after):

@@ -143,6 +143,14 @@ def test_bad_plans_are_one_line_and_write_nothing(tmp_path, capsys, change, part
     assert not (tmp_path / "w").exists()
 
 
+def test_runs_that_share_a_program_take_images_of_one_size(tmp_path):
+    changes = (("data=dict(", "data=dict(buckets=8, "), ("distance=3, ", ""))
+    with pytest.raises(ValueError, match="config.architectures.mmdit.together=4: images of several sizes"):
+        sweep.expand(sweep.load(str(write(tmp_path, *changes)), ()))
+    alone = (("together=4", "together=1"), ("together=2", "together=1"))
+    assert sweep.expand(sweep.load(str(write(tmp_path, *changes, *alone)), ()))
+
+
 def test_a_number_that_is_no_run(tmp_path, capsys):
     command = ["sweep", f"--config={write(tmp_path)}", f"--workdir={tmp_path / 'w'}", "--only=20"]
     assert main(command) != 0

@@ -61,6 +61,23 @@ def test_a_row_has_what_a_fit_needs(whole):
     assert not (whole / "groups").exists() or not list((whole / "groups").iterdir())
 
 
+def test_a_sweep_from_a_cache_is_that_from_pixels(config, whole, tmp_path):
+    """Of the runs that share a program by turns; the other architecture's are left out."""
+    found = next((whole / "runs").glob("other-*")) / "80" / "config.json"
+    assert main(["encode", f"--config={found}", f"--out={tmp_path / 'cache'}"]) == 0
+    plan = config.read_text()
+    first, last = plan.index("mmdit=dict("), plan.index("other=dict(")
+    (tmp_path / "sweep.py").write_text((plan[:first] + plan[last:]).replace(
+        "data=dict(", f"data=dict(cache={str(tmp_path / 'cache')!r}, "))  # fmt: skip
+    assert main(["sweep", f"--config={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 'w'}", FEW]) == 0
+    theirs = {(row["run"], row["images"]): row for row in rows(whole)}
+    assert len(rows(tmp_path / "w")) == 4
+    for row in rows(tmp_path / "w"):
+        for name in filter(measured, row):
+            wanted = pytest.approx(float(theirs[row["run"], row["images"]][name]), rel=1e-5, abs=1e-6)
+            assert float(row[name]) == wanted, name
+
+
 def test_killed_and_started_again_it_gives_the_same_bytes(config, whole, tmp_path):
     command = [sys.executable, "-m", "lgm.cli", "sweep", f"--config={config}", f"--workdir={tmp_path}", FEW]
     results = lambda: len(list(tmp_path.glob("runs/*/*/result.json")))
