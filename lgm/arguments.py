@@ -232,6 +232,8 @@ def parser() -> argparse.ArgumentParser:
                                              "(default: family)")
     fit.add_argument("--rows", choices=("all", "last"), default="all",
                      help="of each run: all, or the last 5%% of its data as one, of learning curves (default: all)")
+    fit.add_argument("--frozen", action="store_true",
+                     help="count the FLOPs of frozen encoders (frozen_flops of a sweep's runs.csv) in all budgets too")
     fit.add_argument("--tokens-per-image", type=float, help="joins images and FLOPs by C = 6 params tokens")
     fit.add_argument("--budget", help="FLOPs to find the best N and D for, or a list: 1e21,1e22 (default: the "
                                       "largest run's, 10 and 100 times that)")

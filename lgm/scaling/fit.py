@@ -51,12 +51,13 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
         budgets: tuple[float, ...] = (), pod: Machine | None = None, pod_hours: tuple[float, ...] = (),
         price: float | None = None, money: tuple[float, ...] = (),
         points: tuple[tuple[float, float], ...] = (), dataset: float | None = None, sweep: str | None = None,
-        spend: float | None = None, qualities: tuple[str, ...] = (), together: tuple[str, ...] = ()) -> dict:
+        spend: float | None = None, qualities: tuple[str, ...] = (), together: tuple[str, ...] = (),
+        frozen: bool = False) -> dict:
     """Fit every family of a CSV and write fit.json, figures/*.png and report.html into `out`; returns fit.json's dict.
 
     `loss` names the column that is fitted, `qualities` columns that are told as powers of it, `family` those that
-    tell families apart; rows: as of `table.read`. points: (N, D) whose loss is predicted. dataset: how many images
-    or tokens there are. spend: FLOPs of the next runs that are proposed, by default those of the largest run;
+    tell families apart; rows, frozen: as of `table.read`. points: (N, D) whose loss is predicted. dataset: how many
+    images or tokens there are. spend: FLOPs of the next runs that are proposed, by default those of the largest run;
     sweep: the plan whose table this is, of whose ladders they are, and which with them is written as next.json.
     Budgets are FLOPs; pod_hours, and money at a price of a chip-hour, become budgets by the pod's peak and MFU.
     Without either, three budgets are chosen: the largest in the table, ten and a hundred times it. Raises
@@ -77,7 +78,7 @@ def run(data: str | Path, out: str | Path, *, loss: str = "loss", tokens_per_ima
     out = place(out, "--out")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; give a folder")
-    read = table.read(data, tokens_per_image, limits, loss, family, rows, qualities)
+    read = table.read(data, tokens_per_image, limits, loss, family, rows, qualities, frozen)
     if not any(len(runs) for runs in read.families):
         reasons = sorted({reason for runs in read.families for _, reason in runs.dropped})
         raise ValueError(f"{data}: all {read.rows} rows are dropped: {'; '.join(reasons)}")

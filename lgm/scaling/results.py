@@ -18,7 +18,7 @@ from lgm.parsing import ConfigError
 from lgm.scaling.sweep import Run
 
 COLUMNS = ("family", "run", "architecture", "objective", "size", "seed", "learning_rate", "batch_size", "params",
-           "non_embedding", "trainable", "images", "flops", "config", "loss", "vlb_bits")
+           "non_embedding", "trainable", "images", "flops", "frozen_flops", "config", "loss", "vlb_bits")
 FIGURES = ("v_loss", "vlb_bits", "kernel_distance", "frechet_distance")  # figures kept, with all that begin with these
 AGAIN = "delete its folder to run it again"
 
@@ -99,7 +99,8 @@ def _row(run: Run, config: Config, result: dict) -> dict[str, Any]:
         "family": run.family, "run": run.name, "architecture": run.architecture, "objective": run.objective,
         "size": run.size, "seed": run.seed, "learning_rate": repr(run.lr), "batch_size": config.batch_size,
         "params": shape.params, "non_embedding": shape.non_embedding, "trainable": shape.trainable,
-        "images": config.total_images, "flops": repr(shape.flops * config.total_images), "config": result["config"],
+        "images": config.total_images, "flops": repr(shape.flops * config.total_images),
+        "frozen_flops": repr(shape.frozen * config.total_images), "config": result["config"],
     }
     if result["diverged"]:
         return row | {"diverged": result["diverged"]}

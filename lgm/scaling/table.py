@@ -15,6 +15,7 @@ from lgm.scaling import inputs
 
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0  # forward and backward, two FLOPs a multiply-add: C = 6 N D
 POSITIVE = ("params", "images", "tokens", "flops", "loss", "learning_rate", "unique")
+FROZEN = "frozen_flops"
 NAMES = ("family", "seed", "run")
 KNOBS = ("learning_rate", "batch_size")  # what is tuned at each size
 ALIASES = {  # of columns that can mean one thing only; a loss is named by --loss
@@ -108,7 +109,7 @@ class Table:
 
 
 def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits = LIMITS, loss: str = "loss",
-         family: str | None = None, rows: str = "all", quality: Sequence[str] = ()) -> Table:
+         family: str | None = None, rows: str = "all", quality: Sequence[str] = (), frozen: bool = False) -> Table:
     """Read and check a table of runs: CSV, JSON lines or a tracker's folder (`inputs`).
 
     Columns: `loss` (or the one that the argument of that name says), and any two of `params`, `images` or `tokens`, and
@@ -120,8 +121,9 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
     semicolons, tabs or bars, numbers then having decimal commas. Rows whose loss is empty, NaN or infinite (runs that
     diverged or have not ended) and rows that are there twice are dropped.
 
-    quality: columns that are read beside, cells without a number being none. rows: "all", or "last" of each run:
-    its last 5% of data, of learning curves, as one row.
+    frozen: FLOPs are those of `flops` and `frozen_flops`, what encoders cost that compute in each step and are not
+    trained. quality: columns that are read beside, cells without a number being none. rows: "all", or "last" of each
+    run: its last 5% of data, of learning curves, as one row.
 
     Raises ValueError in one line naming file, row and column for anything that is not a table of runs.
     """
@@ -142,6 +144,11 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
     names = {c: [_name(path, line, c, cell) for line, cell in zip(lines, columns[c], strict=True)]
              for c in NAMES if c in header}
     others = {c: cells for c, cells in columns.items() if c not in (*POSITIVE, *NAMES)}
+    beside = others.pop(FROZEN, None)
+    if frozen:
+        if beside is None or "flops" not in numbers:
+            raise ValueError(f"{path}: --frozen needs columns 'flops' and {FROZEN!r}; {_there(header, FROZEN)}")
+        beside = [_number(path, line, FROZEN, cell, zero=True) for line, cell in zip(lines, beside, strict=True)]
     for name in quality:
         if name not in others:
             raise ValueError(f"{path}: column {name!r}, of --quality, is missing; {_there(list(others), name)}")
@@ -150,6 +157,9 @@ def read(path: str | Path, tokens_per_image: float | None = None, limits: Limits
         raise ValueError(f"{path}: row {lines[0]} is the only row; a fit needs many runs")
     values = {c: np.array(cells, np.float64) for c, cells in numbers.items()}
     values, unit, derived = _complete(path, values, tokens_per_image)
+    if frozen:
+        values["flops"] = values["flops"] + np.array(beside)
+        derived += (f"FLOPs are flops + {FROZEN}",)
     notes += derived + _near_misses(header)
     families = np.array(names.get("family", ["all"] * len(lines)))
     runs = names.get("run") or lines
@@ -270,7 +280,7 @@ def _loss(path: Path, row: int, column: str, cell: str) -> float:
     return _number(path, row, column, cell)
 
 
-def _number(path: Path, row: int, column: str, cell: str) -> float:
+def _number(path: Path, row: int, column: str, cell: str, zero: bool = False) -> float:
     where = f"{path}: row {row}, column {column!r}"
     try:
         value = float(cell)
@@ -278,7 +288,7 @@ def _number(path: Path, row: int, column: str, cell: str) -> float:
         raise ValueError(f"{where}: {cell!r} is not a number" if cell else f"{where} is empty") from None
     if not math.isfinite(value):
         raise ValueError(f"{where}: {cell!r} is not finite")
-    if value <= 0:
+    if value < 0 or value == 0 and not zero:
         raise ValueError(f"{where}: {cell!r} must be positive")
     return value
 

@@ -26,6 +26,7 @@ def fit(arguments, overrides) -> int:
         arguments.data, arguments.out, loss=arguments.loss, tokens_per_image=arguments.tokens_per_image,
         limits=table.Limits(**pick("min_params", "min_data", "min_flops", "max_loss")),
         family=arguments.family_column, rows=arguments.rows, dataset=arguments.dataset,
+        frozen=arguments.frozen,
         sweep=arguments.sweep, spend=arguments.spend,
         qualities=tuple(name.strip() for name in arguments.quality.split(",")) if arguments.quality else (),
         settings=families.Settings(**pick("method", "delta", "draws", "seed", "max_steps", "max_params"),

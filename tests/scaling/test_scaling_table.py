@@ -87,6 +87,17 @@ def test_images_without_tokens_have_no_flops(tmp_path):
     assert runs.flops is None and runs.unit == "images"
 
 
+def test_frozen_encoders_cost_what_a_flag_says(tmp_path, capsys):
+    path = write(tmp_path / "a.csv", ["1e6,1e7,6e13,1e13,1.5", "2e6,1e7,1.2e14,0.0,1.4"],
+                 "params,images,flops,frozen_flops,loss")
+    assert read(path).families[0].flops.tolist() == [6e13, 1.2e14]
+    counted = read(path, frozen=True).families[0]
+    assert counted.flops.tolist() == [7e13, 1.2e14] and "FLOPs are flops + frozen_flops" in counted.notes
+    bare = write(tmp_path / "b.csv", GOOD)
+    assert main(["fit", f"--data={bare}", f"--out={tmp_path / 'fit'}", "--frozen"]) == 2
+    assert "--frozen needs columns 'flops' and 'frozen_flops'" in capsys.readouterr().err
+
+
 def test_dropped_rows_keep_their_reasons(tmp_path):
     rows = ["1e6,1e7,6e13,1.5", "2e6,1e7,1.2e14,1.4", "3e6,1e6,1.8e13,3.9", "4e6,1e7,2.4e14,1.2"]
     path = write(tmp_path / "a.csv", rows, "params,images,flops,loss")

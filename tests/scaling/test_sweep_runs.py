@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny_sweep import write
@@ -14,6 +15,7 @@ from tiny_sweep import write
 from lgm.cli import main
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 FEW = "--config.objectives={'flow': {'process': {'name': 'rectified_flow'}, 'loss': {'target': 'flow'}}}"
 
 UNET = """unet=dict(family="unet", sizes=(1,), lr={1: 2e-3}, together=2, how="turns",
@@ -102,16 +104,6 @@ def test_a_changed_plan_is_refused_by_its_results(config, whole, capsys):
     assert "holds a run with config.optimizer.b2=0.999, not 0.9" in capsys.readouterr().err
 
 
-def test_a_run_by_itself_that_saves_no_checkpoints_still_cools_down_from_its_trunk(config, whole, tmp_path):
-    """As the shipped smoke sweep's are, one a job: the bits of the run that saves some."""
-    words = [f"--config={config}", FEW, "--config.base.log.checkpoint_every_images=0"]
-    assert main(["sweep", *words, f"--workdir={tmp_path}", "--only=0"]) == 0
-    assert main(["sweep", *words, f"--workdir={tmp_path}", "--gather"]) == 0
-    mine, theirs = rows(tmp_path), [row for row in rows(whole) if row["run"] == rows(tmp_path)[0]["run"]]
-    assert [float(row["loss"]) for row in mine] == pytest.approx([float(row["loss"]) for row in theirs], rel=0.01)
-    assert not list((tmp_path / "runs" / mine[0]["run"]).glob("trunk-*"))
-
-
 def test_a_run_by_itself_is_that_of_its_group_and_of_lgm_train(config, whole, tmp_path):
     """By itself it is another program, whose rounding training magnifies: 1% at most in these few steps. With the loop
     of `lgm train` it shares trunk checkpoints, and every bit."""
@@ -150,3 +142,24 @@ def test_a_rate_that_diverges_ends_early_and_its_row_says_why(tmp_path, capsys):
         assert all(row["loss"] and not row["diverged"] for row in table if row not in wrong)
     assert main(["fit", f"--data={tmp_path / 'turns' / 'runs.csv'}", f"--out={tmp_path / 'fit'}"]) != 0
     assert len(table) == 2 and "diverged at 4,000 images: step" in capsys.readouterr().out
+
+
+# one size of each architecture, little data and few held-out images; everything else is the shipped file's
+LITTLE = ["--config.base.batch_size=8", "--config.images=(40,)", "--config.seeds=(0,)",
+          "--config.architectures.mmdit.sizes=(1,)", "--config.architectures.unet.sizes=(1,)",
+          "--config.base.data.where={'subcategory': 'face-hat'}", "--config.base.optimizer.warmup_images=8",
+          "--config.base.data.heldout_where={'subcategory': 'face-glasses'}", "--config.base.evaluation.max_images=3",
+          "--config.base.evaluation.batch_size=16", "--config.base.evaluation.levels=2"]
+
+
+def test_the_shipped_sweep_is_run_job_by_job(tmp_path, capsys):
+    """As `lgm launch sweep` does: architectures by objectives, from a file that saves no checkpoints on the way."""
+    words = [f"--config={ROOT / 'configs/scaling/smoke.py'}", f"--workdir={tmp_path}", *LITTLE]
+    assert main(["sweep", *words, "--list"]) == 0
+    assert "# 4 runs, 4 rows" in capsys.readouterr().out
+    for job in range(4):
+        assert main(["sweep", *words, f"--only={job}"]) == 0
+    assert main(["sweep", *words, "--gather"]) == 0
+    table = rows(tmp_path)
+    assert {row["family"] for row in table} == {"mmdit flow", "mmdit eps", "unet flow", "unet eps"} and len(table) == 4
+    assert all(float(row["loss"]) > 0 and row["images"] == "40" for row in table)
