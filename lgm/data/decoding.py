@@ -15,6 +15,8 @@ SIDEWAYS = range(5, 9)  # orientations that swap height and width
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}  # fmt: skip
+# those of lgm.data.sources.IMAGES; Pillow reads more, some by a program (PostScript by Ghostscript)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
 MOST_PIXELS = 1 << 27  # of an image that is decoded: 400 MB in RGB
 _PROFILED = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}  # colour spaces of profiles
 
@@ -37,17 +39,18 @@ def fitted(image: Image.Image, size: tuple[int, int], centre: tuple[float, float
 
 
 def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """An image file's bytes (PNG, JPEG, WebP, whatever Pillow reads) in RGB; a file larger than `size` may come out
-    smaller, but not below it.
+    """An image file's bytes, of one of FORMATS, in RGB; a file larger than `size` may come out smaller, but not below
+    it.
 
     Raises ValueError, one line with `name`, for what cannot be read.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            turn = _orientation(image)
-            if size is not None:
-                # a large JPEG is decoded at the smallest scale that covers the size: 12 MP to 512 px in 65 ms, not 360
-                image.draft(None, size if turn in SIDEWAYS else size[::-1])
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            # a large JPEG is decoded at the smallest scale that covers the size: 12 MP to 512 px in 65 ms, not 360; of
+            # others nothing is asked before they are read, for a PNG is read to find its EXIF, and only once says that
+            # it is damaged
+            if size is not None and image.format in ("JPEG", "MPO"):
+                image.draft(None, size if _orientation(image) in SIDEWAYS else size[::-1])
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
             image.load()
@@ -63,12 +66,19 @@ def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> I
 def stored_size(content: bytes, name: str) -> tuple[int, int]:
     """(height, width) that a file's header says, as it is turned. Raises ValueError, one line with `name`."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
             # Pillow may give a TIFF's size as it will be once that is read, and turned
             width, height = image.size if image.format != "TIFF" else (image.tag_v2[WIDTH], image.tag_v2[LENGTH])
             return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
     except Exception as error:
         raise _undecodable(name, error) from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Of FORMATS those that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _orientation(image: Image.Image) -> int:

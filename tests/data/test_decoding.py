@@ -13,6 +13,7 @@ from PIL import Image
 
 from lgm.cli import main
 from lgm.data import Bad, open_images
+from lgm.data.decoding import decode
 from lgm.pictures import read_image, starting_picture
 
 RNG = np.random.default_rng(0)
@@ -267,3 +268,10 @@ def test_a_prompt_that_is_no_text_is_one_line(tmp_path, capsys):
     """Bytes of a command line that are no UTF-8 arrive as halves of surrogate pairs."""
     assert main(["sample", "--from=nowhere", "--prompt=caf\udce9", f"--out={tmp_path / 'x.png'}"]) == 2
     assert capsys.readouterr().err == "lgm sample: --prompt='caf\\udce9' is no Unicode text; write it in UTF-8\n"
+
+
+def test_a_png_whose_pixels_are_damaged_is_an_error_not_black():
+    content = saved(Image.fromarray(RGB), "PNG")
+    start = content.index(b"IDAT") + 4
+    with pytest.raises(ValueError, match="it cannot be decoded"):
+        decode(content[:start] + b"no zlib" + content[start + 7 :], (4, 4), "it")

@@ -9,7 +9,7 @@ from typing import Any
 from lgm import files
 from lgm.data.rows import NO_UTF8
 from lgm.data.sources.index import OPEN, check_rows, indexed, with_split
-from lgm.data.sources.source import Bad
+from lgm.data.sources.source import Bad, is_text
 
 
 class ArrayRecord:
@@ -53,6 +53,8 @@ class ArrayRecord:
                     features = _features(reader.read([row])[0])
                     image, _ = _image_of(features)
                     values = {name: _plain(value) for name, value in features.items() if name != image}
+                    if not is_text([*values.values()]):
+                        raise ValueError("it holds text with NUL")
                 except (RuntimeError, ValueError, UnicodeDecodeError) as error:
                     line = str(error).splitlines()[0]
                     line = NO_UTF8 if isinstance(error, UnicodeDecodeError) else line

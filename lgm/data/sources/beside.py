@@ -10,7 +10,7 @@ from typing import Any
 
 from lgm.data.rows import build
 from lgm.data.sources.places import Place
-from lgm.data.sources.source import SPLITS, Bad, is_image, is_unicode, with_splits
+from lgm.data.sources.source import SPLITS, Bad, is_image, is_text, with_splits
 
 TEXTS = (".txt", ".caption")
 
@@ -90,8 +90,8 @@ def told(name: str, content: bytes) -> dict[str, Any]:
         row = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError(f"{posixpath.basename(name)} is not JSON; write one object") from None
-    if not isinstance(row, dict) or not all(map(is_unicode, [*row, *row.values()])):
-        raise ValueError(f"{posixpath.basename(name)} is no JSON object of Unicode text; write one")
+    if not isinstance(row, dict) or not all(map(is_text, [*row, *row.values()])):
+        raise ValueError(f"{posixpath.basename(name)} is no JSON object of Unicode text without NUL; write one")
     if "text" not in row and isinstance(row.get("caption"), str):
         row = {**row, "text": row["caption"]}
     return row

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lgm.data.rows import NO_UTF8, build, dicts_of
 from lgm.data.sources.index import OPEN, check_rows, opened, with_split
-from lgm.data.sources.source import Bad, is_unicode
+from lgm.data.sources.source import Bad, is_text, is_unicode
 from lgm.parsing import ConfigError
 
 GROUPS = 16  # row groups held decoded
@@ -71,9 +71,10 @@ class Parquet:
                     table = dicts_of(file.read_row_group(group, columns=plain)) if plain else [{}] * count
                     for row, values in enumerate(table):
                         values = _decoded(values)
-                        if values is None:
+                        if values is None or not is_text(values.get("text")):
                             label = f"{path} row {row} of group {group}"
-                            bad.add(label, f"{label}: {NO_UTF8}; correct it")
+                            wrong = NO_UTF8 if values is None else "its text holds NUL"
+                            bad.add(label, f"{label}: {wrong}; correct it")
                             continue
                         for key, known in labels.items():
                             if isinstance(values.get(key), int) and 0 <= values[key] < len(known):

@@ -72,3 +72,10 @@ def is_unicode(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value, or each of a list, is Unicode without NUL or no text at all."""
+    if isinstance(value, list):
+        return all(map(is_text, value))
+    return is_unicode(value) and not (isinstance(value, str) and "\0" in value)
