@@ -141,3 +141,11 @@ def differences(ours: Any, theirs: Any, skip: Collection[str] = (), whole: Calla
             yield from differences(ours.get(key), theirs.get(key), skip, whole, inner)
     else:
         yield name, ours, theirs
+
+
+def numbers(flag: str, words: str | None, example: str = "1e21,1e22") -> tuple[float, ...]:
+    """`1e21,1e22` as numbers."""
+    try:
+        return tuple(float(word) for word in words.split(",")) if words else ()
+    except ValueError:
+        raise ConfigError(f"{flag}={words} is not a list of numbers, as {example}") from None

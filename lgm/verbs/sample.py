@@ -19,13 +19,13 @@ from lgm.files import place, write_atomically
 from lgm.interop.lora_files import lora_of
 from lgm.models import Model
 from lgm.parallel import make_layout, shardings
-from lgm.parsing import ConfigError
+from lgm.parsing import ConfigError, numbers
 from lgm.pictures import check_seed, drawing_words, read_noise, read_size, starting_picture
 from lgm.skip_layers import read_skip
 from lgm.systems.folders import load_pipeline
 from lgm.systems.release import latent_size
 from lgm.train.opening import load_run, over_all_devices
-from lgm.verbs.shared import finished, first, numbers
+from lgm.verbs.shared import finished, first
 
 
 def run(arguments, overrides) -> int:

@@ -1,7 +1,6 @@
 """`lgm sweep` and `lgm fit`."""
 
-from lgm.parsing import ConfigError
-from lgm.verbs.shared import numbers
+from lgm.parsing import ConfigError, numbers
 
 
 def sweep(arguments, overrides) -> int:
