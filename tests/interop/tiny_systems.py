@@ -249,7 +249,7 @@ def noise_for(theirs):
     return np.random.default_rng(0).standard_normal((len(PROMPTS), 8, 8, channels)).astype(np.float32)
 
 
-def their_images(theirs, noise, **options):
+def their_images(theirs, noise, size=SIZE, **options):
     """diffusers' images [B, H, W, 3] from our noise."""
     theirs.set_progress_bar_config(disable=True)
     latents = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
@@ -257,8 +257,8 @@ def their_images(theirs, noise, **options):
         latents = theirs._pack_latents(latents, len(noise), noise.shape[-1], *noise.shape[1:3])
     if hasattr(theirs, "text_encoder_3") or isinstance(theirs, diffusers.FluxPipeline):
         options["max_sequence_length"] = T5_TOKENS
-    out = theirs(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", height=SIZE[0],
-                 width=SIZE[1], latents=latents, **options)  # fmt: skip
+    out = theirs(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", height=size[0],
+                 width=size[1], latents=latents, **options)  # fmt: skip
     return out.images
 
 
