@@ -1,4 +1,4 @@
-"""A small run that is cheap on any number of processes, and what its newest checkpoint holds, for comparing bits."""
+"""A small run, of mixed sources and flips, cheap on any number of processes, and the bits of its newest checkpoint."""
 
 import jax
 import numpy as np
@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict(dict(
         name="Small one", batch_size=8, total_images=IMAGES,
-        data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses"), crop=48),
+        data=dict(source=dict(hats=dict(source="emoji64", weight=3),
+                              hands=dict(source="emoji64", where=dict(subcategory="hand-prop"))),
+                  where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses"),
+                  crop=48, flip=True),
         model=dict(family="autoencoder", latent_channels=4, block_channels=(24,), layers_per_block=1, patch_size=8,
                    norm_groups=4, mid_attention=False),
         optimizer=dict(lr=1e-3, warmup_images=80), ema=dict(half_life_images=160),

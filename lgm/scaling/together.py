@@ -148,6 +148,9 @@ def open_group(runs: list[Run], how: str, workdir: Path) -> Group:
     check_range(system)
     bad = Bad(config.data.bad_share)
     images, heldout = open_data(config.data, bad)
+    if any(len(texts) > 1 for texts in images.rows.choices()):
+        raise ConfigError(f"config.data.caption={config.data.caption!r} names several captions of an image, and one "
+                          "is drawn each time; runs that are trained together have one each: set together=1")
     heldout = encoding.measured(config, heldout)
     if from_cache:
         images, _, kept = encoding.cached(config, images, "train")
