@@ -3,13 +3,16 @@
 A cache is a folder of safetensors shards and an index.json, and knows what it was made of, `made_of`, such as
 {"autoencoder": lgm.weights.fingerprint(source), "images": image_set.fingerprint}. Every shard carries that too, is
 written whole or not at all, and the index comes last, so that a folder with an index is a complete cache of one kind.
-Several processes may each write shards of their own, and one of them the index when all are done.
+Several processes may each write shards of their own, and one of them the index when all are done. Each row has a
+checksum, by which it is told when it is read that it is as it was written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from safetensors.numpy import save
 
 from lgm import files
 
-INDEX, FORMAT = "index.json", 1
+INDEX, FORMAT = "index.json", 2
+SUMS = ".crc32"  # after an array's name: those of its rows
 
 
 def write_shard(folder: str | Path, number: int, arrays: Mapping[str, np.ndarray], made_of: Mapping[str, str]) -> None:
@@ -31,6 +35,7 @@ def write_shard(folder: str | Path, number: int, arrays: Mapping[str, np.ndarray
     folder = files.place(folder)
     (folder / INDEX).unlink(missing_ok=True)  # until the new index is there, this is no complete cache
     rows = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    rows |= {f"{name}{SUMS}": checksums(array) for name, array in rows.items()}
     content = save(rows, metadata={"made_of": json.dumps(dict(made_of), sort_keys=True)})
     files.write_atomically(folder / _shard(number), content)
 
@@ -42,17 +47,16 @@ def has_shard(folder: str | Path, number: int, rows: int | None, made_of: Mappin
         found = _open_shard(files.place(folder) / _shard(number), made_of)
     except ValueError:
         return False
-    return rows is None or all(found.get_slice(name).get_shape()[0] == rows for name in found.keys())
+    return rows is None or found.rows == rows
 
 
-def write_index(folder: str | Path, shards: int, made_of: Mapping[str, str]) -> None:
-    """Complete a cache of shards 0 to `shards` - 1, which all must be there."""
+def write_index(folder: str | Path, shards: int, made_of: Mapping[str, str], **known: str) -> None:
+    """Complete a cache of shards 0 to `shards` - 1, which all must be there; what else is `known` of it is noted."""
     sizes, hashes = [], []
     for number in range(shards):
-        file = _open_shard(files.place(folder) / _shard(number), made_of)
-        sizes.append(file.get_slice(next(iter(file.keys()))).get_shape()[0])
+        sizes.append(_open_shard(files.place(folder) / _shard(number), made_of).rows)
         hashes.append(_hash(files.place(folder) / _shard(number)))
-    index = {"format": FORMAT, "made_of": dict(made_of), "rows": sizes, "sha256": hashes}
+    index = {"format": FORMAT, "made_of": dict(made_of), **known, "rows": sizes, "sha256": hashes}
     files.write_json(files.place(folder) / INDEX, index)
 
 
@@ -77,8 +81,8 @@ def read_cache(folder: str | Path, made_of: Mapping[str, str]) -> dict[str, Cach
     Raises ValueError, one line, where the cache is absent, unfinished or damaged, or was made of something else than
     `made_of` says.
     """
-    shards, rows = open_shards(folder, made_of)
-    return {name: CachedArray(shards, name, rows) for name in shards[0].keys()}
+    shards = open_shards(folder, made_of)
+    return {name: CachedArray(shards, name) for name in shards[0].slices}
 
 
 def read_made_of(folder: str | Path) -> dict[str, str]:
@@ -86,16 +90,50 @@ def read_made_of(folder: str | Path) -> dict[str, str]:
     return _index(files.place(folder))[0]
 
 
-def open_shards(folder: str | Path, made_of: Mapping[str, str]) -> tuple[list[Any], list[int]]:
-    """(the open shards of a complete cache, how many rows each has). Raises ValueError as `read_cache` does."""
+def open_shards(folder: str | Path, made_of: Mapping[str, str]) -> list[Shard]:
+    """The shards of a complete cache. Raises ValueError as `read_cache` does."""
     folder = files.place(folder)
     theirs, rows = _index(folder)
     _check(folder, theirs, made_of)
     shards = [_open_shard(folder / _shard(number), made_of) for number in range(len(rows))]
-    for number, file in enumerate(shards):
-        if {file.get_slice(name).get_shape()[0] for name in file.keys()} != {rows[number]}:
-            raise ValueError(f"{folder / _shard(number)} is not the shard that {INDEX} counts; encode the images again")
-    return shards, rows
+    for number, shard in enumerate(shards):
+        if shard.rows != rows[number]:
+            raise ValueError(f"{shard.path} is not the shard that {INDEX} counts; encode the images again")
+    return shards
+
+
+def checksums(rows: np.ndarray) -> np.ndarray:
+    """CRC-32 of each row of an array: uint32 [N]."""
+    words = np.ascontiguousarray(rows).reshape(len(rows), math.prod(rows.shape[1:])).view(np.uint8)
+    return np.array([zlib.crc32(row) for row in words], np.uint32)
+
+
+class Shard:
+    """One file of a cache: `rows` rows of every array in `slices`, read one by one or whole."""
+
+    def __init__(self, path: Path, file: Any):
+        lengths = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}
+        names = [name for name in lengths if not name.endswith(SUMS)]
+        if len(set(lengths.values())) != 1 or {f"{name}{SUMS}" for name in names} != lengths.keys() - set(names):
+            raise KeyError(SUMS)
+        self.path, self.rows = path, next(iter(lengths.values()))
+        self.slices = {name: file.get_slice(name) for name in names}
+        self.sums = {name: file.get_tensor(f"{name}{SUMS}") for name in names}
+
+    def row(self, name: str, number: int) -> np.ndarray:
+        """A row of an array. Raises ValueError, one line, where it is not as it was written."""
+        return self._checked(name, number, number + 1)[0]
+
+    def whole(self, name: str) -> np.ndarray:
+        """All rows of an array."""
+        return self._checked(name, 0, self.rows)
+
+    def _checked(self, name: str, start: int, stop: int) -> np.ndarray:
+        found = self.slices[name][start:stop]
+        if not np.array_equal(checksums(found), self.sums[name][start:stop]):
+            raise ValueError(f"{self.path} is damaged: {name} is not as it was written; remove it and encode again, "
+                             "which makes what is missing")
+        return found
 
 
 def _index(folder: Path) -> tuple[dict[str, str], list[int]]:
@@ -114,11 +152,11 @@ def _index(folder: Path) -> tuple[dict[str, str], list[int]]:
 class CachedArray:
     """One array of a cache: its length, shape and rows. `numpy.asarray` reads it whole."""
 
-    def __init__(self, files: Sequence[Any], name: str, rows: Sequence[int]):
-        self.slices = [file.get_slice(name) for file in files]
-        self.starts = np.cumsum([0, *rows])
-        self.shape = (int(self.starts[-1]), *self.slices[0].get_shape()[1:])
-        kind = self.slices[0][:0].dtype
+    def __init__(self, shards: Sequence[Shard], name: str):
+        self.shards, self.name = shards, name
+        self.starts = np.cumsum([0, *(shard.rows for shard in shards)])
+        self.shape = (int(self.starts[-1]), *shards[0].slices[name].get_shape()[1:])
+        kind = shards[0].slices[name][:0].dtype
         # half floats are a way to store, not to compute: what is served is float32
         self.dtype = np.dtype(np.float32) if kind.itemsize == 2 and kind.kind not in "iu" else kind
 
@@ -134,27 +172,29 @@ class CachedArray:
                 raise IndexError(f"row {index} of a cache of {len(self)}")
             shard = int(np.searchsorted(self.starts, index, side="right")) - 1
             row = index - int(self.starts[shard])
-            rows[place] = self.slices[shard][row : row + 1][0]
+            rows[place] = self.shards[shard].row(self.name, row)
         return rows.reshape(*indices.shape, *self.shape[1:])
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.concatenate([part[:] for part in self.slices]).astype(dtype or self.dtype, copy=False)
+        whole = np.concatenate([shard.whole(self.name) for shard in self.shards])
+        return whole.astype(dtype or self.dtype, copy=False)
 
 
 def _shard(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
-def _open_shard(path: Path, made_of: Mapping[str, str]):
+def _open_shard(path: Path, made_of: Mapping[str, str]) -> Shard:
     try:
         file = safe_open(files.local(path), "numpy")
         theirs = json.loads((file.metadata() or {})["made_of"])
+        shard = Shard(path, file)
     except FileNotFoundError:
         raise ValueError(f"{path} is not there; encode the images again") from None
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
         raise ValueError(f"{path} is no whole shard of a cache ({error}); encode the images again") from None
     _check(path, theirs, made_of)
-    return file
+    return shard
 
 
 def _check(place: Path, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from lgm.casting import cast
-from lgm.data.cache import open_shards
+from lgm.data.cache import Shard, open_shards
 
 FLOATS = ("text", "pooled")  # parts of a row: features [L, D], a vector [P]
 STORED = ("float32", "float16", "bfloat16", "int8")
@@ -69,18 +69,14 @@ class States:
     they are used, and served in the type that they are stored in, int8 in that of the form."""
 
     def __init__(self, folders: Mapping[str | Path, Mapping[str, str]], form: Form, stored: str):
-        self.form, self.name, found = form, " and ".join(map(str, folders)), []
+        self.form, self.name = form, " and ".join(map(str, folders))
         computed = next(form[name][1] for name in FLOATS if name in form)
         self.dtype = np.dtype(computed if stored == "int8" else getattr(ml_dtypes, stored, None) or stored)
         self.width = sum(math.prod(form[name][0]) for name in FLOATS if name in form)
         self.masks = math.prod(form["text_mask"][0]) if "text_mask" in form else 0
-        self.shards, rows = [], []
-        for folder, made_of in folders.items():
-            opened, counts = open_shards(folder, made_of)
-            self.shards += [{name: file.get_slice(name) for name in file.keys()} for file in opened]
-            rows += counts
-        found = np.concatenate([shard["key"][:] for shard in self.shards])
-        self.starts = np.cumsum([0, *rows])
+        self.shards = [shard for folder, made_of in folders.items() for shard in open_shards(folder, made_of)]
+        found = np.concatenate([shard.whole("key") for shard in self.shards])
+        self.starts = np.cumsum([0, *(shard.rows for shard in self.shards)])
         self.order = np.lexsort((found[:, 1], found[:, 0]))
         self.sorted = found[self.order]
         self.nothing = keys([None])[0]
@@ -106,12 +102,12 @@ class States:
             if name not in self.form:
                 continue
             shape = self.form[name][0]
-            values, out_F = shard[name][number : number + 1][0], row_F[start : start + math.prod(shape)]
+            values, out_F = shard.row(name, number), row_F[start : start + math.prod(shape)]
             start += math.prod(shape)
-            if f"{name}_scale" in shard:
-                values = values * shard[f"{name}_scale"][number : number + 1][0][..., None]  # float32
+            if f"{name}_scale" in shard.slices:
+                values = values * shard.row(f"{name}_scale", number)[..., None]  # float32
             if name == "text" and self.masks:
-                mask = shard["text_mask"][number : number + 1][0].astype(bool)
+                mask = shard.row("text_mask", number).astype(bool)
                 out_F[:], whole = 0, out_F.reshape(shape)
                 whole[mask] = values[: mask.sum()].astype(self.dtype)
             elif values.dtype == self.dtype:  # as words: numpy copies floats that are not its own one by one
@@ -123,10 +119,10 @@ class States:
     def mask(self, place: int) -> np.ndarray:
         """bool [1 + L]: whether there is a caption, then which of its tokens count where the network is told."""
         shard, row = self._locate(place)
-        told = [not np.array_equal(shard["key"][row : row + 1][0], self.nothing)]
-        return np.concatenate([told, shard["text_mask"][row : row + 1][0] if self.masks else []]).astype(bool)
+        told = [not np.array_equal(shard.row("key", row), self.nothing)]
+        return np.concatenate([told, shard.row("text_mask", row) if self.masks else []]).astype(bool)
 
-    def _locate(self, place: int):
+    def _locate(self, place: int) -> tuple[Shard, int]:
         shard = int(np.searchsorted(self.starts, place, side="right")) - 1
         return self.shards[shard], int(place - self.starts[shard])
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from lgm import files, weights
 from lgm.casting import cast
-from lgm.config import Config
+from lgm.config import Config, digest
 from lgm.data import Bad, ImageSet, read_cache, write_index, write_shard
 from lgm.data.buckets import Bucketed, Ragged
 from lgm.data.cache import has_shard, read_made_of, verify
@@ -56,7 +56,7 @@ def encode(system: System, frozen, images: ImageSet, folder: Path, bad: Bad, par
             arrays = {name: cast(name, rows, dtype) for name, rows in arrays.items()}
             write_shard(place, number, arrays | {"image": some[good].astype(np.int64)}, of)
         if all(has_shard(place, number, None, of) for number in shards):
-            write_index(place, len(shards), of)
+            write_index(place, len(shards), of, config=digest(system.config))
             verify(place)
         else:
             complete = False
@@ -96,8 +96,8 @@ def encode_text(system: System, frozen, captions: Iterable[str], folder: Path, p
     stored = stored or system.config.model.dtype
     different = sorted(set(captions), key=lambda caption: (len(caption), caption))  # of like lengths in a shard
     named = [None, *different] if nothing else different
-    digest = hashlib.sha256(b"".join(keys(named))).hexdigest()[:16]
-    of = cached_text.made_of(system.config.text.folder, system.folder, form) | {"captions": digest, "stored": stored}
+    listed = hashlib.sha256(b"".join(keys(named))).hexdigest()[:16]
+    of = cached_text.made_of(system.config.text.folder, system.folder, form) | {"captions": listed, "stored": stored}
     rows = max(1, min(rows, TEXT_SHARD // row_bytes(form, stored)))
     shards = range(-(-len(named) // rows))
     for number in shards:
@@ -106,7 +106,7 @@ def encode_text(system: System, frozen, captions: Iterable[str], folder: Path, p
             write_shard(folder, number, {"key": keys(some)} | packed(states(system, frozen, some), stored), of)
     complete = all(has_shard(folder, number, None, of) for number in shards)
     if complete:
-        write_index(folder, len(shards), of)
+        write_index(folder, len(shards), of, config=digest(system.config))
         verify(folder)
     return len(named), complete
 

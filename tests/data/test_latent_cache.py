@@ -79,6 +79,17 @@ def test_a_damaged_shard_or_index_is_named(tmp_path):
     assert "shard-00002.safetensors is no whole shard" in refused(tmp_path)
     shard.write_bytes((tmp_path / "shard-00001.safetensors").read_bytes())
     assert "shard-00002.safetensors is not the shard that index.json counts" in refused(tmp_path)
+    fill(tmp_path)
+    write_index(tmp_path, 3, MADE_OF)
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1  # in the last array's last row, which its header does not tell
+    shard.write_bytes(content)
+    for name, cached in read_cache(tmp_path, MADE_OF).items():
+        np.asarray(cached[np.arange(11)])
+        if name == "latent":
+            for read in (np.asarray, lambda array: array[np.array([11])]):
+                with pytest.raises(ValueError, match="shard-00002.safetensors is damaged: latent is not as it was wri"):
+                    read(cached)
     (tmp_path / "index.json").write_text("[]")
     assert "is no cache's index" in refused(tmp_path)
 

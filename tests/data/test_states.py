@@ -56,7 +56,7 @@ def test_tokens_that_do_not_count_are_not_kept(tmp_path):
     np.testing.assert_array_equal(chosen.masks(), np.concatenate([[[True], [True]], mask], 1))
     text = np.asarray(chosen)[:, :20].reshape(2, 5, 4)
     np.testing.assert_array_equal(text, np.where(mask[:, :, None], truth["text"][[1, 4]], 0))
-    assert [shard["text"].get_shape()[1] for shard in states.shards] == [2, 4]  # the longest of each
+    assert [shard.slices["text"].get_shape()[1] for shard in states.shards] == [2, 4]  # the longest of each
 
 
 def test_a_caption_that_is_not_there_is_named(tmp_path):
@@ -79,5 +79,5 @@ def test_bytes_of_a_row_are_those_on_disk(tmp_path):
     for stored in STORED:
         _, states = made(tmp_path / stored, stored)
         shard = states.shards[1]
-        sizes = [np.asarray(shard[name][:1]).nbytes for name in shard if name != "key"]
+        sizes = [shard.row(name, 0).nbytes for name in shard.slices if name != "key"]
         assert row_bytes(FORM, stored) == sum(sizes)
