@@ -207,7 +207,7 @@ def _captioned(rows: Rows, field: str | tuple[str, ...], source: str, bad: Bad) 
     for name in rows.captioned:
         if name not in rows.fields:
             raise ValueError(f"config.data.caption={field!r}: {source} has no such text{near_miss(name, rows.fields)}")
-    told = np.array([bool(texts) for texts in rows.choices()])
+    told = rows.told()
     if told.all() or (plain and not told.any()):
         return rows
     for place in np.flatnonzero(~told).tolist():

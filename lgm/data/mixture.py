@@ -61,7 +61,7 @@ def mixture(sets: Mapping[str, ImageSet]) -> ImageSet:
 
     Raises ConfigError, one line, where one has captions and another has not.
     """
-    told = {name: any(images.rows.choices()) for name, images in sets.items() if images.rows.captioned}
+    told = {name: bool(images.rows.told().any()) for name, images in sets.items() if images.rows.captioned}
     if any(told.values()) and not all(told.values()):
         silent = next(name for name, some in told.items() if not some)
         other = next(name for name, some in told.items() if some)

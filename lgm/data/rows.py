@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-CHUNK = 1 << 16  # rows that are dicts at one time while columns are built
+CHUNK = 1 << 14  # rows that are dicts at one time while columns are built
 PLAIN = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 JSON = {b"json": b"1"}
 JOINED_FROM, RECORD = "_from", "_record"  # columns of joined tables: number of the set, of the record in its source
@@ -69,6 +70,19 @@ class Rows(Sequence):
         columns = [self.values(field, places) for field in self.captioned if field in self.table.column_names]
         return [[text for value in values for text in texts_of(value)] for values in zip(*columns, strict=True)
                 ] if columns else [[]] * count  # fmt: skip
+
+    def told(self) -> np.ndarray:
+        """Whether each row has a caption: bool [N], by columns, or some rows at a time where they are no plain text."""
+        columns = [field for field in self.captioned if field in self.table.column_names]
+        if all(self.table[field].type == PLAIN[str] and not self.is_json(field) for field in columns):
+            found = np.zeros(len(self), bool)
+            for field in columns:
+                texts = self.table[field] if self.whole else self.table[field].take(pa.array(self.numbers))
+                said = pc.not_equal(pc.utf8_trim_whitespace(texts), "")
+                found |= said.fill_null(False).to_numpy()
+            return found
+        places = (np.arange(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK))
+        return np.array([bool(texts) for some in places for texts in self.choices(some)], bool)
 
     def values(self, field: str, places: np.ndarray | None = None) -> list[Any]:
         """A column's values, None where a row has none."""
