@@ -129,14 +129,14 @@ def _tensorflow(path, side, size, count, antialias=True):
     return data.as_numpy_iterator
 
 
-def table(sides, times, images, size, rounds):
+def table(sides, times, forms, images, size, rounds):
     """Print every loader's speed; {side: lgm's images a second of one core for JPEG of the smallest `times`}."""
     loaders = [name for name, package in NEEDS.items() if find_spec(package)]
     print(f"{cores()} cores; images a second (in brackets: of one core's time), {size} a batch")
     print(f"{'':36s}" + "".join(f"{name:>18s}" for name in loaders) + "    lgm / best of torch and tf")
     speeds = {}
     for side in sides:
-        for form, times_side in ((form, by) for form in FORMATS for by in times):
+        for form, times_side in ((form, by) for form in forms for by in times):
             count = max(images * 256 // side, 2 * size)
             with tempfile.TemporaryDirectory() as folder:
                 root = Path(folder)
@@ -235,6 +235,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", default="256,512,1024", help="trained sizes in pixels (default: 256,512,1024)")
     parser.add_argument("--times", default="1.25,3", help="sides of the files over those (default: 1.25,3)")
+    parser.add_argument("--formats", default=",".join(FORMATS), help="of the files (default: jpeg,png,webp)")
     parser.add_argument("--images", type=int, default=400, help="of 256 px in a round, fewer of more (default: 400)")
     parser.add_argument("--rounds", type=int, default=2, help="of which the best counts (default: 2)")
     parser.add_argument("--batch", type=int, default=16)
@@ -251,8 +252,8 @@ def main():
         rows(arguments.rows)
     else:
         numbers = lambda words, kind: [kind(word) for word in words.split(",")]
-        feeding(table(numbers(arguments.sides, int), numbers(arguments.times, float), arguments.images,
-                      arguments.batch, arguments.rounds))
+        feeding(table(numbers(arguments.sides, int), numbers(arguments.times, float), arguments.formats.split(","),
+                      arguments.images, arguments.batch, arguments.rounds))
     return 0
 
 

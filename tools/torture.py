@@ -7,7 +7,8 @@ while it starts, compiles, trains, writes a checkpoint or ends; the same command
 its end, its newest checkpoint (parameters, both moments, EMA, position in the data) must have the undisturbed run's
 bits, its metrics must be the same but for speeds, and each step must have seen the same images, in every epoch each
 image once; then the next lap begins, until all signals are sent. Of several processes a signal hits one, its supervisor
-or its worker. Prints one JSON line of what was done; exit code 1 where anything differs.
+or its worker. With --buckets it is flags of two shapes that are trained on, read and scaled in every step, each batch
+of one shape. Prints one JSON line of what was done; exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 CONFIG = """
@@ -44,6 +46,13 @@ def get_config():
         log=dict(every_images=8, checkpoint_every_images=12),
     ))
 """
+# of one shape 4 flags, of another 12: an epoch is 4 batches, and after any number of them each was seen as often
+BUCKETS = (
+    ('where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses")',
+     'source="flags", where=dict(code="be ch ne np ad ae af ag ai al am ao ar as at au".split()), '
+     'heldout_where=dict(code=["mc", "va", "us"]), buckets=16, latents="step"'),
+    ("position_size=8, base_size=8", "position_size=16, base_size=8"),
+)
 # what no two runs have in common
 SPEEDS = ("images_per_second", "tflops_per_second", "executed_", "mfu", "goodput", "seconds/")
 MOMENTS = ("any", "training", "saving", "saved")
@@ -59,6 +68,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs (default: 50)")
     parser.add_argument("--terms", type=int, default=20, help="SIGTERMs (default: 20)")
     parser.add_argument("--processes", default="1,2", help="share the signals between runs of so many (default: 1,2)")
+    parser.add_argument("--buckets", action="store_true", help="train on images of two shapes")
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args()
     counts = [int(word) for word in words.processes.split(",")]
@@ -66,18 +76,27 @@ def main() -> int:
     found = []
     for place, count in enumerate(counts):
         share = lambda total, place=place: total // len(counts) + (place < total % len(counts))
-        found.append(torture(Path(words.workdir) / f"{count}", count, share(words.kills), share(words.terms),
-                             random.Random(words.seed + count)))
+        found.append(torture(Path(words.workdir) / f"{count}", config_text(words.buckets), count, share(words.kills),
+                             share(words.terms), random.Random(words.seed + count)))
     wrong = [line for part in found for line in part["wrong"]]
     print(json.dumps({"runs": found, "wrong": len(wrong)}))
     return 1 if wrong else 0
 
 
-def torture(folder: Path, count: int, kills: int, terms: int, rng: random.Random) -> dict:
+def config_text(buckets: bool, *others: tuple[str, str]) -> str:
+    """The config, on images of one shape or of two, with other pieces of its text replaced."""
+    text = CONFIG
+    for old, new in (*(BUCKETS if buckets else ()), *others):
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+def torture(folder: Path, page: str, count: int, kills: int, terms: int, rng: random.Random) -> dict:
     """Laps of a run on `count` processes until so many signals have hit it; what they were and what went wrong."""
     folder.mkdir(parents=True)
     config = folder / "config.py"
-    config.write_text(CONFIG)
+    config.write_text(page)
     alone = folder / "undisturbed"
     codes, text = end(start(config, alone, count))  # fills the compilation cache too
     assert codes == [0] * count, text
@@ -254,12 +273,13 @@ def kinds(run: Path) -> set[str]:
     return {name.partition(".tfevents")[0] for name in names if not name.startswith(("checkpoints/", "."))}
 
 
-def images(run: Path) -> tuple[dict[int, list[int]], list[int]]:
-    """(step -> the images it saw, all processes' together, steps that saw others when they were done again)."""
+def images(run: Path) -> tuple[dict[int, list[str]], list[int]]:
+    """(step -> the images it saw, all processes' together, steps that saw others when they were done again); an image
+    is its number and a sum of its pixels and tokens, where these are in the batch."""
     saw = collections.defaultdict(lambda: collections.defaultdict(set))  # (step, processes) -> process -> what it took
     for line in run.with_suffix(".images").read_text().splitlines():
-        count, process, step, *indices = map(int, line.split())
-        saw[step, count][process].add(tuple(indices))
+        count, process, step = map(int, line.split()[:3])
+        saw[step, count][process].add(tuple(line.split()[3:]))
     whole, odd = {}, set()
     for (step, count), shares in sorted(saw.items()):
         odd |= {step} if any(len(each) > 1 for each in shares.values()) else set()
@@ -287,7 +307,9 @@ def worker(log: Path, argv: list[str]) -> int:
     put, at_step, taken = loop.put_batch, member.at_step, []
 
     def putting(layout, batch):
-        taken[:] = batch["index"].tolist()
+        exact = [batch[name] for name in ("image", "tokens") if name in batch]
+        taken[:] = [f"{index}:{zlib.crc32(b''.join(part[row].tobytes() for part in exact)):08x}"
+                    for row, index in enumerate(batch["index"].tolist())]
         return put(layout, batch)
 
     def stepping(step):

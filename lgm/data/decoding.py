@@ -16,7 +16,7 @@ _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: 
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}  # fmt: skip
 # those of lgm.data.sources.IMAGES; Pillow reads more, some by a program (PostScript by Ghostscript)
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
 MOST_PIXELS = 1 << 27  # of an image that is decoded: 400 MB in RGB
 _PROFILED = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}  # colour spaces of profiles
 
@@ -46,16 +46,18 @@ def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> I
     """
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
-            # a large JPEG is decoded at the smallest scale that covers the size: 12 MP to 512 px in 65 ms, not 360; of
-            # others nothing is asked before they are read, for a PNG is read to find its EXIF, and only once says that
-            # it is damaged
-            if size is not None and image.format in ("JPEG", "MPO"):
-                image.draft(None, size if _orientation(image) in SIDEWAYS else size[::-1])
+            # of others than JPEG nothing is asked before they are read: a PNG is read to find its EXIF, and says only
+            # once that it is damaged; a TIFF is turned by Pillow as it is read
+            jpeg = image.format in ("JPEG", "MPO")
+            turn = _orientation(image) if jpeg else None
+            if size is not None and jpeg:
+                # a large one is decoded at the smallest scale that covers the size: 12 MP to 512 px in 65 ms, not 360
+                image.draft(None, size if turn in SIDEWAYS else size[::-1])
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
             image.load()
             profile = image.info.get("icc_profile")
-            turn = _TURNS.get(_orientation(image))  # what is left of it: Pillow turns a TIFF as it reads it
+            turn = _TURNS.get(turn if jpeg else _orientation(image))
             image = _in_rgb(_eight_bits(image), profile)
             # not ImageOps.exif_transpose, which writes the EXIF anew and fails where any of it is malformed
             return image if turn is None else image.transpose(turn)
