@@ -188,6 +188,19 @@ def feeding(speeds):
                 f"{chip} {rate:7.1f}/s, {rate / speeds[side]:5.2f} cores" for chip, rate in rates.items()))
 
 
+def python_alone(count=400):
+    """Print what Python itself takes of an image, seen where there are next to no pixels."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = write(Path(folder), list(photographs(20, 20)), "jpeg")
+        images = open_images(str(places["folder"]), resolution=16)
+        start = time.process_time()
+        for number in range(count):
+            images.image(number % 20)
+        seconds = (time.process_time() - start) / count
+    print(f"\nPython holds its lock at most {1e3 * seconds:.2f} ms an image: one process serves up to "
+          f"{1 / seconds:,.0f} a second, on however many cores")
+
+
 def rows(count, processes=4):
     """Print what it costs several processes at once to open a table of so many lines that name a few files."""
     write_table = {"jsonl": _json_lines, "csv": pc.write_csv, "parquet": pq.write_table}
@@ -254,6 +267,7 @@ def main():
         numbers = lambda words, kind: [kind(word) for word in words.split(",")]
         feeding(table(numbers(arguments.sides, int), numbers(arguments.times, float), arguments.formats.split(","),
                       arguments.images, arguments.batch, arguments.rounds))
+        python_alone()
     return 0
 
 
