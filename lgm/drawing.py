@@ -166,12 +166,12 @@ def _encode_posterior(system: System, frozen, images):
 
 
 def encode_all(system: System, frozen, images, count: int | None = None, size: int = 64,
-               shape: tuple[int, int] | None = None) -> np.ndarray:
+               shape: tuple[int, int] | None = None, flipped: bool = False) -> np.ndarray:
     """Standardised latents [N, h, w, c] of a whole image set in `shape` = (H, W), by default the config's resolution,
-    encoded in chunks of one shape."""
+    encoded in chunks of one shape; of the images `flipped`, left to right, where that is asked for."""
     count = len(images) if count is None else count
     pixels = images.take(range(count)).images(shape) if count else np.zeros((0, 1, 1, 3), np.uint8)
-    return encode_pixels(system, frozen, pixels, shape, size)
+    return encode_pixels(system, frozen, pixels[:, :, ::-1] if flipped else pixels, shape, size)
 
 
 def encode_pixels(system: System, frozen, pixels: np.ndarray, shape: tuple[int, int] | None = None,

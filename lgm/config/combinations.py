@@ -72,10 +72,11 @@ def _check_varying(config: Config, autoencoder: bool) -> None:
         need(data.tags is None, "config.data.tags is for denoisers; an autoencoder reads no captions")
         need(data.posterior == "mean", f"config.data.posterior={data.posterior!r} is for denoisers; leave it out")
         return
-    for name, value in (("flip", True), ("random_crop", True), ("posterior", "sample")):
-        need(getattr(data, name) != value or data.latents == "step" or data.cache,
-             f"config.data.{name}={value!r} needs config.data.latents='step' or a config.data.cache: latents in memory "
-             "are of each image once and as it is")
+    need(not data.random_crop or data.latents == "step",
+         "config.data.random_crop=True needs config.data.latents='step': others are of images cut in the middle")
+    need(data.posterior == "mean" or data.latents == "step" or data.cache,
+         f"config.data.posterior={data.posterior!r} needs config.data.latents='step' or a config.data.cache: latents "
+         "in memory are means")
     need(not data.varying or losses.loss(config.loss.name).teacher != "pairs",
          f"config.data.{', '.join(data.varying)} does not go with config.loss.name={config.loss.name!r}, which learns "
          "from pairs that its teacher draws once; leave it out")

@@ -87,7 +87,8 @@ class Data:
     before; held-out images are as they are, and called by their first caption. `posterior` says what of the
     autoencoder's posterior a latent is each time: its mean, or a sample; held-out images' are means.
 
-    `latents` says when images become latents: "memory" encodes the whole set at the start, "step" in every train step.
+    `latents` says when images become latents: "memory" encodes the whole set at the start, flipped too with `flip`, and
+    "step" encodes in every train step.
     `cache` is a folder that `lgm encode` made of this config: latents and what frozen text encoders say of captions are
     read from it, and neither images nor those networks are; flips and samples of the posterior where it was made with
     `flip` and `posterior`.

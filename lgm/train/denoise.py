@@ -61,11 +61,13 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     else:
         captions_of, length = feeding.captions_of(config, images.rows), len(images)
         said = feeding.said(images, np.linspace(0, length - 1, min(length, CHECKED)).astype(int))
-        arrays = {"latent": feeding.latents(system, frozen, images, buckets)} if in_memory and not from_cache else {}
+        arrays = {}
+        if in_memory and not from_cache:
+            kept = feeding.latents(system, frozen, images, buckets)
     if config.loss.asks:
         frozen = frozen | {"teacher": teacher.params}
     derived = feeding.conditioning(system, captions_of, feeding.told_sizes(system, images, buckets))
-    if from_cache and not arrays:
+    if kept is not None and not arrays:
         told, latents = derived, feeding.served(config, kept)
         derived = lambda indices, servings: told(indices, servings) | latents(indices, servings)
     system.tokenize(said)  # what no tokenizer takes, and no cache has, is refused at once

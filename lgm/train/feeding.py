@@ -40,13 +40,18 @@ def buckets_of(config: Config, images: ImageSet) -> Bucketed | None:
     return None if step is None else bucketed(images.sizes(), config.data.resolution, step)
 
 
-def latents(system: System, frozen, images: ImageSet, buckets: Bucketed | None):
-    """Standardised latents of all images, rows of which are taken by their indices."""
-    if buckets is None:
-        return encode_all(system, frozen, images)
-    parts = [encode_all(system, frozen, images.take(buckets.members(group)), shape=size)
-             for group, size in enumerate(buckets.sizes)]
-    return Ragged(parts, buckets.groups)
+def latents(system: System, frozen, images: ImageSet, buckets: Bucketed | None) -> dict[str, Any]:
+    """Standardised latents of all images, as `served` takes them: "latent" and, where images are flipped,
+    "flipped_latent", rows of which are taken by their indices."""
+    def of_all(flipped: bool):
+        if buckets is None:
+            return encode_all(system, frozen, images, flipped=flipped)
+        parts = [encode_all(system, frozen, images.take(buckets.members(group)), shape=size, flipped=flipped)
+                 for group, size in enumerate(buckets.sizes)]
+        return Ragged(parts, buckets.groups)
+
+    flips = {"flipped_latent": of_all(True)} if system.config.data.flip else {}
+    return {"latent": of_all(False)} | flips
 
 
 def view_of(config: Config, serving: int) -> View:
@@ -80,8 +85,8 @@ def conditioning(system: System, captions_of: Callable[[np.ndarray, np.ndarray],
 
 
 def served(config: Config, kept: Mapping[str, Any]) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
-    """`latents(indices, servings)` of what a cache has: "latent" and, where samples of the posterior are asked for,
-    "log_variance", those of the flipped image where one is served."""
+    """`latents(indices, servings)` of what a cache or the memory has: "latent" and, where samples of the posterior are
+    asked for, "log_variance", those of the flipped image where one is served."""
     names = ("latent", "log_variance") if config.data.posterior == "sample" else ("latent",)
 
     def rows(indices: np.ndarray, servings: np.ndarray) -> dict[str, np.ndarray]:

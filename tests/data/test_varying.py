@@ -171,7 +171,6 @@ def test_a_list_of_captions_or_several_fields_and_the_first_stands_for_them(phot
 
 
 @pytest.mark.parametrize(("change", "line"), [
-    (dict(data=dict(latents="memory", flip=True)), "config.data.flip=True needs config.data.latents='step'"),
     (dict(data=dict(latents="memory", random_crop=True)), "config.data.random_crop=True needs config.data.latents="),
     (dict(data=dict(latents="memory", random_crop=True, cache="kept")), "config.data.random_crop=True does not"),
     (dict(data=dict(posterior="sample", latents="memory")), "config.data.posterior='sample' needs config.data."),

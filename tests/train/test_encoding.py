@@ -57,13 +57,14 @@ def test_training_from_a_cache_is_training_from_pixels(tmp_path, capsys):
         verify(index.parent)
 
 
-def test_flips_and_samples_of_the_posterior_from_a_cache_are_those_of_pixels(tmp_path):
+def test_flips_and_samples_of_the_posterior_from_a_cache_or_memory_are_those_of_pixels(tmp_path):
     data = {**CONFIG["data"], "where": {"code": ["au", "aw", "ax", "az", "be", "ch"]}, "flip": True, "resolution": 32,
             "buckets": None, "posterior": "sample", "latents": "step"}  # fmt: skip
     page, cache = tmp_path / "page.json", str(tmp_path / "cache")
     page.write_text(json.dumps(schema.to_dict(schema.from_dict({**CONFIG, "data": data}))))
     assert main(["encode", f"--config={page}", f"--out={cache}"]) == 0
     ours, theirs = made(tmp_path, **data | dict(cache=cache, latents="memory")), made(tmp_path, **data)
+    memory = made(tmp_path, **data | dict(posterior="mean", latents="memory"))
     config = schema.from_dict({**CONFIG, "data": data})
     system, frozen = build_system(config)
     params = system.init(jax.random.key(0))
@@ -72,6 +73,7 @@ def test_flips_and_samples_of_the_posterior_from_a_cache_are_those_of_pixels(tmp
         a, b = next(ours.batches), next(theirs.batches)
         mean, logvar = encode_posterior(system, frozen, b["image"])
         np.testing.assert_allclose(a["latent"], mean, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(next(memory.batches)["latent"], mean, rtol=0, atol=1e-5)
         np.testing.assert_allclose(a["log_variance"], logvar, rtol=0, atol=1e-4)
         turned += sum(feeding.view_of(config, number).flipped for number in range(4 * step, 4 * step + 4))
     assert 0 < turned < 24
