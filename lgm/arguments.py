@@ -27,8 +27,8 @@ EXAMPLES = {
     "config": "lgm config\n"
               "         lgm config --config=configs/quickstart.py --diff",
     "presets": "lgm presets",
-    "encode": "lgm encode --config=configs/flags.py --out=caches/flags\n"
-              "         lgm encode --config=configs/flags.py --out=caches/flags --part=0/4",
+    "encode": "lgm encode --config=configs/flags.py --out=caches/flags --part=0/4\n"
+              "         lgm encode --config=configs/pod.py:flux_dev --out=gs://bucket/cache --text-dtype=bfloat16",
     "data": "lgm data photos --caption=description --resolution=1024 --sheet=photos.png\n"
             "         lgm data --config=configs/emoji.py --config.data.flip=True",
     "inspect": "lgm inspect --preset=flux_dev --preset=t5_v1_1_xxl\n"
@@ -156,7 +156,8 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     encode.add_argument("--out", required=True, help="the cache's folder")
     encode.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side")
-    encode.add_argument("--rows", type=int, default=1024, help="images a shard (default: 1024)")
+    encode.add_argument("--rows", type=int, default=1024,
+                        help="images or captions a shard, of text at most 512 MB (default: 1024)")
     encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of latents on disk")
     encode.add_argument("--text-dtype", choices=("float32", "float16", "bfloat16", "int8"),
                         help="of what frozen text encoders say, on disk (default: what they compute in, which loses "

@@ -23,6 +23,7 @@ from lgm.data.states import STORED, packed, row_bytes  # noqa: E402
 from lgm.models import Conditioning, build, family  # noqa: E402
 from lgm.parsing import as_dict  # noqa: E402
 from lgm.planning.abstract import abstract_system  # noqa: E402
+from lgm.systems.cached_text import reached  # noqa: E402
 
 SYSTEMS = {  # title: (family, preset, side in pixels)
     "SD1.5": ("unet", "sd15", 512), "SDXL": ("unet", "sdxl", 1024), "SD3-medium": ("mmdit", "sd3_medium", 1024),
@@ -52,11 +53,13 @@ def sizes() -> None:
         system = abstract_system(config)[0]
         height, width, channels = system.latent_shape()
         form = dict(system.folder.form)
+        cells = reached(system.folder.folder)
         if masked := "text_mask" in form:
             length, wide = form["text"][0]
             form["text"] = (COUNTED, wide), form["text"][1]
-        gigabytes = [2e-3 * height * width * channels, 4e-3 * height * width * channels,
-                     *(1e-3 * row_bytes(form, stored) for stored in ("bfloat16", "int8", "float32"))]  # fmt: skip
+        latents = 1e-3 * height * width * channels
+        gigabytes = [2 * latents, 4 * latents, *(1e-3 * row_bytes(form, stored, cells)
+                                                 for stored in ("bfloat16", "int8", "float32"))]  # fmt: skip
         note = f" ({COUNTED} of {length} tokens)" if masked else ""
         print(f"| {title}, {side} px{note} | " + " | ".join(f"{size:,.0f}" for size in gigabytes) + " |")
 

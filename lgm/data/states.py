@@ -30,11 +30,12 @@ def keys(captions: Sequence[str | None]) -> np.ndarray:
     return np.frombuffer(b"".join(map(of, captions)), "<u8").reshape(-1, 2)
 
 
-def packed(states: Mapping[str, np.ndarray], stored: str) -> dict[str, np.ndarray]:
+def packed(states: Mapping[str, np.ndarray], stored: str, reached: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The arrays of a shard, of states "text" [N, L, D], "pooled" [N, P] and "text_mask" [N, L], as there are.
 
-    With a mask "text" becomes [N, M, D] of the M tokens that the longest has, those that count first. Raises
-    ValueError, one line, where `stored` cannot hold a value.
+    With a mask "text" becomes [N, M, D] of the M tokens that the longest has, those that count first; with `reached`,
+    bool [L, D], [N, K] of where that is True, the rest being zeros. Raises ValueError, one line, where `stored` cannot
+    hold a value.
     """
     arrays = {name: states[name] for name in (*FLOATS, "text_mask") if name in states}
     if "text_mask" in arrays:
@@ -47,6 +48,8 @@ def packed(states: Mapping[str, np.ndarray], stored: str) -> dict[str, np.ndarra
             kept[name], kept[f"{name}_scale"] = quantized(cast(name, rows, np.float32))
         else:
             kept[name] = cast(name, rows, getattr(ml_dtypes, stored, None) or np.dtype(stored))
+    if reached is not None:
+        kept["text"] = kept["text"][:, reached]
     return kept
 
 
@@ -56,20 +59,22 @@ def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(rows / np.where(scale > 0, scale, 1)[..., None]).astype(np.int8), scale.astype(np.float32)
 
 
-def row_bytes(form: Form, stored: str) -> int:
+def row_bytes(form: Form, stored: str, reached: np.ndarray | None = None) -> int:
     """Bytes on disk of a caption all of whose tokens are kept."""
     each = 1 if stored == "int8" else 2 if stored.endswith("16") else 4
     shapes = [form[name][0] for name in FLOATS if name in form]
     scales = sum(4 * math.prod(shape[:-1]) for shape in shapes) if stored == "int8" else 0
-    return each * sum(map(math.prod, shapes)) + scales + math.prod(form.get("text_mask", ((0,),))[0])
+    zeros = 0 if reached is None else int((~reached).sum())
+    return each * (sum(map(math.prod, shapes)) - zeros) + scales + math.prod(form.get("text_mask", ((0,),))[0])
 
 
 class States:
     """The rows of complete caches, all of one form. Captions are looked up when they are asked for, rows are read when
     they are used, and served in the type that they are stored in, int8 in that of the form."""
 
-    def __init__(self, folders: Mapping[str | Path, Mapping[str, str]], form: Form, stored: str):
-        self.form, self.name = form, " and ".join(map(str, folders))
+    def __init__(self, folders: Mapping[str | Path, Mapping[str, str]], form: Form, stored: str,
+                 reached: np.ndarray | None = None):
+        self.reached, self.form, self.name = reached, form, " and ".join(map(str, folders))
         computed = next(form[name][1] for name in FLOATS if name in form)
         self.dtype = np.dtype(computed if stored == "int8" else getattr(ml_dtypes, stored, None) or stored)
         self.width = sum(math.prod(form[name][0]) for name in FLOATS if name in form)
@@ -104,6 +109,9 @@ class States:
             shape = self.form[name][0]
             values, out_F = shard.row(name, number), row_F[start : start + math.prod(shape)]
             start += math.prod(shape)
+            if name == "text" and self.reached is not None:
+                values, cells = np.zeros(shape, values.dtype), values
+                values[self.reached] = cells
             if f"{name}_scale" in shard.slices:
                 values = values * shard.row(f"{name}_scale", number)[..., None]  # float32
             if name == "text" and self.masks:

@@ -17,7 +17,7 @@ import numpy as np
 from lgm import files
 from lgm.data.cache import read_made_of
 from lgm.data.states import FLOATS, STORED, Chosen, Form, States
-from lgm.models import Conditioning, Params
+from lgm.models import Conditioning, Model, Params
 from lgm.systems.release import TEXT
 from lgm.systems.text import FolderText, run_encoder, told
 
@@ -54,7 +54,7 @@ class CachedText:
 
     def condition(self, params: Mapping[str, Params] | None, row_BF: jax.Array, mask_BK: jax.Array) -> Conditioning:
         """What the denoiser is told of captions' rows; no parameter is needed."""
-        pipeline, count, parts, start = self.folder.pipeline, len(row_BF), {}, 0
+        count, parts, start = len(row_BF), {}, 0
         for name in FLOATS:
             if name in self.form:
                 shape, dtype = self.form[name]
@@ -63,19 +63,9 @@ class CachedText:
                 start = end
         if "text_mask" in self.form:
             parts["text_mask"] = mask_BK[:, 1:]
-        blank = jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), self._outputs)
-        ids = {place: jnp.zeros((count, length), jnp.int32) for place, length in self.folder.lengths.items()}
-        rest = told(pipeline, blank.__getitem__, ids, self.folder.size, pipeline.defaults.guidance)
+        # zeros stand for what the encoders say, for sizes and scales to be told, which do not depend on it
+        rest = _filled(self.folder, 0, count)
         return self.folder.with_nothing(dataclasses.replace(rest, **parts), mask_BK[:, 0])
-
-    @functools.cached_property
-    def _outputs(self) -> dict[str, Any]:
-        """Shapes of what each text encoder makes of one caption: zeros of them stand for it where sizes and scales,
-        which do not depend on it, are told."""
-        ids = {place: jax.ShapeDtypeStruct((1, length), jnp.int32) for place, length in self.folder.lengths.items()}
-        models = {place: self.folder.pipeline.models[place] for place in ids}
-        return {place: jax.eval_shape(functools.partial(run_encoder, model), model.abstract(), ids[place])
-                for place, model in models.items() if place in self.folder.pipeline.tokenizers}
 
 
 def has_encoders(text: FolderText | None) -> bool:
@@ -90,6 +80,28 @@ def form_of(text: FolderText) -> Form:
     cond = jax.eval_shape(text.condition, params, ids, mask)
     found = {name: getattr(cond, name) for name in (*FLOATS, "text_mask")}
     return {name: (part.shape[1:], np.dtype(part.dtype)) for name, part in found.items() if part is not None}
+
+
+def reached(text: FolderText) -> np.ndarray | None:
+    """Where in the features [L, D] the text encoders' words stand: bool, None for everywhere. SD3 fills CLIP's with
+    zeros to the width of T5's, and has zeros in the place of a T5 that its folder has not; those need not be kept."""
+    found = np.asarray(_filled(text, 1, 1).text[0] != 0)
+    return None if found.all() else found
+
+
+def _filled(text: FolderText, value: float, count: int) -> Conditioning:
+    """The conditioning of `count` captions of which the text encoders say nothing but `value`."""
+    ids = {place: jnp.zeros((count, length), jnp.int32) for place, length in text.lengths.items()}
+    fill = lambda found: jax.tree.map(lambda a: jnp.full((count, *a.shape[1:]), value, a.dtype), found)
+    return told(text.pipeline, lambda place: fill(_output(text.pipeline.models[place], text.lengths[place])), ids,
+                text.size, text.pipeline.defaults.guidance)
+
+
+@functools.lru_cache(maxsize=8)
+def _output(model: Model, length: int) -> Any:
+    """Shapes of what a text encoder makes of one caption."""
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    return jax.eval_shape(functools.partial(run_encoder, model), model.abstract(), ids)
 
 
 def made_of(source: str, text: FolderText, form: Form) -> dict[str, str]:
@@ -127,5 +139,5 @@ def open_cached_text(cache: str, source: str, text: FolderText) -> CachedText:
     if len(stored) != 1 or not stored <= set(STORED):
         raise ValueError(f"the states of text in {cache} are kept as {' and as '.join(sorted(map(str, stored)))}; "
                          "encode with this config again")
-    states = States(folders, form, stored.pop())
+    states = States(folders, form, stored.pop(), reached(text))
     return CachedText(text, form, states, states.dtype)

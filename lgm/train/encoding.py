@@ -98,12 +98,14 @@ def encode_text(system: System, frozen, captions: Iterable[str], folder: Path, p
     named = [None, *different] if nothing else different
     listed = hashlib.sha256(b"".join(keys(named))).hexdigest()[:16]
     of = cached_text.made_of(system.config.text.folder, system.folder, form) | {"captions": listed, "stored": stored}
-    rows = max(1, min(rows, TEXT_SHARD // row_bytes(form, stored)))
+    reached = cached_text.reached(system.folder)
+    rows = max(1, min(rows, TEXT_SHARD // row_bytes(form, stored, reached)))
     shards = range(-(-len(named) // rows))
     for number in shards:
         if number % parts == part and not has_shard(folder, number, None, of):
             some = named[number * rows : (number + 1) * rows]
-            write_shard(folder, number, {"key": keys(some)} | packed(states(system, frozen, some), stored), of)
+            found = packed(states(system, frozen, some), stored, reached)
+            write_shard(folder, number, {"key": keys(some)} | found, of)
     complete = all(has_shard(folder, number, None, of) for number in shards)
     if complete:
         write_index(folder, len(shards), of, config=digest(system.config))

@@ -59,6 +59,20 @@ def test_tokens_that_do_not_count_are_not_kept(tmp_path):
     assert [shard.slices["text"].get_shape()[1] for shard in states.shards] == [2, 4]  # the longest of each
 
 
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_zeros_that_a_system_always_has_are_not_kept(tmp_path, stored):
+    reached = np.arange(4) < np.array([2, 2, 4, 4, 0])[:, None]  # a narrow encoder, a wide one, one that is not there
+    text = np.where(reached, np.random.default_rng(0).normal(size=(2, 5, 4)), 0).astype(np.float32)
+    rows = packed({"text": text}, stored, reached)
+    write_shard(tmp_path, 0, {"key": keys(["a", "b"])} | rows, MADE_OF)
+    write_index(tmp_path, 1, MADE_OF)
+    form = {"text": FORM["text"]}
+    got = np.asarray(States({tmp_path: MADE_OF}, form, stored, reached).find(["b", "a"])).reshape(2, 5, 4)
+    np.testing.assert_allclose(got, text[::-1], rtol=0, atol=0.01 if stored == "int8" else 0)
+    assert not got[:, ~reached].any()
+    assert row_bytes(form, stored, reached) == sum(array[0].nbytes for array in rows.values())
+
+
 def test_a_caption_that_is_not_there_is_named(tmp_path):
     _, states = made(tmp_path, "float32")
     with pytest.raises(ValueError, match=r"the caption 'a bird' is not in .*; encode with this config again") as caught:
