@@ -17,6 +17,9 @@ from lgm.data.varying import View, caption, view
 from lgm.drawing import encode_all
 from lgm.system import System
 
+NOT_LOOKED = ("near duplicates of held-out images are not looked for, as a run from config.data.cache reads no image; "
+              "lgm data --config=PAGE does")
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -28,10 +31,11 @@ class Part:
 
 def tell_overlap(config: Config, images: ImageSet, heldout: ImageSet, workdir: Path) -> None:
     """Say at a run's first start which held-out images are nearly training images."""
-    if jax.process_index() == 0 and config.data.cache is None and not (workdir / "checkpoints").exists():
-        _, line = overlap(images, heldout)
-        if line:
-            print(line, flush=True)
+    if jax.process_index() or not len(heldout) or (workdir / "checkpoints").exists():
+        return
+    _, line = overlap(images, heldout) if config.data.cache is None else (0, NOT_LOOKED)
+    if line:
+        print(line, flush=True)
 
 
 def buckets_of(config: Config, images: ImageSet) -> Bucketed | None:
