@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--out", required=True, help="the cache's folder")
     encode.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side")
     encode.add_argument("--rows", type=int, default=1024,
-                        help="images or captions a shard, of text at most 512 MB (default: 1024)")
+                        help="images or captions a shard, of text at most 1 GiB (default: 1024)")
     encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of latents on disk")
     encode.add_argument("--text-dtype", choices=("float32", "float16", "bfloat16", "int8"),
                         help="of what frozen text encoders say, on disk (default: what they compute in, which loses "

@@ -105,7 +105,8 @@ class System:
             return dataclasses.replace(cond, guidance=jnp.full(len(tokens_BL), float(self.config.sampling.guidance)))
 
     def tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids [B, L] int32, mask [B, L] bool), L being the text encoder's length. Raises on one that does not fit."""
+        """(ids [B, L] int32, mask [B, L] bool), L being the text encoder's length, or what a cache has in their place
+        (`CachedText.encode`). Raises ValueError, one line, for a caption that does not fit or is not there."""
         if self.tokenizer is None:
             return np.zeros((len(captions), 1), np.int32), np.ones((len(captions), 1), bool)
         return self.tokenizer.encode(captions)

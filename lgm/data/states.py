@@ -26,8 +26,9 @@ Form = Mapping[str, tuple[tuple[int, ...], np.dtype]]  # part -> (shape, dtype) 
 
 def keys(captions: Sequence[str | None]) -> np.ndarray:
     """uint64 [N, 2] by which the rows of captions are found; None is no caption."""
-    of = lambda caption: hashlib.sha256(NOTHING if caption is None else caption.encode()).digest()[:16]
-    return np.frombuffer(b"".join(map(of, captions)), "<u8").reshape(-1, 2)
+    said = lambda caption: NOTHING if caption is None else caption.encode(errors="surrogatepass")
+    hashes = (hashlib.sha256(said(caption)).digest()[:16] for caption in captions)
+    return np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
 
 
 def packed(states: Mapping[str, np.ndarray], stored: str, reached: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ from lgm.system import System
 from lgm.systems import cached_text
 from lgm.train.feeding import buckets_of
 
-TEXT_SHARD = 1 << 29  # bytes of states of text in a file, as many as a process holds at a time
+TEXT_SHARD = 1 << 30  # bytes, in float32, of the states of text in a file, which a process holds at a time
 
 
 def made_of(config: Config, images: ImageSet) -> dict[str, str]:
@@ -99,7 +99,7 @@ def encode_text(system: System, frozen, captions: Iterable[str], folder: Path, p
     listed = hashlib.sha256(b"".join(keys(named))).hexdigest()[:16]
     of = cached_text.made_of(system.config.text.folder, system.folder, form) | {"captions": listed, "stored": stored}
     reached = cached_text.reached(system.folder)
-    rows = max(1, min(rows, TEXT_SHARD // row_bytes(form, stored, reached)))
+    rows = max(1, min(rows, TEXT_SHARD // row_bytes(form, "float32", reached)))
     shards = range(-(-len(named) // rows))
     for number in shards:
         if number % parts == part and not has_shard(folder, number, None, of):

@@ -9,7 +9,7 @@ from lgm.data.states import STORED, States, keys, packed, quantized, row_bytes
 
 FORM = {"text": ((5, 4), np.dtype(np.float32)), "pooled": ((3,), np.dtype(np.float32))}
 MADE_OF = {"text_encoders": "abc"}
-CAPTIONS = [[None, "a cat"], ["a dog", "ein Bär", "a cat, again"]]  # of two shards
+CAPTIONS = [[None, "a cat"], ["a dog", "half a pair \ud83d", "a cat, again"]]  # of two shards
 
 
 def made(folder, stored, masked=False):
