@@ -151,8 +151,9 @@ def table(sides, times, forms, images, size, rounds):
                         found = _apart(one[0], places[one[1]], side, size, count)
                         best[one] = tuple(map(max, best[one], found))
             shown = lambda speed: f"{speed[0]:8.1f} ({speed[1]:7.1f})"
-            beside = max((best[name, "folder"] for name in loaders if name in ("torch", "tf")), default=None)
-            ratio = f"{best['lgm', 'folder'][0] / beside[0]:10.2f}" if beside else ""
+            others = [best[name, "folder"] for name in loaders if name in ("torch", "tf")]
+            ratio = [best["lgm", "folder"][i] / max(other[i] for other in others) for i in range(2) if others]
+            ratio = "{:10.2f} ({:.2f})".format(*ratio) if ratio else ""
             mean = sum(map(len, pictures)) // len(pictures)
             columns = "".join(f"{shown(best[name, 'folder']):>18s}" for name in loaders)
             print(f"{side:5d} px {form:5s} of {times_side:4g}x, {mean >> 10:6,} KB  folder{columns}{ratio}", flush=True)
