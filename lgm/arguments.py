@@ -11,7 +11,8 @@ EXAMPLES = {
     "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json --distance=152",
     "export": "lgm export --workdir=runs/quickstart --out=exported\n"
               "         lgm export --from=models/sd15 --single-file=x.safetensors --dtype=float16 --out=models/x",
-    "import": "lgm import --from=models/sd15 --workdir=runs/sd15",
+    "import": "lgm import --from=models/sd15 --workdir=runs/sd15\n"
+              "         lgm import --from=models/sd15 --data=photos --workdir=runs/mine",
     "sweep": "lgm sweep --config=configs/scaling/smoke.py --workdir=runs/smoke\n"
              "         lgm sweep --config=configs/scaling/pod.py --workdir=runs/pod --list\n"
              "         lgm sweep --config=configs/scaling/pod.py --workdir=runs/pod --only=$SLURM_ARRAY_TASK_ID",
@@ -132,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
                    "Make a run that starts from a diffusers folder, with a config.py to train it.")
     import_.add_argument("--from", dest="folder", required=True, help="a folder of diffusers")
     import_.add_argument("--workdir", required=True, help="the new run's folder")
+    import_.add_argument("--data", help="images to train on, as config.data.source takes them (default: the shipped)")
 
     plan = verb("plan", "cluster:plan",
                 "Compile a config's train step for a machine that is not here: does it fit, how fast?")

@@ -16,8 +16,9 @@ from lgm.parsing import ConfigError, as_dict
 from lgm.systems.folders import load_pipeline
 
 
-def import_folder(folder: str, workdir: str) -> Path:
-    """Make `workdir` a run that starts from a diffusers folder: config.json, and config.py to train it with.
+def import_folder(folder: str, workdir: str, data: str | None = None) -> Path:
+    """Make `workdir` a run that starts from a diffusers folder: config.json, and config.py to train it with, on the
+    images of `data` (what config.data.source takes; by default the shipped ones).
 
     The denoiser is what is trained; the folder's text encoders and autoencoder stay frozen, and are read from it.
     Returns the path of config.py. Raises ValueError, one line, for a folder that cannot be read or a run that is there.
@@ -26,7 +27,10 @@ def import_folder(folder: str, workdir: str) -> Path:
     source = str(source if files.is_remote(source) else source.resolve())
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConfigError(f"--workdir={workdir} is there already; give the name of a new folder")
-    values = config_of(source, run.name)
+    if data is not None:
+        open_images(data)  # what is none shows now, not when it trains
+        data = str(Path(data).resolve()) if Path(data).exists() else data
+    values = config_of(source, run.name, data)
     config = schema.from_dict(values)
     pipeline, _ = load_pipeline(source, only=())
     for place, model in pipeline.models.items():  # what is damaged shows now, not when it trains
@@ -37,7 +41,7 @@ def import_folder(folder: str, workdir: str) -> Path:
     return path
 
 
-def config_of(folder: str, name: str) -> dict[str, Any]:
+def config_of(folder: str, name: str, images: str | None = None) -> dict[str, Any]:
     """A run's config, as plain values, that goes on from a diffusers folder at the size that it was trained at."""
     pipeline, _ = load_pipeline(folder, only=())
     autoencoder = pipeline.models["vae"].config
@@ -53,24 +57,20 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
     density = {"name": "logit_normal", "shift": pipeline.schedule.shift} if flow else {
         "name": "discrete", "steps": pipeline.schedule.process["steps"]}  # fmt: skip
     defaults, spec = pipeline.defaults, pipeline.conditioning
-    data, text, variance = {}, {}, {"variance": 1.0} if spec.variance else {}
-    if spec.classes:  # the shipped images have classes of their own
-        field = "subcategory"
-        data["caption"] = field
-        text["classes"] = sorted({row[field] for row in open_images("emoji64").rows})[: spec.classes]
+    data, text, variance = {"source": images}, {}, {"variance": 1.0} if spec.variance else {}
+    if images is None:
+        data = {"source": "emoji64", "where": {"split": "train"}, "heldout_where": {"split": "heldout"}}
+    if spec.classes:  # the shipped images have classes of their own, a folder's are what its images are called
+        field = "subcategory" if images is None else "text"
+        data |= {"caption": field} if images is None else {}
+        text["classes"] = sorted({str(row.get(field, "")) for row in open_images(data["source"]).rows})[: spec.classes]
     return {
         "name": name,
         "batch_size": 8,
         "total_images": 8_000,
         "init_from": folder,
         "autoencoder": folder,
-        "data": {
-            "source": "emoji64",
-            "where": {"split": "train"},
-            "heldout_where": {"split": "heldout"},
-            "resolution": pipeline.sample_size * autoencoder.factor,
-            **data,
-        },
+        "data": {**data, "resolution": pipeline.sample_size * autoencoder.factor},
         "text": {"folder": folder, "caption_dropout": 0.1 if pipeline.extrapolates else 0.0, **text},
         "model": {"family": family_of(model).name, **as_dict(model)},
         "process": dict(pipeline.schedule.process),
@@ -84,6 +84,7 @@ def config_of(folder: str, name: str) -> dict[str, Any]:
             "rule": defaults.rule,
             "schedule": write_schedule(pipeline.schedule),
             "count": 4,
+            "every_images": 800,
         },
         "evaluation": {"batch_size": 8, "max_images": 64},
     }

@@ -1,6 +1,6 @@
 """How often the 95% intervals of `lgm fit` contain the truth, on simulated tables of runs.
 
-    python tools/fit_coverage.py [--tables=200] [--draws=500] [--method=huber] [--only=ladder]
+    python tools/fit_coverage.py [--tables=200] [--draws=500] [--method=huber] [--only=ladders]
 
 Every line is a plan of runs, its noise and a method; the columns are the rates for E, alpha, beta, the exponent a of
 N_opt ~ C^a, the best size and the loss at ten times the largest budget, and the medians of the intervals' widths over
@@ -10,10 +10,13 @@ what the estimates scatter (1 is as narrow as can be). What is expected: 92 to 9
 The last lines are of ladders: four sizes at six amounts of data, and the loss of the next size at each amount predicted
 by all of what `lgm fit` does. Once every row is a run of its own (1% between runs, 0.2% of a row), once a size's rows
 are cooldowns of one trunk, which share that 1%. The columns are the share of predictions within 1% of the truth, the
-median error, the rate at which the interval contains the truth, and that of tables for which nothing was stated.
+median error, the rate at which the interval contains the truth, that of tables for which nothing was stated, and the
+share of predictions within 1% of an unbiased estimator that errs as little as can be (Cramer and Rao's bound) and knows
+the noise.
 """
 
 import argparse
+import math
 import time
 
 import numpy as np
@@ -87,7 +90,8 @@ def simulated(law, n, d, noise, run=None):
 
 
 def ladders(arguments):
-    print(f"{'law':11} {'ladder':18} {'method':20} {'next size':>9} {'within 1%':>9} {'median':>7} {'cover':>6} silent")
+    print(f"{'law':11} {'ladder':18} {'method':20} {'next size':>9} {'within 1%':>9} {'median':>7} {'cover':>6} "
+          f"{'silent':>10}  bound")
     n, d = coverage.grid_plan(np.geomspace(1.9e8, 1.3e9, 4), np.geomspace(4e9, 1.3e11, 6))
     for law_name, law in LAWS.items():
         for shared in (False, True):
@@ -100,7 +104,8 @@ def ladders(arguments):
                     error, inside = np.abs(kept[..., 0]), kept[..., 1]
                     print(f"{law_name:11} {'trunks' if shared else 'runs':18} {method:20} {times:8g}x "
                           f"{100 * (error < 0.01).mean():8.1f}% {100 * np.median(error):6.2f}% "
-                          f"{100 * inside.mean():5.1f}% {len(result) - len(kept)} of {len(result)}", flush=True)
+                          f"{100 * inside.mean():5.1f}% {len(result) - len(kept):3d} of {len(result)} "
+                          f"{100 * bound(law, n, d, trunk, times):6.1f}%", flush=True)
 
 
 def ladder(law, n, d, trunk, settings, times, seed):
@@ -118,6 +123,20 @@ def ladder(law, n, d, trunk, settings, times, seed):
         low, high = found["intervals"]["loss"]
         rows.append([found["loss"] / truth - 1, low <= truth <= high])
     return rows
+
+
+def bound(law, n, d, trunk, times):
+    """The share of the next size's predictions within 1% where errors are the least possible, mean over amounts."""
+    def slopes(n, d):
+        steps = 1e-5 * np.eye(5)
+        return np.stack([(np.log(laws.loss(law + step, n, d)) - np.log(laws.loss(law - step, n, d))) / 2e-5
+                         for step in steps], -1)
+
+    covariance = 1e-4 * (trunk[:, None] == trunk) + 4e-6 * np.eye(len(n))
+    information = slopes(n, d).T @ np.linalg.solve(covariance, slopes(n, d))
+    there = slopes(times * n.max(), np.unique(d))
+    error = np.sqrt(np.einsum("ai,ij,aj->a", there, np.linalg.inv(information), there))
+    return np.mean([math.erf(0.01 / one / math.sqrt(2)) for one in error])
 
 
 def main():

@@ -76,6 +76,9 @@ class Data:
     a list of such with a `name` in each: they are served by their weights, 1 by default, in every batch, and what one
     does not say this section says; held out are images of each.
 
+    Held out are the images that match `heldout_where`; where that says nothing, `heldout_share` of those that match
+    `where`, at most a thousand, which are not trained on. With a share of 0 the held-out loss is of training images.
+
     `resolution` is the side of a square in pixels, or (height, width). With `buckets` an image keeps its shape: it is
     scaled to cover the size of nearest shape, of sides that are multiples of so many pixels and about as large an area
     as the resolution's, and cut to that; each batch is of one size.
@@ -98,6 +101,7 @@ class Data:
     source: str | dict[str, Any] | tuple[Any, ...] = "emoji64"
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
     heldout_where: dict[str, Any] = dataclasses.field(default_factory=dict)
+    heldout_share: Proper = 0.05
     caption: str | tuple[str, ...] = "text"
     tags: Tags | None = None
     resolution: Count | tuple[Count, Count] = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,9 +18,10 @@ from lgm.data.filters import MEASURED, condition, nothing_left, select
 from lgm.data.rows import JOINED_FROM, Rows
 from lgm.data.sources import Bad, Source, open_source
 from lgm.data.varying import View
-from lgm.parsing import near_miss
+from lgm.parsing import ConfigError, near_miss
 
 AS_IT_IS = View()
+MOST_HELD_OUT = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,9 +169,21 @@ def open_images(source: str, where: Mapping[str, Any] | None = None, resolution:
 def open_two(source: str, where: Mapping[str, Any], other: Mapping[str, Any], data, caption, bad: Bad
              ) -> tuple[ImageSet, ImageSet]:  # fmt: skip
     """(the images that match `where`, those that match `other`) of a source, which is opened once, as a
-    `lgm.config.Data` has them read."""
+    `lgm.config.Data` has them read.
+
+    Where `other` says nothing, a share of those that match `where` is held out, `data.heldout_share`, by their names:
+    which they are does not change as images are added, but for as many more. With a share of 0 all are in both.
+    """
     images = open_images(source, where, data.resolution, caption, data.threads, bad)
-    return images, _chosen(source, images.records, other, data.resolution, caption, data.threads, bad)
+    if other or not data.heldout_share:
+        return images, _chosen(source, images.records, other or where, data.resolution, caption, data.threads, bad)
+    count = min(max(round(data.heldout_share * len(images)), 1), MOST_HELD_OUT, len(images) - 1)
+    if count == 0:
+        raise ConfigError(f"config.data.source={source!r} has one image, of which none can be held out; set "
+                          "config.data.heldout_share=0 to measure the loss on it")
+    hashes = [zlib.crc32(str(name).encode()) for name in images.rows.values("file_name")]
+    order = np.argsort(hashes, kind="stable")
+    return images.take(np.sort(order[count:])), images.take(np.sort(order[:count]))
 
 
 def _chosen(source: str, records: Source, where, resolution: int | tuple[int, int], caption, threads: int | None,

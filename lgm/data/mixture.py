@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lgm.data.images import ImageSet, open_images, open_two
+from lgm.data.images import ImageSet, open_two
 from lgm.data.rows import JOINED_FROM, RECORD, joined
 from lgm.data.sources import Bad
 from lgm.parsing import ConfigError
@@ -19,8 +19,6 @@ def open_data(data, bad: Bad | None = None) -> tuple[ImageSet, ImageSet]:
 
 def open_heldout(data, bad: Bad | None = None) -> ImageSet:
     """The held-out images of a `lgm.config.Data`."""
-    if isinstance(data.source, str):
-        return open_images(data.source, data.heldout_where, data.resolution, data.caption, data.threads, bad)
     return open_data(data, bad)[1]
 
 

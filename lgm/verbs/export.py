@@ -72,6 +72,6 @@ def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
 
 
 def import_(arguments, overrides) -> int:
-    path = import_folder(arguments.folder, arguments.workdir)
+    path = import_folder(arguments.folder, arguments.workdir, arguments.data)
     print(f"wrote {path}; train it with `lgm train --config={path} --workdir={arguments.workdir}`")
     return 0

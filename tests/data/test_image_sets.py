@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lgm.data import open_images
+from lgm.config import Data
+from lgm.data import open_data, open_heldout, open_images
 from lgm.data.decoding import decode
 
 
@@ -252,3 +253,31 @@ def test_a_row_of_metadata_takes_its_text_and_eight_bytes_a_value(tmp_path, form
     assert images.captions == texts and set(images.rows.values("width")) == {640}
     values = 4 * 8  # offsets of two texts, a number, the row's own
     assert images.rows.nbytes <= sum(map(len, texts)) + count * (len("0.png") + values) + 1000
+
+
+def test_one_in_twenty_is_held_out_by_name_where_nothing_says_which(tmp_path):
+    def split(**values):
+        train, heldout = open_data(Data(source=str(tmp_path), resolution=8, **values))
+        names = [images.rows.values("file_name") for images in (train, heldout)]
+        assert len(heldout) == len(open_heldout(Data(source=str(tmp_path), resolution=8, **values)))
+        return names
+
+    def add(numbers):
+        for number in numbers:
+            (tmp_path / f"{number:03d}.png").write_bytes(png(np.full((8, 8, 3), number, np.uint8)))
+
+    add(range(60))
+    train, heldout = split()
+    assert len(heldout) == 3 and not set(train) & set(heldout) and len(train) == 57
+    add(range(60, 120))
+    _, more = split()
+    assert len(more) == 6 and len(set(heldout) & set(more)) >= 1
+    assert [len(names) for names in split(heldout_share=0.0)] == [120, 120]
+    assert [len(names) for names in split(heldout_share=0.5)] == [60, 60]
+
+
+def test_of_one_image_none_can_be_held_out(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    with pytest.raises(ValueError, match="has one image, of which none can be held out; set config.data.heldout_"):
+        open_data(Data(source=str(tmp_path), resolution=8))
+    assert len(open_data(Data(source=str(tmp_path), resolution=8, heldout_share=0.0))[1]) == 1

@@ -59,7 +59,7 @@ def test_each_image_is_known_by_its_source(folder, art):
 
 def test_a_list_is_a_mixture_too_and_the_section_says_what_a_source_does_not(folder):
     few = dict(source=str(folder), name="few", where={"n": "<2"})
-    made = data([str(folder), few], where={"n": ">0"}, caption="kind")
+    made = data([str(folder), few], where={"n": ">0"}, caption="kind", heldout_share=0.0)
     images, _ = open_data(made)
     assert [part.name for part in made.source] == [str(folder), "few"]
     assert np.bincount(images.parts).tolist() == [5, 2] and set(images.captions) == {"face-smiling", "flag"}
@@ -67,7 +67,7 @@ def test_a_list_is_a_mixture_too_and_the_section_says_what_a_source_does_not(fol
 
 def test_a_bad_record_is_named_by_its_source_and_one_of_its_source_stands_in(folder, art, tmp_path):
     (art / "1.png").write_bytes(b"no picture")
-    made = data(dict(photos=str(folder), art=dict(source=str(art), caption="long")))
+    made = data(dict(photos=str(folder), art=dict(source=str(art), caption="long")), heldout_share=0.0)
     images, _ = open_data(made)
     bad = Quarantine(tmp_path / "bad.jsonl", Bad(0.5), len(images))
     iterator = batches({}, image=images.image, bad=bad, length=len(images), batch_size=4, seed=0, parts=images.parts,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_systems
+from PIL import Image
 from tiny_systems import GUIDANCE, PROMPTS, STEPS
 
 from lgm import config as schema
@@ -30,6 +31,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:the text")  # captions are long 
 def train(run, *overrides, config=None):
     words = [f"--config.{word}" for word in (*SMALL, *overrides)]
     return main(["train", f"--config={config or run / 'config.py'}", f"--workdir={run}", *words])
+
+
+def photos(folder, count):
+    folder.mkdir()
+    for number in range(count):
+        Image.new("RGB", (20, 16), (80 * number, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"photo {number}")
 
 
 def weights_of(folder, place="unet"):
@@ -67,6 +75,16 @@ def tuned(imported, tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_run_may_be_imported_onto_a_folder_of_ones_own(released, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", 3)
+    assert main(["import", f"--from={released}", f"--workdir={tmp_path / 'run'}", "--data=photos"]) == 0
+    data = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert data["source"] == str(tmp_path / "photos") and data["where"] == data["heldout_where"] == {}
+    assert main(["import", f"--from={released}", f"--workdir={tmp_path / 'other'}", "--data=nowhere"]) == 2
+    assert "'nowhere' is not there" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
 def test_an_imported_run_draws_with_the_weights_it_will_start_from(released, imported):
     config = schema.read(imported)
     assert config.init_from == config.autoencoder == config.text.folder == str(released)

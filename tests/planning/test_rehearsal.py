@@ -16,12 +16,13 @@ from lgm.planning.rehearsal import STEPS, rehearsal
 from lgm.scaling import sweep
 
 ROOT = Path(__file__).parents[2]
-ALONE = ("autoencoder.py", "quickstart.py", "quickstart_unet.py", "flags.py", "emoji.py:model=mmdit,process=flow",
+ALONE = ("autoencoder.py", "quickstart.py", "quickstart_unet.py", "flags.py", "photos.py:flags",
+         "emoji.py:model=mmdit,process=flow",
          "emoji.py:model=mmdit,process=eps", "emoji.py:model=unet,process=v",
          "emoji.py:model=unet,process=edm")  # fmt: skip
 PODS = {"pod.py:sd3_medium": "stable_diffusion_3"}
 SWEEPS = {"scaling/smoke.py": None, "scaling/one_gpu.py": None, "scaling/pod.py:mmdit-flow": "stable_diffusion_3"}
-TRAINED = ALONE[:5]  # every file; each further form of one is two minutes of two cores: LGM_REHEARSE=all takes all
+TRAINED = (*ALONE[:4], ALONE[5])  # each further form of a file is two minutes of two cores: LGM_REHEARSE=all takes all
 if os.environ.get("LGM_REHEARSE") == "all":
     PODS |= {"pod.py:flux_dev": "flux", "pod.py:sdxl": "stable_diffusion_xl", "pod.py:sd35_large": "stable_diffusion_3"}
     SWEEPS["scaling/pod.py:unet-eps"], TRAINED = "stable_diffusion_xl", ALONE
