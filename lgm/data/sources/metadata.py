@@ -95,7 +95,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _csv(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
-    text = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline="")
+    text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "surrogateescape", newline="")
     lines = csv.reader(text)
     header = None
     while True:
