@@ -84,10 +84,13 @@ def fit(method: str, n: np.ndarray, d: np.ndarray, loss: np.ndarray, delta: floa
     """
     points = Points.of(n, d, loss)
     found = {"huber": _huber, "least_absolute": _least_absolute, "variable_projection": _variable_projection}
-    if near is not None:
-        shifts = 0.1 * np.array([[0, 0, 0, 0, 0], [1, -1, 0, 0.3, -0.3], [-1, 1, 0, -0.3, 0.3], [1, 1, -0.3, 0.3, 0.3]])
-        near = points.outward(points.inward(near) + shifts)
-    return found[method](points, delta, max_steps, near)
+    return found[method](points, delta, max_steps, None if near is None else about(points, near))
+
+
+def about(points: Points, law: np.ndarray) -> np.ndarray:
+    """Laws [4, 5]: that one, and others a little away from it."""
+    shifts = 0.1 * np.array([[0, 0, 0, 0, 0], [1, -1, 0, 0.3, -0.3], [-1, 1, 0, -0.3, 0.3], [1, 1, -0.3, 0.3, 0.3]])
+    return points.outward(points.inward(law) + shifts)
 
 
 def refit(method: str, points: Points, law: np.ndarray, weights: np.ndarray | None = None,
@@ -119,6 +122,11 @@ def starts(points: Points) -> np.ndarray:
 def _huber(points: Points, delta: float, max_steps: int, near: np.ndarray | None) -> Fit:
     begin = _good_starts(points, delta, max_steps, FOLLOWED) if near is None else near
     found = solver.solve(points, begin, delta=delta, max_steps=max_steps)
+    if _agreeing(found.objective).sum() < 2:  # of two ends nearly as low most starts may come to the higher
+        again = solver.solve(points, about(points, found.law[found.objective.argmin()]), delta=delta,
+                             max_steps=max_steps)
+        found = solver.Solution(*(np.concatenate(pair) for pair in zip(
+            dataclasses.astuple(found), dataclasses.astuple(again), strict=True)))
     best = int(found.objective.argmin())
     own = found.objective[best]
     check = _quasi_newton(points, found.law[best], delta, max_steps) if len(points.x) <= MANY else own
@@ -148,12 +156,17 @@ def _count(points: Points, most: int) -> int:
 def _fit(method, points, found, best, limit, gradient, check) -> Fit:
     objectives = np.sort(found.objective) * len(points.x)
     lowest = found.objective[best]
-    near = found.objective <= lowest * (1 + 1e-6) + 1e-20
+    near = _agreeing(found.objective)
     other, own = check
     excess = (other - own) / own if own > 1e-20 else 0.0
     convergence = Convergence(float(gradient), len(near), int(near.sum()), _spread(found.law[near]),
                               int(found.steps[best]), limit, float(excess))
     return Fit(method, found.law[best], float(lowest * len(points.x)), convergence, objectives)
+
+
+def _agreeing(objectives: np.ndarray) -> np.ndarray:
+    """Which of the ends are the lowest."""
+    return objectives <= objectives.min() * (1 + 1e-6) + 1e-20
 
 
 def _spread(law: np.ndarray) -> tuple[float, float]:
