@@ -26,6 +26,7 @@ def analysed(seed, **other):
     return [families.analyse(runs_of(name, seed, law=other.get(name)), SETTINGS) for name in LAWS]
 
 
+@pytest.mark.slow
 def test_what_is_shared_narrows_the_answer_and_the_interval_holds_the_truth():
     """Of 12 pairs of tables: 24 intervals of 95%, of which fewer than 19 hold the truth once in ten thousand."""
     inside, before, after = 0, [], []
