@@ -11,11 +11,11 @@ captions, frozen text encoders and amounts of compute. A budget is spent by the 
 lowest loss is expected, two or more on either side: MMDiT's published optimum, 0.0301 C^0.495 parameters (2608.17286),
 and 1.45 times that for the U-Net, whose parameters cost half the FLOPs an image; a run is one trunk at a constant rate
 with a cooldown for each of its budgets. The learning rate is that of one small size, by muP that of all; it is not
-tuned. What `--list` counts, with an assumed MFU of 40% on 256 v5p
-(459 TFLOP/s each; `lgm plan --json` tells a config's own, which `lgm fit --plan` takes):
+tuned. One small size is trained from two seeds, which tells the noise between runs. What `--list` counts, with an
+assumed MFU of 40% on 256 v5p (459 TFLOP/s each; `lgm plan --json` tells a config's own, which `lgm fit --plan` takes):
 
-    mmdit    9 runs of 20 million to 2.03 billion parameters, 25 rows   5.17e22 FLOPs  305.3 hours   78,200 chip-hours
-    unet    11 runs of 40 million to 2.66 billion parameters, 32 rows   6.42e22 FLOPs  379.5 hours   97,200 chip-hours
+    mmdit   10 runs of 20 million to 2.03 billion parameters, 27 rows   5.45e22 FLOPs  322.1 hours   82,500 chip-hours
+    unet    12 runs of 40 million to 2.66 billion parameters, 35 rows   6.84e22 FLOPs  404.1 hours  103,400 chip-hours
 
 for each of flow and eps, frozen text encoders and autoencoder included, which are most of what the small models cost.
 `--list` says which budgets can show no minimum: here none. Before a start set
@@ -32,10 +32,10 @@ OBJECTIVES = {
 }
 ARCHITECTURES = {
     # 8: 77M, 24: SD3-medium
-    "mmdit": dict(family="mmdit", sizes=(5, 6, 8, 10, 12, 14, 17, 20, 24), lr=2e-3, mup_size=8,
+    "mmdit": dict(family="mmdit", sizes=(5, 6, 8, 10, 12, 14, 17, 20, 24), lr=2e-3, mup_size=8, seeds={6: (0, 1)},
                   shape=dict(channels=16, qk_norm="rms", remat="dots", group=4, dtype="bfloat16")),
     # 40: SDXL's width; parameters grow as the square
-    "unet": dict(family="unet", sizes=(2, 3, 4, 5, 7, 9, 12, 16, 21, 28, 38), lr=1e-3, mup_size=7,
+    "unet": dict(family="unet", sizes=(2, 3, 4, 5, 7, 9, 12, 16, 21, 28, 38), lr=1e-3, mup_size=7, seeds={5: (0, 1)},
                  shape=dict(base="sdxl", channels=16, text_dim=4096, pooled_dim=2048, remat="dots", dtype="bfloat16")),
 }
 GUESSES = {"mmdit": (0.0301, 0.495), "unet": (0.0436, 0.495)}

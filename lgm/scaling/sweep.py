@@ -41,7 +41,8 @@ class Architecture:
     sizes: of `ladders.shape(family, size, **shape)`. lr: a number, a list that is tried at every size, or a dict of
     size: rate. mup_size: the size that `lr` belongs to; the others learn under muP. together: how many runs of one size
     and objective share a program, and how: "vmap" steps them all at once, "turns" one after another. base: keys of the
-    sweep's base that are others for this architecture, as `text` of a class-conditional one beside text models.
+    sweep's base that are others for this architecture, as `text` of a class-conditional one beside text models. seeds:
+    of a size, where they are others than the sweep's: {10: (0, 1)} trains one size twice, which tells the noise.
     """
 
     family: str
@@ -52,6 +53,7 @@ class Architecture:
     together: int = 1
     how: Literal["vmap", "turns"] = "vmap"
     base: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +217,8 @@ def _runs(sweep: Sweep, name: str, objective: str, size: int) -> list[Run]:
     if not amounts:
         return []
     runs = []
-    for seed, rate in itertools.product(sweep.seeds, _rates(architecture.lr, name, size)):
+    seeds = {str(of): own for of, own in architecture.seeds.items()}.get(str(size), sweep.seeds)
+    for seed, rate in itertools.product(seeds, _rates(architecture.lr, name, size)):
         lr = rate * aim.lr_factor
         configs = []
         for images in amounts:
@@ -358,6 +361,11 @@ def _check(sweep: Sweep) -> None:
             ladders.of(architecture.family)
         except ValueError as error:
             raise ConfigError(f"{where}.family={architecture.family!r}: {error}") from None
+        for size, seeds in architecture.seeds.items():
+            need(str(size) in map(str, architecture.sizes) and isinstance(seeds, (list, tuple)) and seeds
+                 and all(isinstance(one, int) and one >= 0 for one in seeds) and len(set(seeds)) == len(seeds),
+                 f"{where}.seeds={architecture.seeds!r} should name sizes of the plan with different seeds for each, as "
+                 f"{{{architecture.sizes[0]}: (0, 1)}}")
         need(architecture.together >= 1, f"{where}.together={architecture.together} must be at least 1")
         for size in architecture.sizes:
             _rates(architecture.lr, name, size)

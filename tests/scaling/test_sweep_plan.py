@@ -38,6 +38,12 @@ def test_every_combination_is_one_run_and_every_amount_of_data_one_config(runs):
     assert sorted(groups, key=groups.index) == groups  # runs of one program stand side by side
 
 
+def test_one_size_may_be_trained_from_more_seeds(tmp_path):
+    path = write(tmp_path, ("seeds=(0, 1)", "seeds=(0,)"), ("together=4", "together=4, seeds={1: (0, 5)}"))
+    seeds = {(run.size, run.seed) for run in sweep.expand(sweep.load(str(path))) if run.architecture == "mmdit"}
+    assert seeds == {(1, 0), (1, 5), (2, 0)}
+
+
 def test_configs_are_ordinary_ones_and_share_their_trunk(runs):
     for run in runs:
         for config in run.configs:
@@ -132,6 +138,8 @@ def test_the_plan_is_listed_with_numbers(tmp_path, capsys):
     (("images=(40, 80)", "budgets=(1e3,), min_images=24"), "config.budgets give no size"),
     (("together=4", "together=0"), "config.architectures.mmdit.together=0"),
     (("sizes=(1, 2)", "sizes=(0, 1)"), "config.architectures.mmdit: size 0: sizes are 1, 2"),
+    (("together=4", "together=4, seeds={3: (0, 1)}"), "config.architectures.mmdit.seeds={3: (0, 1)} should name sizes"),
+    (("together=4", "together=4, seeds={1: (0, 0)}"), "config.architectures.mmdit.seeds={1: (0, 0)} should name sizes"),
     (("together=4", "together=4, base=dict(seed=1)"), "config.architectures.mmdit.base.seed is set by config.seeds"),
     (("together=4", "together=4, base=dict(batch_size=4)"), "mmdit.base.batch_size must be the same for all"),
 ])
