@@ -362,10 +362,10 @@ def _check(sweep: Sweep) -> None:
         except ValueError as error:
             raise ConfigError(f"{where}.family={architecture.family!r}: {error}") from None
         for size, seeds in architecture.seeds.items():
-            need(str(size) in map(str, architecture.sizes) and isinstance(seeds, (list, tuple)) and seeds
+            need(str(size) in map(str, architecture.sizes) and seeds and isinstance(seeds, (list, tuple))
                  and all(isinstance(one, int) and one >= 0 for one in seeds) and len(set(seeds)) == len(seeds),
-                 f"{where}.seeds={architecture.seeds!r} should name sizes of the plan with different seeds for each, as "
-                 f"{{{architecture.sizes[0]}: (0, 1)}}")
+                 f"{where}.seeds={architecture.seeds!r} should name sizes of the plan with different seeds of each, "
+                 f"as {{{architecture.sizes[0]}: (0, 1)}}")
         need(architecture.together >= 1, f"{where}.together={architecture.together} must be at least 1")
         for size in architecture.sizes:
             _rates(architecture.lr, name, size)
