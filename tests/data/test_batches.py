@@ -223,6 +223,8 @@ def test_the_next_good_record_stands_in_for_a_bad_one(tmp_path):
     with pytest.raises(ValueError, match="2 such records are more than config.data.bad_share=0.05") as caught:
         take(serve("few", share=0.05), 8)
     assert "\n" not in str(caught.value)
+    few = tmp_path / "few.jsonl"  # of one that readers found before the other, if any was
+    assert not few.exists() or set(few.read_text().splitlines()) <= {*(tmp_path / "one.jsonl").read_text().splitlines()}
 
 
 def test_threads_beyond_a_share_read_the_next_batch():
