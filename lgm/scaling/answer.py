@@ -69,8 +69,8 @@ def lines(rows: list[dict]) -> list[str]:
             continue
         tell = lambda name, digits, row=row: "not told" if row[name] is None else (
             f"{row[name]:.{digits}g} [{row['intervals'][name][0]:.{digits}g}, {row['intervals'][name][1]:.{digits}g}]")
-        seen = f", {row['seen']:.2g} times the largest run" if row["seen"] > 1.1 else ""
-        epochs = f", {row['epochs']:.2g} epochs" if row["epochs"] else ""
+        seen = f", {_times(row['seen'])} times the largest run" if row["seen"] > 1.1 else ""
+        epochs = f", {_times(row['epochs'])} epochs" if row["epochs"] else ""
         said.append(f"{at}: {row['family']}, N={tell('params', 3)}, {row['unit']}={tell('data', 3)}{epochs}, "
                     f"loss {tell('loss', 4)}{seen}")
         said += [f"    {name.replace('_', ' ')} {one['value']:.3g} [{one['interval'][0]:.2g}, {one['interval'][1]:.2g}]"
