@@ -1,0 +1,1 @@
+"""Networks whose features images are judged by, equal to their PyTorch originals: a module and a key map each."""
