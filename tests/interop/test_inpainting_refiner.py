@@ -20,7 +20,7 @@ from lgm.interop.components import read_json
 from lgm.parsing import ConfigError
 from lgm.systems.folders import load_pipeline, save_pipeline
 
-LEAST_PSNR = 80  # dB: float32 through two networks
+LEAST_PSNR = 80  # dB: float32 through two networks; in another order of sums it is at over 100
 RNG = np.random.default_rng(1)
 IMAGE, MASK = RNG.random((*SIZE, 3), np.float32), RNG.random(SIZE) < 0.4
 
@@ -86,7 +86,8 @@ def test_the_picture_is_diffusers(folders, monkeypatch, name, strength, module):
     other = text_to_image(pipeline, params, PROMPTS, steps=STEPS, guidance=GUIDANCE, size=SIZE, noise=noise,
                           image=np.stack([1 - IMAGE] * 2), strength=strength,
                           mask=None if name == "refiner" else MASK)  # fmt: skip
-    assert psnr(other, expected) < 50  # what is around the mask, or below the noise, shows
+    # what is around the mask, or below the noise, shows, if only by some 0.3% of the range: the weights are random
+    assert psnr(other, expected) < LEAST_PSNR - 20
 
 
 @pytest.mark.parametrize("name", ["inpainting", "inpainting_xl", "refiner"])
