@@ -22,8 +22,17 @@ POINTS = 4000
 STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
-    "axes.axisbelow": True, "figure.constrained_layout.use": True,
+    "axes.axisbelow": True,
 }
+
+
+def _figure(columns: int, width: float = 11, height: float = 4.2, left=0.75, between=0.8, right=0.25, bottom=0.55):
+    """(figure, its axes side by side), of inches. The margins are said and not measured: Matplotlib's engines of layout
+    take longer than all that is drawn."""
+    figure = Figure(figsize=(width, height))
+    one = (width - left - right - between * (columns - 1)) / columns
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - 0.35 / height, between / one)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def draw(analysed: list[Family], settings: Settings, budgets) -> dict[str, bytes]:
@@ -79,7 +88,7 @@ def _sizes(family: Family) -> tuple[np.ndarray, ScalarMappable]:
 
 
 def _size_bar(figure, axes, sizes: np.ndarray, colours: ScalarMappable) -> None:
-    bar = figure.colorbar(colours, ax=axes, pad=0.02, aspect=30)
+    bar = figure.colorbar(colours, ax=axes, pad=0.02, fraction=0.07, aspect=30)
     bar.set_label("parameters")
     bar.outline.set_visible(False)
     _named_ticks(bar.ax.yaxis, sizes, _count)
@@ -108,8 +117,7 @@ def _some(runs):
 def losses(family: Family, settings: Settings, budgets) -> Figure:
     """Loss against data for each size, and against FLOPs with the compute frontier."""
     runs, estimate = family.runs, family.estimates[settings.method]
-    figure = Figure(figsize=(11, 4.2))
-    axes = figure.subplots(1, 2 if family.cost else 1, squeeze=False)[0]
+    figure, axes = _figure(2 if family.cost else 1, right=0.5)
     sizes, colours = _sizes(family)
     shown = _some(runs)
     axes[0].scatter(shown.d, shown.loss, c=colours.to_rgba(shown.n), s=18, zorder=3)
@@ -156,8 +164,7 @@ def _plain_log_ticks(axis) -> None:
 
 def isoflops(family: Family, settings: Settings, budgets) -> Figure:
     """Parabolas at each budget, and the best size against the budget by every method that states one."""
-    figure = Figure(figsize=(11, 4.2))
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _figure(2)
     found, runs = family.isoflop, family.runs
     map_ = matplotlib.colormaps["plasma"].resampled(256)
     tops = np.log([s.budget for s in found.slices])
@@ -193,8 +200,8 @@ def isoflops(family: Family, settings: Settings, budgets) -> Figure:
 
 def exponents(family: Family) -> Figure:
     """alpha, beta and E by each method with 95% intervals; what is refused is written, not drawn."""
-    figure = Figure(figsize=(11, 2.4))
-    for axis, (index, name) in zip(figure.subplots(1, 3), ((3, "alpha"), (4, "beta"), (2, "E")), strict=True):
+    figure, axes = _figure(3, height=2.4, left=1.6, between=0.3, bottom=0.35)
+    for axis, (index, name) in zip(axes, ((3, "alpha"), (4, "beta"), (2, "E")), strict=True):
         for row, estimate in enumerate(family.estimates.values()):
             if name in estimate.refused:
                 axis.text(0.5, row, "not stated", transform=axis.get_yaxis_transform(), ha="center", va="center",
@@ -219,8 +226,7 @@ def exponents(family: Family) -> Figure:
 def convergence(family: Family) -> Figure:
     """The profile of the least-squares objective over (alpha, beta) with the draws, and where every start ended."""
     known = not family.refusal("variable_projection")
-    figure = Figure(figsize=(11 if known else 6, 4.2))
-    axes = figure.subplots(1, 1 + known, squeeze=False)[0]
+    figure, axes = _figure(1 + known, 11 if known else 6, between=0.9)
     if known:
         _profile(figure, axes[0], family)
     _ends(axes[-1], family)
@@ -260,7 +266,7 @@ def _ends(axis, family: Family) -> None:
                    label=f"{LABELS[method]}: {one.fit.convergence.agreeing} of {one.fit.convergence.starts} agree,"
                          f" gradient {one.fit.convergence.gradient:.0e}")
     axis.axhline(1e-6, color="#888", lw=0.8, ls="--")
-    axis.text(0.0, 1.4e-6, "agreement", fontsize=8, color="#666")
+    axis.text(0.01, 1.4e-6, "agreement", transform=axis.get_yaxis_transform(), fontsize=8, color="#666")
     axis.set(yscale="log", ylim=(3e-17, max(10, axis.get_ylim()[1])), xlabel="share of starts",
               ylabel="objective above the lowest, relative", title="Where the starts ended")
     axis.legend(loc="upper left", fontsize=9)
@@ -270,8 +276,8 @@ def residuals(family: Family, settings: Settings) -> Figure:
     """Errors of the fitted law by data and size, and the held-out largest budget: predicted against measured."""
     runs = family.runs
     held = family.checks.get("held_out", {"runs": []})["runs"]
-    figure = Figure(figsize=(11, 3.8))
-    axes = figure.subplots(1, 2 if held else 1, squeeze=False)[0]
+    figure, axes = _figure(2 if held else 1, height=3.8, between=1.3, right=0.25 if held else 0.5,
+                           bottom=0.75)
     sizes, colours = _sizes(family)
     shown = _some(runs)
     errors = 100 * (predicting.loss(family, settings, shown.n, shown.d)[0] / shown.loss - 1)
@@ -305,8 +311,7 @@ def sensitivities(family: Family, settings: Settings) -> Figure:
               [(row["range"], row) for row in checks["ranges"]],
               [(f"Huber delta {row['delta']:g}", row) for row in checks["deltas"]]]
     count = sum(map(len, groups)) + 1
-    figure = Figure(figsize=(11, 1.2 + 0.21 * (count + len(groups))))
-    axes = figure.subplots(1, 2)
+    figure, axes = _figure(2, height=1.2 + 0.21 * (count + len(groups)), left=2.3, between=0.2, bottom=0.35)
     for axis, name, index in zip(axes, ("alpha", "beta"), (3, 4), strict=True):
         labels, place = [], 0.0
         if name not in estimate.refused:
@@ -354,8 +359,7 @@ def _data(value: float) -> str:
 
 def comparison(analysed: list[Family], settings: Settings, budgets) -> Figure:
     """Compute frontiers of all families, lowest loss and best size against FLOPs, with 95% intervals."""
-    figure = Figure(figsize=(11, 4.2))
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _figure(2)
     for index, family in enumerate(analysed):
         colour = COLOURS[index % len(COLOURS)]
         runs = family.runs
