@@ -8,7 +8,11 @@ EXAMPLES = {
     "train": "lgm train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.lr=2e-3",
     "sample": 'lgm sample --workdir=runs/quickstart --prompt="grinning face emoji, noto style" --out=x.png --seed=1\n'
               '         lgm sample --from=models/sd15 --prompt="a red fox in the snow" --size=512 --out=fox.png',
-    "evaluate": "lgm evaluate --workdir=runs/quickstart --out=metrics.json --distance=152",
+    "evaluate": "lgm evaluate --workdir=runs/quickstart --metric=heldout --metric=frechet --metric=kernel\n"
+                "         lgm evaluate --protocol=protocol.json --from=models/sd3 --out=sd3.json\n"
+                "         lgm evaluate curves --workdir=runs/flow --workdir=runs/eps --protocol=protocol.json \\\n"
+                "             --vary=steps=1,2,4,8,30 --vary=guidance=1,2,4 --out=curves\n"
+                "         lgm evaluate images drawn --reference=photos --features=efficientnet_lite0 --out=drawn.json",
     "export": "lgm export --workdir=runs/quickstart --out=exported\n"
               "         lgm export --from=models/sd15 --single-file=x.safetensors --dtype=float16 --out=models/x",
     "import": "lgm import --from=models/sd15 --workdir=runs/sd15\n"
@@ -105,14 +109,32 @@ def parser() -> argparse.ArgumentParser:
     released.add_argument("--noise", help="a .npy of x_T [N, h, w, C] in latent pixels instead of --seed's")
     _add_processes(sample)
 
-    evaluate = verb("evaluate", "evaluate:run", "Held-out loss at fixed t and fixed noise; distances of drawn images.")
-    evaluate.add_argument("--workdir", required=True, help="the run's folder")
-    evaluate.add_argument("--out", required=True, help="the JSON file to write")
-    evaluate.add_argument("--weights", choices=("ema", "raw"), default="ema")
-    evaluate.add_argument("--distance", type=int, metavar="N", help="draw N images from held-out captions and measure "
-                          "their distance from the real ones (default: config.evaluation.distance)")
-    evaluate.add_argument("--likelihood", type=int, metavar="STEPS", help="state the held-out latents' log likelihood "
-                          "too, by the probability-flow ODE in so many steps")
+    evaluate = verb("evaluate", "evaluate:run", "Measure a run, a folder of weights or a folder of pictures by a "
+                    "protocol, which is stored with every figure.")
+    evaluate.add_argument("what", nargs="*", metavar="images FOLDER | curves", help="measure pictures that are there "
+                          "already, or draw curves of several runs as --vary says")
+    evaluate.add_argument("--protocol", help="the JSON file that says what is drawn and measured, or an "
+                          "evaluation.json to be repeated (default: a run's held-out loss)")
+    evaluate.add_argument("--workdir", action="append", help="the run's folder; of curves, several")
+    evaluate.add_argument("--from", dest="folder", help="a folder of diffusers or of `lgm export` instead of a run")
+    evaluate.add_argument("--out", help="the JSON file to write (default: the run's evaluation.json); of curves, the "
+                          "folder of curves.json, figures and page.html")
+    evaluate.add_argument("--vary", action="append", metavar="NAME=VALUES", help="a curve along steps, guidance, "
+                          "images (trained on), half_life_images (of the average), solver, rule, interval or schedule, as "
+                          "steps=1,2,4,8 or 'steps=2,4; solver=heun'; may be repeated")
+    evaluate.add_argument("--pictures", metavar="FOLDER", help="write every image that is drawn there")
+    evaluate.add_argument("--split", action="store_true", help="split the networks over all devices, where one does "
+                          "not hold them; the last digits are then those of so many devices")
+    stated = evaluate.add_argument_group("in place of what the protocol states")
+    stated.add_argument("--metric", action="append", help="NAME or NAME:OPTION=VALUE, as heldout, likelihood:steps=64, "
+                        "frechet or kernel; may be repeated")
+    stated.add_argument("--count", type=int, help="images drawn with each seed (default: one a caption)")
+    stated.add_argument("--reference", help="what images are held to: a folder, a data set or a file of statistics "
+                        "(default: the run's held-out images)")
+    stated.add_argument("--features", help="the feature network, as efficientnet_lite0, inception:FILE or clip:FOLDER "
+                        "(default: the run's autoencoder; of pictures efficientnet_lite0)")
+    stated.add_argument("--size", help="SIDE or HEIGHTxWIDTH in pixels that pictures are drawn at or brought to")
+    stated.add_argument("--weights", choices=("ema", "raw"), help="which weights of a run (default: ema)")
     _add_processes(evaluate)
 
     export = verb("export", "export:run", "Write a run as a folder of diffusers, of a LoRA, or one that `lgm` reads.")

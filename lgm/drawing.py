@@ -44,6 +44,18 @@ def draw(system: System, params, frozen, captions: list[str], seed: int = 0, sta
     return np.concatenate([fetch(_decode(system, frozen, latents))[:count] for latents, count in parts])
 
 
+def draw_rows(system: System, params, frozen, captions: list[str], seed: int, rows: Sequence[int],
+              size: tuple[int, int] | None = None, **changes) -> np.ndarray:
+    """uint8 images [N, H, W, 3] of N captions that `draw` would draw as the seed's images number `rows`, by one call of
+    N. Raises ValueError where they are not finite."""
+    options = dataclasses.replace(system.config.sampling, **changes)
+    tokens, mask = system.tokenize(captions)
+    latents = _draw_chunk(system, options, params, frozen, tokens, mask, np.asarray(rows), seed, None, size)
+    if not fetch(jnp.isfinite(latents).all()):
+        raise ValueError(NOT_FINITE)
+    return fetch(_decode(system, frozen, latents))
+
+
 def draw_latents(system: System, params, frozen, captions: list[str], seed: int = 0, first: int = 0,
                  **changes) -> tuple[np.ndarray, np.ndarray]:
     """(latents, the noise N(0, I) that they were drawn from) [N, h, w, c] for N captions, drawn as `draw` draws the
@@ -202,7 +214,7 @@ def text_to_image(
     schedule: Mapping[str, Any] | None = None, rule: str | Mapping[str, Any] | None = None,
     interval: tuple[float, float] = (0.0, 1.0), image: jax.Array | None = None, strength: float | None = None,
     mask: np.ndarray | None = None, t5_tokens: int | None = None, true_guidance: float = 1.0,
-    skip_layers: str | Mapping[str, Any] | None = None, tile: int | None = None,
+    skip_layers: str | Mapping[str, Any] | None = None, tile: int | None = None, rows: Sequence[int] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Images [B, H, W, 3], float32 in [0, 1], of B prompts (DiT's are classes: "class 207" or a name the folder has).
 
@@ -214,7 +226,7 @@ def text_to_image(
         schedule: arguments of `sampling.times` instead of the scheduler's own times.
         size: (height, width) in pixels; by default what the denoiser was trained at.
         noise: x_T [B, h, w, C] in latent pixels; by default that of image i is a function of (seed, i) alone, as is
-            what a stochastic solver draws.
+            what a stochastic solver draws. rows: the images' numbers i among the seed's, by default from 0 on.
         image: start from these images [B, H, W, 3] in [0, 1] with noise of `strength` in (0, 1] (the system's own by
             default): only the last strength x steps steps are made. Where `mask` [H, W] is False they are kept. A model
             that inpaints needs both: it is told what is kept, starts from noise alone at strength 1 and draws it all.
@@ -234,8 +246,9 @@ def text_to_image(
         size = tuple(image.shape[1:3])
     size = size or (pipeline.sample_size * autoencoder.factor,) * 2
     shape = (len(prompts), *latent_size(pipeline, size), autoencoder.latent_channels)
+    rows = range(shape[0]) if rows is None else rows
     if noise is None:
-        noise = sampling.noise(seed, range(shape[0]), shape[1:])
+        noise = sampling.noise(seed, rows, shape[1:])
     if noise.shape != shape:
         raise ValueError(f"noise has shape {noise.shape}; {len(prompts)} images of {size} need {shape}")
     if pipeline.inpaints and (image is None or mask is None):
@@ -280,7 +293,7 @@ def text_to_image(
         strength = _rounded_up(strength, steps) if pipeline.system.rounds_up else strength
         start = Start(_encode(pipeline, vae, jnp.asarray(image, jnp.float32)), strength, mask)
     network = {pipeline.system.denoiser: params[pipeline.system.denoiser]}
-    keys = sampling.keys(seed, range(len(prompts)))
+    keys = sampling.keys(seed, rows)
     x = _solve(pipeline, sampler, (network, (cond, uncond)), noise, keys, start, how, away)
     decode = lambda z: fetch(_decode(pipeline, vae, z))
     if tile is not None:

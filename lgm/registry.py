@@ -17,7 +17,13 @@ def make(kind: str, table: Mapping[str, Callable], name: str, options: Mapping[s
     """`table[name](**options)`; raises ValueError in one line for an unknown name or option, a missing one, or one of
     another kind than its default."""
     known(kind, table, name)
-    parameters = inspect.signature(table[name]).parameters
+    check_options(kind, table[name], name, options)
+    return table[name](**options)
+
+
+def check_options(kind: str, act: Callable, name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError, one line, for options that `act`, called `name`, does not take, as `make` does."""
+    parameters = inspect.signature(act).parameters
     for key in options:
         if key not in parameters:
             there_are = near_miss(key, parameters) if parameters else "; it takes none"
@@ -31,7 +37,6 @@ def make(kind: str, table: Mapping[str, Callable], name: str, options: Mapping[s
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in options:
             raise ValueError(f"{kind} {name!r} needs option {key!r}")
-    return table[name](**options)
 
 
 def located(kind: str, name: str, places: Mapping[str, str], cls: type) -> Any:

@@ -31,11 +31,13 @@ def decode(content: bytes, size: tuple[int, int], name: str, centre: tuple[float
     return fitted(picture(content, name, size), size, centre)
 
 
-def fitted(image: Image.Image, size: tuple[int, int], centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """uint8 [*size, ...]: an image scaled to cover `size` = (height, width) and cut at `centre`, (down, right)."""
+def fitted(image: Image.Image, size: tuple[int, int], centre: tuple[float, float] = (0.5, 0.5),
+           by: str = "lanczos") -> np.ndarray:
+    """uint8 [*size, ...]: an image scaled to cover `size` = (height, width) and cut at `centre`, (down, right); `by` is
+    one of Pillow's filters."""
     height, width = size
     if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS, centering=centre[::-1])
+        image = ImageOps.fit(image, (width, height), Image.Resampling[by.upper()], centering=centre[::-1])
     return np.asarray(image)
 
 

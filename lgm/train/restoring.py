@@ -27,8 +27,9 @@ from lgm.train.seal import check_seal
 PART = 0.1  # of all bytes that are under way at a time, or one parameter
 
 
-def restore_weights(workdir: str | Path, abstract: Any, weights: str = "ema", places: Any = None) -> tuple[Any, int]:
-    """("ema" or "raw" weights of a run's newest checkpoint, its step).
+def restore_weights(workdir: str | Path, abstract: Any, weights: str = "ema", places: Any = None,
+                    step: int | None = None) -> tuple[Any, int]:
+    """("ema" or "raw" weights of a run's newest checkpoint, or of that of a `step`, and its step).
 
     `abstract` is the tree of their shapes and types, nested dicts; `places` is a tree of shardings, one for all, or
     None for one device of this process. Of several processes all must ask. Besides the weights a tenth of them, or one
@@ -40,6 +41,11 @@ def restore_weights(workdir: str | Path, abstract: Any, weights: str = "ema", pl
     steps = complete_steps(folder)
     if not steps:
         raise ConfigError(f"{folder} holds no checkpoint; train first, or give another --workdir")
+    if step is not None:
+        if step not in steps:
+            raise ConfigError(f"{folder} has no checkpoint of step {step}; there are those of steps "
+                              f"{', '.join(map(str, sorted(steps)))}")
+        steps = [step]
     if places is None or isinstance(places, jax.sharding.Sharding):
         one = places or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         places = jax.tree.map(lambda _: one, abstract)

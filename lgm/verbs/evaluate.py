@@ -1,48 +1,122 @@
-"""`lgm evaluate`: what a run's weights are measured by, as JSON."""
+"""`lgm evaluate`: what a run, a folder of weights or a folder of pictures is measured by, as JSON with its protocol."""
 
-import dataclasses
+import io
+from pathlib import Path
 
-from lgm.data import Bad, open_heldout
-from lgm.evaluate.drawn import check_enough
-from lgm.evaluate.likelihood import likelihood as log_likelihood
-from lgm.files import write_json
+import jax
+import numpy as np
+from PIL import Image
+
+from lgm.evaluate.drawers import Drawer, hash_of, of_pipeline, of_system
+from lgm.evaluate.measuring import check_metrics, evaluate, evaluate_pictures
+from lgm.evaluate.protocol import OF_RUNS, Evaluation, Protocol
+from lgm.evaluate.references import Pictures, common_size, open_set
+from lgm.exporting import is_exported, open_exported
+from lgm.files import place, write_atomically
 from lgm.parsing import ConfigError
-from lgm.train.denoise import heldout_figures
-from lgm.train.feeding import heldout_parts
-from lgm.train.opening import load_run
+from lgm.systems.folders import load_pipeline
+from lgm.train.opening import open_parts, over_all_devices
+from lgm.verbs import curves
+from lgm.verbs.measured import drawer_of, heldout_metrics, on_one_device, protocol_of
+from lgm.verbs.sample import split_over_devices
 from lgm.verbs.shared import finished, first
 
 
 def run(arguments, overrides) -> int:
-    """Held-out figures of a run's weights; --distance takes the place of `config.evaluation.distance`, and
-    --likelihood is how many steps the ODE whose density is stated is solved in."""
-    distance, likelihood, out = arguments.distance, arguments.likelihood, arguments.out
-    if distance is not None and distance < 3:
-        raise ConfigError(f"--distance={distance} must be at least 3 images")
-    if likelihood is not None and likelihood < 1:
-        raise ConfigError(f"--likelihood={likelihood} must be at least 1 step")
-    system, params, frozen, images_seen = load_run(arguments.workdir, arguments.weights)
-    data, options = system.config.data, system.config.evaluation
-    if distance is not None:
-        options = dataclasses.replace(options, distance=distance)
-        system = dataclasses.replace(system, config=dataclasses.replace(system.config, evaluation=options))
-    for flag, value in (("distance", distance), ("likelihood", likelihood)):
-        if value is not None and data.buckets:
-            raise ConfigError(f"--{flag}={value} is of images of one size, and this run has config.data.buckets="
-                              f"{data.buckets}; leave it out")
-    bad = Bad(data.bad_share)
-    images = open_heldout(data, bad)
-    images = images.take(range(min(len(images), options.max_images))).whole(bad)
-    check_enough(system, images)
-    parts = heldout_parts(system, frozen, images)
-    values = heldout_figures(system, params, lambda: frozen, parts)
-    if likelihood:
-        values |= log_likelihood(system, params, *parts[0].arrays, likelihood)
-    if not first():
-        return finished()
-    result = {"images_seen": images_seen, "weights": arguments.weights, "heldout_images": len(images), **values}
-    write_json(out, result)
-    drawn = f", kernel distance {values['kernel_distance']:.4g} +- {values['kernel_distance_error']:.2g}" if \
-        "kernel_distance" in values else ""
-    print(f"held-out loss {values['heldout_loss']:.4f} over {len(images)} images{drawn}; see {out}")
+    """Measure by a protocol, changed by what the other flags say."""
+    kind, *folders = arguments.what or ["run"]
+    if kind == "images" and len(folders) == 1:
+        return _images(arguments, folders[0])
+    if kind == "curves" and not folders:
+        return curves.run(arguments)
+    if kind != "run":
+        raise ConfigError(f"{' '.join(arguments.what)!r} is nothing to evaluate; write `images FOLDER`, `curves`, or "
+                          "nothing and --workdir=RUN or --from=FOLDER")
+    if arguments.vary:
+        raise ConfigError(f"--vary={arguments.vary[0]} is for `lgm evaluate curves`; say it of a protocol's field")
+    if (arguments.workdir is None) == (arguments.folder is None) or len(arguments.workdir or ()) > 1:
+        raise ConfigError("give either --workdir=RUN or --from=FOLDER, whose images are drawn and measured")
+    (workdir,) = arguments.workdir or (None,)
+    protocol = protocol_of(arguments, {"metrics": ["heldout"]} if arguments.folder is None else None)
+    out = _out(arguments, workdir)
+    keep = None if arguments.pictures is None else _keeper(arguments.pictures, len(protocol.seeds))
+    if arguments.folder is not None:
+        check_metrics(protocol, {})
+        result = evaluate(protocol, _open_folder(arguments.folder, protocol, arguments.split), keep=keep)
+    else:
+        result = of_run(workdir, protocol, keep, arguments.split)
+    return _said(result, out)
+
+
+def of_run(workdir: str, protocol: Protocol, keep=None, split: bool = False) -> Evaluation:
+    """A run's evaluation; see `lgm.evaluate.measuring`."""
+    check_metrics(protocol, dict.fromkeys(OF_RUNS))
+    system, frozen, start = open_parts(workdir, over_all_devices() if split else on_one_device())
+    drawer, params = drawer_of(workdir, system, frozen, start, protocol)
+    return evaluate(protocol, drawer, system.config.data, heldout_metrics(system, params, frozen), keep)
+
+
+def _open_folder(folder: str, protocol: Protocol, split: bool) -> Drawer:
+    """What a folder of weights draws with, of diffusers or of `lgm export`."""
+    if is_exported(folder):
+        layout = over_all_devices() if split else on_one_device()
+        system, params, frozen = open_exported(folder, layout)
+        return of_system(system, params, frozen, protocol, {"kind": "folder", "hash": hash_of((params, frozen))})
+    split = split and jax.device_count() > 1
+    pipeline, params = load_pipeline(folder, shard=split_over_devices() if split else None)
+    return of_pipeline(pipeline, params, protocol, split)
+
+
+def _images(arguments, folder: str) -> int:
+    """Measure pictures that were made elsewhere."""
+    for flag, value in (("--workdir", arguments.workdir), ("--from", arguments.folder), ("--count", arguments.count),
+                        ("--weights", arguments.weights), ("--pictures", arguments.pictures),
+                        ("--split", arguments.split or None)):
+        if value is not None:
+            raise ConfigError(f"{flag} is for images that are drawn; `lgm evaluate images` measures those of {folder}")
+    protocol = protocol_of(arguments, {"metrics": ["frechet", "kernel"], "features": {"name": "efficientnet_lite0"}})
+    if protocol.reference.source == "heldout":
+        raise ConfigError("give --reference=FOLDER, a data set or a file of statistics, which the pictures are held to")
+    out = _out(arguments, None)
+    images = open_set(folder, {}, None, None)
+    pictures = Pictures(images, protocol.size or common_size(images), protocol.resize)
+    return _said(evaluate_pictures(protocol, pictures, "pictures", images.captions), out)
+
+
+def _out(arguments, workdir: str | None) -> Path:
+    if arguments.out is not None:
+        return place(arguments.out, "--out")
+    if workdir is None:
+        raise ConfigError("give --out=FILE.json, where the evaluation is written")
+    return place(workdir, "--workdir") / "evaluation.json"
+
+
+def _keeper(folder: str, seeds: int):
+    """Writes images as FOLDER/000012.png, of several seeds FOLDER/seed-3-000012.png."""
+    path = place(folder, "--pictures")
+    if path.exists() and any(path.iterdir()):
+        raise ConfigError(f"--pictures={folder} is there already and not empty; give the name of a new folder")
+
+    def keep(seed: int, number: int, image: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        write_atomically(path / f"{f'seed-{seed}-' * (seeds > 1)}{number:06d}.png", buffer.getvalue())
+
+    return keep
+
+
+def _said(result: Evaluation, out: Path) -> int:
+    if first():
+        result.write(out)
+        print(f"{in_words(result)}; see {out}")
     return finished()
+
+
+def in_words(result: Evaluation) -> str:
+    """The metrics in a line."""
+    shown = {name: value for name, value in result.metrics.items()
+             if isinstance(value, float) and not name.endswith("_error") and "_t0." not in name}
+    error = lambda name: f" +- {result.metrics[f'{name}_error']:.2g}" if f"{name}_error" in result.metrics else ""
+    of = f"{result.drawn['images']:,} images: " if result.drawn else ""
+    return of + ", ".join(f"{name.replace('_', ' ')} {value:.4g}{error(name)}" for name, value in shown.items())
+

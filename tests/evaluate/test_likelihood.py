@@ -77,11 +77,12 @@ def test_ends_that_cannot_be():
 
 @pytest.mark.slow
 def test_of_a_run(tiny_run, tmp_path):
-    """`lgm evaluate --likelihood` of a run that has hardly learned anything: about what N(0, I) says of its latents."""
+    """The metric "likelihood" of a run that has hardly learned anything: about what N(0, I) says of its latents."""
     out = tmp_path / "metrics.json"
-    assert main(["evaluate", f"--workdir={tiny_run}", f"--out={out}", "--likelihood=16"]) == 0
-    found = json.loads(out.read_text())
+    words = ["evaluate", f"--workdir={tiny_run}", f"--out={out}", "--metric=heldout"]
+    assert main([*words, "--metric=likelihood:steps=16"]) == 0
+    found = json.loads(out.read_text())["metrics"]
     # standardised latents under N(0, I) have 0.5 log2(2 pi e) = 2.05 bits a value
     assert 0.5 < found["latent_bits"] < 3.5 and 0 < found["latent_bits_error"] < 1
     assert found["heldout_loss"] > 0
-    assert main(["evaluate", f"--workdir={tiny_run}", f"--out={out}", "--likelihood=0"]) != 0
+    assert main(["evaluate", f"--workdir={tiny_run}", f"--out={out}", "--metric=likelihood:steps=0"]) != 0

@@ -178,7 +178,7 @@ def test_pictures_figures_and_exports_are_those_of_one_process(base, after, tmp_
     assert one.shape == two.shape and np.abs(one - two).max() <= 1  # a level of 255: rounding
 
     assert main(["evaluate", f"--workdir={base}", f"--out={tmp_path / 'one.json'}"]) == 0
-    one, two = (json.loads(path.read_text()) for path in (tmp_path / "one.json", root / "two.json"))
+    one, two = (json.loads(path.read_text())["metrics"] for path in (tmp_path / "one.json", root / "two.json"))
     assert one.keys() == two.keys() and {"heldout_loss", "v_loss", "frechet_distance"} <= one.keys()
     for key, value in one.items():
         assert two[key] == (pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value), key

@@ -83,7 +83,8 @@ def test_a_transformer_with_prompts_and_pictures_and_what_is_refused(tmp_path, c
     # the run is measured and drawn from with the encoders, of prompts that no cache has too
     assert main(["evaluate", f"--workdir={tmp_path / 'cached'}", f"--out={tmp_path / 'figures.json'}"]) == 0
     last = rows(tmp_path / "cached")[-1]["heldout_loss"]
-    assert json.loads((tmp_path / "figures.json").read_text())["heldout_loss"] == pytest.approx(last, **CLOSE)
+    figures = json.loads((tmp_path / "figures.json").read_text())["metrics"]
+    assert figures["heldout_loss"] == pytest.approx(last, **CLOSE)
     assert main(["sample", f"--workdir={tmp_path / 'cached'}", f"--out={tmp_path / 'x.png'}", "--prompt=a fish"]) == 0
 
     # int8 on disk: another dtype is made anew, and what it serves is near

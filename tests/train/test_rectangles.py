@@ -93,7 +93,7 @@ def test_a_run_trains_resumes_is_measured_drawn_and_exported(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     run = tmp_path / "whole"
     assert main(["evaluate", f"--workdir={run}", f"--out={tmp_path / 'metrics.json'}"]) == 0
-    figures = json.loads((tmp_path / "metrics.json").read_text())
+    figures = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert math.isfinite(figures["v_loss"])
     # of three held-out images, which take turns, two are of the one source and one of the other
     of = [figures["heldout_loss_hats"], figures["heldout_loss_hands"]]
