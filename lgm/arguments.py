@@ -120,8 +120,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", help="the JSON file to write (default: the run's evaluation.json); of curves, the "
                           "folder of curves.json, figures and page.html")
     evaluate.add_argument("--vary", action="append", metavar="NAME=VALUES", help="a curve along steps, guidance, "
-                          "images (trained on), half_life_images (of the average), solver, rule, interval or schedule, as "
-                          "steps=1,2,4,8 or 'steps=2,4; solver=heun'; may be repeated")
+                          "images (trained on), half_life_images (of the average), solver, rule, interval or schedule, "
+                          "as steps=1,2,4,8 or 'steps=2,4; solver=heun'; may be repeated")
     evaluate.add_argument("--pictures", metavar="FOLDER", help="write every image that is drawn there")
     evaluate.add_argument("--split", action="store_true", help="split the networks over all devices, where one does "
                           "not hold them; the last digits are then those of so many devices")

@@ -94,7 +94,7 @@ def _out(arguments, workdir: str | None) -> Path:
 def _keeper(folder: str, seeds: int):
     """Writes images as FOLDER/000012.png, of several seeds FOLDER/seed-3-000012.png."""
     path = place(folder, "--pictures")
-    if path.exists() and any(path.iterdir()):
+    if first() and path.exists() and any(path.iterdir()):  # others may find what the first has written
         raise ConfigError(f"--pictures={folder} is there already and not empty; give the name of a new folder")
 
     def keep(seed: int, number: int, image: np.ndarray) -> None:
