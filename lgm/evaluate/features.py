@@ -27,8 +27,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lgm.evaluate.networks.source import Source
 from lgm.evaluate.preparation import Preparation
-from lgm.evaluate.sources import SOURCES, Source, source_of
+from lgm.evaluate.sources import SOURCES, source_of
 from lgm.parallel import fetch
 
 BATCH = 32  # images a device at a time, on any number of devices, so that each runs one program

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from importlib import resources
@@ -11,29 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from lgm.evaluate.networks import folders
 from lgm.evaluate.networks.efficientnet import EfficientNet, EfficientNetConfig, efficientnet_rules
-from lgm.evaluate.preparation import Preparation
+from lgm.evaluate.networks.inception import Inception, InceptionConfig, inception_rules
+from lgm.evaluate.networks.source import Source, loaded
+from lgm.evaluate.preparation import Filter, Preparation
 from lgm.files import local
 from lgm.interop.components import read_json
-from lgm.interop.tensor_files import load, open_weights
 from lgm.models.base import Model
 from lgm.parsing import ConfigError, near_miss
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Source:
-    """A network's parts.
-
-    image: (params, prepared images [B, S, S, 3]) -> features [B, dim]. classes: (kernel [dim, C], bias [C]) of its
-    classifier. text: (function of (text_params, *arrays), text_params, captions -> arrays).
-    """
-
-    dim: int
-    preparation: Preparation
-    params: Any
-    image: Callable
-    classes: tuple[np.ndarray, np.ndarray] | None = None
-    text: tuple[Callable, Any, Callable] | None = None
 
 
 def source_of(name: str) -> tuple[str, str]:
@@ -59,14 +44,18 @@ def source_of(name: str) -> tuple[str, str]:
 def _efficientnet(path: str) -> Source:
     model = Model(EfficientNetConfig(), EfficientNet)
     folder = Path(str(resources.files("lgm.weights") / "efficientnet_lite0"))
-    params = _loaded(efficientnet_rules(), model, folder)
+    params = loaded(efficientnet_rules(), model, folder)
     return _classifier(model, params, Preparation(224, "bicubic_pillow", True, mean=(127.0,) * 3, std=(128.0,) * 3))
 
 
-def _loaded(rules: list, model: Model, path: str | Path) -> Any:
-    """Float32 parameters of a file or folder, without what torch counts batches by."""
-    weights = open_weights(path).renamed(lambda name: None if name.endswith("num_batches_tracked") else name)
-    return load(rules, model.abstract(), weights, dtype=np.float32)
+def _inception(filter: Filter) -> Callable[[str], Source]:
+    def source(path: str) -> Source:
+        model = Model(InceptionConfig(), Inception)
+        levels = (127.5,) * 3 if filter == "bilinear_torch" else (128.0,) * 3  # pytorch-fid takes 2 x / 255 - 1
+        preparation = Preparation(299, filter, mean=levels, std=levels)
+        return _classifier(model, loaded(inception_rules(), model, path), preparation, bias=False)
+
+    return source
 
 
 def _classifier(model: Model, params: Any, preparation: Preparation, bias: bool = True) -> Source:
@@ -76,4 +65,12 @@ def _classifier(model: Model, params: Any, preparation: Preparation, bias: bool 
 
 
 SHIPPED = ("efficientnet_lite0",)
-SOURCES: dict[str, Callable[[str], Source]] = {"efficientnet_lite0": _efficientnet}
+SOURCES: dict[str, Callable[[str], Source]] = {
+    "efficientnet_lite0": _efficientnet,
+    "inception": _inception("bilinear_tf1"),
+    "inception_torch": _inception("bilinear_torch"),
+    "inception_clean": _inception("bicubic_pillow"),
+    "clip": folders.clip,
+    "cmmd": folders.cmmd,
+    "dinov2": folders.dinov2,
+}

@@ -5,19 +5,26 @@ from importlib import resources
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from lgm.evaluate import distance, features
 from lgm.evaluate.features import load_features
 from lgm.parsing import ConfigError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
 
 
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Batches of no more images than the tests have."""
+    monkeypatch.setattr(features, "BATCH", 4)
+
+
 @pytest.mark.slow
-def test_efficientnet_is_its_port_to_torch():
+def test_efficientnet_is_its_port_to_torch(small_batches):
     """Features to 1e-4 of the largest, with the weights that ship, and the same alone as beside others."""
     from efficientnet_lite_pytorch import EfficientNet
     from PIL import Image
-    from safetensors.torch import load_file
 
     ours = load_features("efficientnet_lite0")
     found = ours.features(IMAGES)
@@ -33,6 +40,53 @@ def test_efficientnet_is_its_port_to_torch():
     np.testing.assert_allclose(ours.probabilities(found), classes, atol=1e-5)
     np.testing.assert_array_equal(ours.features(IMAGES[1:2])[0], found[1])
     assert ours.dim == 1280
+
+
+@pytest.fixture(scope="module")
+def inception(package, tmp_path_factory):
+    """(torch-fidelity's network with random weights, a file of them)."""
+    theirs, folder = package("torch_fidelity.feature_extractor_inceptionv3"), tmp_path_factory.mktemp("inception")
+
+    class Unread(theirs.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_):
+            """Stay as made."""
+
+    torch.save({}, folder / "none.pth")
+    network = Unread("random", ["2048", "logits_unbiased"], feature_extractor_weights_path=folder / "none.pth")
+    draw = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim == 4:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=draw)
+        elif "running_var" in name or "bn.weight" in name:
+            tensor.uniform_(0.7, 1.4, generator=draw)
+        elif tensor.ndim == 1:
+            tensor.normal_(0, 0.1, generator=draw)
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    return network, folder / "weights.safetensors"
+
+
+@pytest.mark.slow
+def test_inception_is_torch_fidelitys(inception, small_batches):
+    """Features to 1e-4 of the largest, FID to 1e-3, from images of 8 bits on: resizing, scaling and arithmetic."""
+    theirs, path = inception
+    ours = load_features(path)
+    dark = (IMAGES[[0, 1, 2, 2]] * np.array([0.3, 0.5, 0.7, 0.2])[:, None, None, None]).astype(np.uint8)
+    bright = np.concatenate([IMAGES, 255 - dark[:1]])
+    found, expected = [], []
+    for images in (bright, dark):
+        found.append(ours.features(images))
+        features_2048, logits = theirs(torch.from_numpy(images).permute(0, 3, 1, 2))
+        expected.append(features_2048.numpy())
+        np.testing.assert_allclose(found[-1], expected[-1], atol=1e-4 * expected[-1].max())
+        np.testing.assert_allclose(ours.probabilities(found[-1]), logits.double().softmax(1).numpy(), rtol=1e-3)
+    x, y = (part.astype(np.float64) - part.mean(0) for part in expected)
+    gap = expected[0].mean(0) - expected[1].mean(0)
+    # of 4 images each the trace of the root is a sum of singular values of what 4 x 4 products hold
+    fid = gap @ gap + ((x**2).sum() + (y**2).sum() - 2 * np.linalg.norm(x @ y.T, "nuc")) / 3
+    assert distance.frechet(*found) == pytest.approx(fid, rel=1e-3)
+    assert ours.name == "inception:weights.safetensors" and ours.input_size == 299
+    others = {load_features(f"{kind}:{path}").hash for kind in ("inception_torch", "inception_clean")}
+    assert len(others | {ours.hash}) == 3  # one network prepared in three ways
 
 
 def test_names_that_say_nothing_are_one_line(tmp_path):
