@@ -10,6 +10,8 @@ import io
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from lgm.data import png
+
 ORIENTATION, WIDTH, LENGTH = 0x0112, 0x0100, 0x0101  # tags of EXIF and TIFF
 SIDEWAYS = range(5, 9)  # orientations that swap height and width
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -48,6 +50,8 @@ def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> I
     Raises ValueError, one line with `name`, for what cannot be read.
     """
     try:
+        if content.startswith(png.SIGNATURE):
+            content = png.stored(content, MOST_PIXELS)
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             # of others than JPEG nothing is asked before they are read: a PNG is read to find its EXIF, and says only
             # once that it is damaged; a TIFF is turned by Pillow as it is read

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import struct
 import zlib
 
@@ -57,6 +58,12 @@ def odd_files():
         "PNG of no colour type": png(16, 16, pixels, colour=5), "PNG of no method": png(16, 16, pixels, method=9),
         "PNG of no filter": png(16, 16, pixels, filters=7), "PNG interlaced by 3": png(16, 16, pixels, interlaced=3),
         "PNG of no zlib": png(16, 16, chunk(b"IDAT", b"not zlib")),
+        "PNG of too few rows in two chunks": png(16, 4000, pixels, chunk(b"IDAT", b"")),
+        "PNG interlaced, of too few rows": png(16, 17, pixels, interlaced=1),
+        "PNG whose pixels are cut": png(16, 16, chunk(b"IDAT", zlib.compress(os.urandom(784))[:500])),
+        "PNG of two streams": png(16, 16, chunk(b"IDAT", zlib.compress(bytes(400)) * 2)),
+        "PNG of pixels in two places": png(16, 16, pixels, chunk(b"tEXt", b"a\0b"), pixels),
+        "PNG with a chunk before its header": whole[:8] + chunk(b"tEXt", b"a\0b") + whole[8:],
         "PNG with a wrong sum": png(16, 16, chunk(b"IDAT", zlib.compress(bytes(784)), 1)),
         "PNG without a palette": png(16, 16, pixels, colour=3),
         "PNG with an empty palette": png(16, 16, chunk(b"PLTE", b""), pixels, colour=3),
