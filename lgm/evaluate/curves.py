@@ -11,7 +11,7 @@ from lgm.parsing import ConfigError, as_dict, near_miss
 
 # what may be varied: the field of the protocol, and what the axis of a figure is called
 AXES = {
-    "steps": ("drawing.steps", "evaluations of the network an image"),
+    "steps": ("drawing.steps", "evaluations an image"),
     "guidance": ("drawing.guidance", "guidance scale"),
     "images": ("weights.images", "images trained on"),
     "half_life_images": ("weights.half_life_images", "half-life of the average (images)"),
@@ -40,17 +40,11 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One evaluation to be made: `value` of an axis, and the protocol that has it; `key` names its files."""
+    """One evaluation to be made: `value` of an axis, and the protocol that has it."""
 
     axis: Axis
     value: Any
     protocol: Protocol
-
-    @property
-    def key(self) -> str:
-        """A part of a file's name, the same for the same point."""
-        words = [f"{self.axis.name}={shown(self.value)}", *([self.axis.label] if self.axis.held else [])]
-        return re.sub(r"[^A-Za-z0-9=.,_-]+", "-", "_".join(words))
 
 
 def read_axis(text: str) -> Axis:

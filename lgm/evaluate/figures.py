@@ -34,8 +34,13 @@ def lines_of(rows: Sequence[dict[str, Any]], axis: str) -> dict[str, list[dict[s
 def curves(rows: Sequence[dict[str, Any]], axis: str, metrics: Sequence[str]) -> bytes:
     """Every metric along an axis, a line a run, with bars of its error where that is known."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(min(5.4 * len(metrics), 11), 4.0))
-        for panel, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
+        columns = min(len(metrics), 2)
+        rows_of_panels = -(-len(metrics) // columns)
+        figure = Figure(figsize=(5.4 * columns, 3.8 * rows_of_panels))
+        panels = np.ravel(figure.subplots(rows_of_panels, columns, squeeze=False))
+        for panel in panels[len(metrics) :]:
+            panel.remove()
+        for panel, metric in zip(panels, metrics, strict=False):
             numeric = all(isinstance(row["value"], (int, float)) for row in rows if row["axis"] == axis)
             for name, line in lines_of(rows, axis).items():
                 line = [row for row in line if metric in row["metrics"]]
@@ -53,7 +58,7 @@ def curves(rows: Sequence[dict[str, Any]], axis: str, metrics: Sequence[str]) ->
             if numeric and axis != "guidance":
                 panel.set_xscale("log")
                 _ticks(panel.xaxis, sorted({_place(row, axis) for row in rows if row["axis"] == axis}))
-        np.atleast_1d(figure.axes)[0].legend(fontsize=9)
+        panels[0].legend(fontsize=9)
         return png(figure)
 
 

@@ -17,7 +17,7 @@ from lgm.evaluate.curves import HIGHER, Axis, Point, front, points, read_axis, s
 from lgm.evaluate.drawers import Drawer, rows_of
 from lgm.evaluate.measuring import captions_of, check_metrics, evaluate
 from lgm.evaluate.page import page
-from lgm.evaluate.protocol import OF_RUNS, Evaluation, Protocol, read_evaluation
+from lgm.evaluate.protocol import OF_RUNS, Evaluation, Protocol, digest, read_evaluation
 from lgm.evaluate.references import Pictures, open_set
 from lgm.files import place, write_atomically, write_json
 from lgm.parsing import ConfigError, as_dict
@@ -73,7 +73,8 @@ def _of_run(name: str, workdir: str, protocol: Protocol, asked: Sequence[Point],
     known: dict = {}
     rows = []
     for number, point in enumerate(asked, 1):
-        path = out / "evaluations" / f"{name}_{point.key}.json"
+        # points of two axes that are one protocol are one evaluation
+        path = out / "evaluations" / f"{name}_{digest(as_dict(point.protocol))[:12]}.json"
         drawer, params = drawer_of(workdir, system, frozen, start, point.protocol, drawers)
         result = _there(path, point.protocol, drawer)
         if result is None:
