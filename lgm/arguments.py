@@ -14,6 +14,8 @@ EXAMPLES = {
                 "             --vary=steps=1,2,4,8,30 --vary=guidance=1,2,4 --out=curves\n"
                 "         lgm evaluate images drawn --reference=photos --features=efficientnet_lite0 --out=drawn.json",
     "export": "lgm export --workdir=runs/quickstart --out=exported\n"
+              "         lgm export --workdir=runs/flux --form=original --license=apache-2.0 --out=checkpoint\n"
+              "         lgm export --workdir=runs/emoji --form=stablehlo --steps=20 --out=program\n"
               "         lgm export --from=models/sd15 --single-file=x.safetensors --dtype=float16 --out=models/x",
     "import": "lgm import --from=models/sd15 --workdir=runs/sd15\n"
               "         lgm import --from=models/sd15 --data=photos --workdir=runs/mine",
@@ -143,12 +145,26 @@ def parser() -> argparse.ArgumentParser:
     origin.add_argument("--from", dest="folder", help="a folder of diffusers to write anew, changed as below")
     export.add_argument("--out", required=True, help="the folder to write")
     export.add_argument("--weights", choices=("ema", "raw"), help="which weights of a run (default: ema)")
-    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of a diffusers folder's weights")
-    export.add_argument("--lora-form", choices=("diffusers", "kohya"), help="a LoRA's names (default: diffusers)")
+    export.add_argument("--form", choices=("diffusers", "original", "lora-diffusers", "lora-kohya", "lora-comfy",
+                        "stablehlo"), help="a folder of diffusers; single files in the original's layout; a LoRA under "
+                        "diffusers', kohya's or ComfyUI's names; programs that jax alone runs (default: diffusers, of "
+                        "a LoRA's run lora-diffusers)")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: of a "
+                        "folder's their own, of what was trained float32)")
+    export.add_argument("--license", help="the id of the export's license, for its card, as apache-2.0")
+    export.add_argument("--base-model", metavar="OWNER/NAME", help="what it was made from, as a hub names it, for its "
+                        "card")
     changed = export.add_argument_group("with --from")
     changed.add_argument("--single-file", action="append", help="a checkpoint in an original layout, to take networks "
                          "from; may be repeated")
-    changed.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
+    changed.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated. "
+                         "With a --form of LoRAs it is written anew in that form instead")
+    drawing = export.add_argument_group("with --form=stablehlo")
+    drawing.add_argument("--steps", type=int, help="solver steps (default: the run's or the system's)")
+    drawing.add_argument("--guidance", type=float, help="guidance scale (default: the run's or the system's)")
+    drawing.add_argument("--count", type=int, help="images a call (default: 1)")
+    drawing.add_argument("--size", help="SIDE or HEIGHTxWIDTH in pixels, with --from (default: what the model was "
+                                        "trained at)")
     _add_processes(export)
 
     import_ = verb("import", "export:import_",

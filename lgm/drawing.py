@@ -106,9 +106,16 @@ def _draw_chunk(system: System, options: Sampling, params, frozen, tokens, mask,
     return _solve(system, system.sampler(options), (params, context), noise, sampling.keys(seed, rows), start)
 
 
+def solve_as_one(source: System | Pipeline, sampler: Sampler, arguments, noise: jax.Array, keys: jax.Array
+                 ) -> jax.Array:  # fmt: skip
+    """Latents drawn from `noise`, to be traced as one program, which has one step in it however many it makes.
+    `arguments` are (parameters, (conditioning, that of no caption))."""
+    return _solve(source, sampler, arguments, noise, keys, scanned=True)
+
+
 def _solve(source: System | Pipeline, sampler: Sampler, arguments, noise: jax.Array, keys: jax.Array,
-          start: Start | None = None, rule: sampling.Rule | None = None, away: sampling.Skipped | None = None
-          ) -> jax.Array:  # fmt: skip
+          start: Start | None = None, rule: sampling.Rule | None = None, away: sampling.Skipped | None = None,
+          scanned: bool = False) -> jax.Array:
     """Latents drawn from `noise` or, of which only the last steps are made, from a `start` whose image is latents.
     `arguments` are (parameters, (conditioning, that of no caption)); `away` is guidance beside that by `rule`."""
     steps, method, process, left = sampler.timesteps, sampler.solver, source.process, None
@@ -126,7 +133,7 @@ def _solve(source: System | Pipeline, sampler: Sampler, arguments, noise: jax.Ar
         inputs = steps.times[:-1] if steps.inputs is None else steps.inputs
         skip = away(inputs[-left:] if left else inputs)
     predict = _predictor(source, sampler.wrap, method.variance, rule, skip)
-    x = sampling.loop(method, process, source.target, predict, x, steps, arguments, keys, left)
+    x = sampling.loop(method, process, source.target, predict, x, steps, arguments, keys, left, scanned)
     if start is not None and start.mask is not None:
         x = jnp.where(drawn_anew > 0, x, start.image)  # the last step of a table may end above t = 0, with some noise
     return x

@@ -19,7 +19,7 @@ ORDER = """
     config objective describing
     interop
     weights systems
-    sampler skip_layers system drawing importing exporting
+    sampler skip_layers system drawing artifact_runner artifact model_card importing exporting
     evaluate
     train
     planning scaling

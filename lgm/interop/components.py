@@ -1,8 +1,7 @@
 """The parts of a diffusers folder: for each class, its configuration both ways, its key map and its file of weights."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from lgm.interop.keys_autoencoder_flux2 import (
     with_statistics,
     write_autoencoder_flux2,
 )
-from lgm.interop.keys_dit import dit_rules, read_dit, read_sit, with_positions, write_dit, write_sit
+from lgm.interop.keys_dit import dit_rules, position_table, read_dit, read_sit, with_positions, write_dit, write_sit
 from lgm.interop.keys_flux import flux_rules, read_flux, write_flux
 from lgm.interop.keys_flux2 import FLUX2, FLUX2_LAYOUTS, flux2_rules, read_flux2, write_flux2
 from lgm.interop.keys_frame_autoencoder import (
@@ -39,7 +38,7 @@ from lgm.interop.keys_frame_autoencoder import (
 from lgm.interop.keys_qwen_image import QWEN_IMAGE, qwen_image_rules, read_qwen_image, write_qwen_image
 from lgm.interop.keys_sd3 import read_sd3, sd3_rules, with_positions_of, write_sd3
 from lgm.interop.keys_unet import unet_rules
-from lgm.interop.keys_z_image import Z_IMAGE, Z_IMAGE_LAYOUTS, read_z_image, write_z_image, z_image_rules
+from lgm.interop.keys_z_image import Z_IMAGE, Z_IMAGE_LAYOUTS, read_z_image, unused_norm, write_z_image, z_image_rules
 from lgm.interop.original_names import Layouts
 from lgm.interop.scaled import descaled
 from lgm.interop.tensor_files import Weights, load, open_weights, save
@@ -56,7 +55,8 @@ class Component:
     `refine` is for a configuration that the weights must complete; `kept_wide` is the ending of tensors that the
     library keeps in float32 where the rest is float16. `beside` are the tensors of its files that nothing here computes
     with, under the names that they are written again by. `layouts` are those of single files, the likeliest first; of
-    text encoders that several systems have, `single_file` says.
+    text encoders that several systems have, `single_file` says. `only_original` are tensors that files in the first of
+    them have and the library's have not.
     """
 
     library: str
@@ -69,6 +69,7 @@ class Component:
     kept_wide: str | None = None
     beside: Callable[[Weights], Weights] | None = None
     layouts: Layouts = ()
+    only_original: Callable[[Any], Mapping[str, np.ndarray]] = lambda config: {}
 
     @property
     def stem(self) -> str:
@@ -76,7 +77,9 @@ class Component:
         return "model" if self.library == "transformers" else "diffusion_pytorch_model"
 
     def dtype_of(self, tensor: str, dtype: Any) -> Any:
-        """What a tensor is written as where `dtype` is asked for."""
+        """What a tensor is written as where `dtype` is asked for, or that of each tensor by name."""
+        if isinstance(dtype, Mapping):
+            return dtype.get(tensor)
         wide = self.kept_wide is not None and tensor.endswith(self.kept_wide) and dtype == np.float16
         return np.float32 if wide else dtype
 
@@ -116,7 +119,7 @@ COMPONENTS: dict[str, Component] = {
     "CLIPTextModel": _clip(projected=False),
     "CLIPTextModelWithProjection": _clip(projected=True),
     "DiTTransformer2DModel": Component("diffusers", read_dit, write_dit, dit_rules, tables.DIT, refine=with_positions,
-                                       layouts=[("", original.dit)]),
+                                       layouts=[("", original.dit)], only_original=position_table),
     "Flux2Transformer2DModel": Component("diffusers", read_flux2, write_flux2, flux2_rules, FLUX2,
                                          layouts=FLUX2_LAYOUTS),
     "FluxTransformer2DModel": Component(
@@ -147,7 +150,7 @@ COMPONENTS: dict[str, Component] = {
         layouts=[("model.diffusion_model.", original.sd3), ("", original.sd3), ("", original.same)],
     ),
     "SiTTransformer2DModel": Component("lgm", read_sit, write_sit, dit_rules, tables.DIT, refine=with_positions,
-                                       layouts=[("", original.dit)]),
+                                       layouts=[("", original.dit)], only_original=position_table),
     "T5EncoderModel": Component(
         "transformers", text_configs.read_t5, text_configs.write_t5, keys_text.t5, tables.T5, keys_text.t5_weights,
         kept_wide=".wo.weight",
@@ -157,7 +160,7 @@ COMPONENTS: dict[str, Component] = {
         layouts=[("model.diffusion_model.", original.unet), ("", original.unet), ("", original.same)],
     ),
     "ZImageTransformer2DModel": Component("diffusers", read_z_image, write_z_image, z_image_rules, Z_IMAGE,
-                                          layouts=Z_IMAGE_LAYOUTS),
+                                          layouts=Z_IMAGE_LAYOUTS, only_original=unused_norm),
 }
 
 
@@ -251,19 +254,25 @@ def save_component(
     folder: str | Path, name: str, config: Any, params: Params, dtype: Any = None, options: Mapping[str, Any] = {},
     beside: Weights | None = None,
 ) -> None:  # fmt: skip
-    """Write config.json and the weights, cast to `dtype` where given, as the library's `save_pretrained` does.
+    """Write config.json and the weights, cast to `dtype` where given (`Component.dtype_of`), as the library's
+    `save_pretrained` does.
 
     `options` are written as well, in the place of what is a matter of form here (`read_carried`), and the tensors
     `beside` ours, in the dtype of ours. Raises ValueError, one line, naming a tensor that is not finite in `dtype`.
     """
     kind = component(name)
-    tensors = iterate_theirs(kind.rules(config), params)
-    if beside is not None:
-        held = jax.tree.leaves(params)[0].dtype
-        tensors = itertools.chain(tensors, ((key, cast(key, beside.get(key), held)) for key in beside.names))
+    tensors = all_tensors(name, config, params, beside)
     converted = ((key, cast(key, np.asarray(tensor), kind.dtype_of(key, dtype))) for key, tensor in tensors)
     save(converted, folder, kind.stem)
     write_json(Path(folder) / "config.json", joined(kind.write(config), options))
+
+
+def all_tensors(name: str, config: Any, params: Params, beside: Weights | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a component's checkpoint by the library's name, those `beside` ours in the dtype of ours."""
+    yield from iterate_theirs(component(name).rules(config), params)
+    if beside is not None:
+        held = jax.tree.leaves(params)[0].dtype
+        yield from ((key, cast(key, beside.get(key), held)) for key in beside.names)
 
 
 def read_json(path: Path, infinite: bool = False) -> dict[str, Any]:

@@ -102,6 +102,12 @@ def with_positions(config: DiTConfig, weights: Weights) -> DiTConfig:
     return config
 
 
+def position_table(config: DiTConfig) -> dict[str, np.ndarray]:
+    """The table [1, T, width] of positions, a buffer that the original's files hold."""
+    side = config.base_size
+    return {TABLES[1]: sincos_2d(config.width, side, side, side, side).astype(np.float32)[None]}
+
+
 def write_dit(config: DiTConfig) -> dict[str, Any]:
     """config.json of a DiTTransformer2DModel. Raises ValueError for a network that is told another time."""
     if config.time != "steps":

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from lgm.interop.fields import CARRIED, COUNT, COUNTS, POSITIVE, Table, check, fixed
 from lgm.interop.keymap import Rule, Transform, linear, norm
 from lgm.interop.original_names import QKV, Layouts, Original, Source, replaced, same
@@ -85,6 +87,11 @@ def original(config: ZImageConfig) -> Original:
         return Source(replaced(name, _ORIGINAL))
 
     return source
+
+
+def unused_norm(config: ZImageConfig) -> dict[str, np.ndarray]:
+    """What the released single file has and no forward pass uses."""
+    return {"norm_final.weight": np.ones(config.width, np.float32)}
 
 
 Z_IMAGE_LAYOUTS: Layouts = (("", original), ("model.diffusion_model.", original), ("", same))

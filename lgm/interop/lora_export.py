@@ -1,87 +1,103 @@
-"""Adapters trained here, in the LoRA files that others load: diffusers' names, or those of kohya's scripts."""
+"""LoRA files that others load, of adapters trained here or of other files: diffusers' names, kohya's or ComfyUI's."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lgm.casting import cast
 from lgm.interop.keymap import CONV_AS_LINEAR, LINEAR, Rule, Rules, Transform, parts_of
+from lgm.interop.lora_files import LoRA
+from lgm.interop.lora_names import inner_name, targets_of
 from lgm.interop.original_names import Original, Source
 from lgm.interop.tensor_files import save
 from lgm.models.lora import Adapter, LoRAConfig
 
 STEM = "pytorch_lora_weights"  # the name that diffusers looks for
-Form = Literal["diffusers", "kohya"]
+Form = Literal["diffusers", "kohya", "comfy"]
 
 
 class Pair(NamedTuple):
-    """What one module of theirs changes by, up down: down [rank, in, ...], up [out, rank, ...]. Modules that share a
-    `down` have one `key`."""
+    """What one module of theirs changes by, scale up down: down [rank, in, ...], up [out, rank, ...]. Modules that
+    share a `down` have one `key`."""
 
     module: str
     down: np.ndarray
     up: np.ndarray
     key: tuple[str, int | None]
+    scale: float
 
 
-def save_lora(folder: str | Path, adapters: Mapping[str, tuple[Rules, Adapter]], config: LoRAConfig,
-              form: Form = "diffusers", original: Original | None = None) -> None:
-    """Write pytorch_lora_weights.safetensors.
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """What the modules of one network are called in a file: its `prefix`, then the name in the `original` layout, or
+    without one in the library's."""
 
-    `adapters` has the key map of a network and its adapter by place ("unet", "transformer", "text_encoder"). In the
-    form of diffusers alpha is folded into B, so that the file needs none. In that of kohya's scripts the denoiser's
-    modules have the names of the `original` layout, where that is what its users' programs know, or of diffusers.
-    Raises ValueError for a matrix that diffusers could not adapt and for values that are not finite.
+    prefix: str
+    original: Original | None = None
+
+
+def save_lora(folder: str | Path, networks: Mapping[str, tuple[Naming, Iterable[Pair]]], form: Form = "diffusers",
+              dtype: Any = None) -> None:
+    """Write pytorch_lora_weights.safetensors of networks by place ("unet", "transformer", "text_encoder"), cast to
+    `dtype`, by default float32.
+
+    In the form of diffusers the scale is folded into B, so that the file needs no alpha. In the others every module
+    has its alpha; ComfyUI's are called as in its own checkpoints, kohya's with underscores for dots. Raises ValueError
+    for a matrix that the form has no name for and for values that are not finite.
     """
     tensors: list[tuple[str, np.ndarray]] = []
-    for place, (rules, adapter) in adapters.items():
-        if form == "kohya":
-            tensors += kohya_tensors(pairs_of(rules, adapter), config.scale, original)
+    for naming, pairs in networks.values():
+        if form == "diffusers":
+            tensors += [(naming.prefix + name, tensor) for name, tensor in lora_tensors(pairs)]
         else:
-            tensors += [(f"{place}.{name}", tensor) for name, tensor in lora_tensors(rules, adapter, config)]
-    save([(name, cast(name, tensor, np.float32)) for name, tensor in tensors], folder, STEM)
+            tensors += fused_tensors(pairs, naming, dots=form == "comfy")
+    dtype = np.float32 if dtype is None else dtype
+    save([(name, cast(name, tensor, dtype)) for name, tensor in tensors], folder, STEM)
 
 
-def lora_tensors(rules: Rules, adapter: Adapter, config: LoRAConfig) -> Iterator[tuple[str, np.ndarray]]:
+def lora_tensors(pairs: Iterable[Pair]) -> Iterator[tuple[str, np.ndarray]]:
     """A and B of every module of theirs. Matrices that we fuse share A and divide B."""
-    for module, down, up, _ in pairs_of(rules, adapter):
+    for module, down, up, _, scale in pairs:
         yield f"{module}.lora_A.weight", down
-        yield f"{module}.lora_B.weight", up * np.float32(config.scale)
+        yield f"{module}.lora_B.weight", up * np.float32(scale)
 
 
-def kohya_tensors(pairs: Iterable[Pair], scale: float, original: Original | None) -> Iterator[tuple[str, np.ndarray]]:
-    """lora_down, lora_up and alpha of every module of the original layout, or without it of theirs.
+def fused_tensors(pairs: Iterable[Pair], naming: Naming, dots: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """lora_down, lora_up and alpha of every module as `naming` calls it.
 
     Where the original fuses matrices, one update of as many ranks as they have downs changes their rows, and others by
     nothing.
     """
     modules: dict[str, list[tuple[Source, Pair]]] = {}
     for pair in pairs:
-        source = Source(f"{pair.module}.weight") if original is None else original(f"{pair.module}.weight")
+        source = naming.original(f"{pair.module}.weight") if naming.original else Source(f"{pair.module}.weight")
         if not source.name.endswith(".weight") or source.change not in (None, "swap"):
-            raise ValueError(f"{pair.module} has no equal in kohya's files; leave it out of the targets")
+            raise ValueError(f"{pair.module} has no equal in such LoRA files; leave it out of the targets")
         modules.setdefault(source.name.removesuffix(".weight"), []).append((source, pair))
     for module, parts in modules.items():
         downs = {pair.key: pair.down for _, pair in parts}
         ends = dict(zip(downs, np.cumsum([len(down) for down in downs.values()]).tolist(), strict=True))
-        rank = sum(map(len, downs.values()))
+        rank, scales = sum(map(len, downs.values())), {pair.scale for _, pair in parts}
+        scale = scales.pop() if len(scales) == 1 else 1.0
         first, last, of = parts[0][0].rows or (0, 1, 1)
         rows = len(parts[0][1].up) // (last - first) * of
         up = np.zeros((rows, rank, *parts[0][1].up.shape[2:]), np.float32)
         for source, pair in parts:
             first, last, of = source.rows or (0, 1, 1)
-            change = np.roll(pair.up, rows // 2, 0) if source.change == "swap" else pair.up
+            change = pair.up if pair.scale == scale else pair.up * np.float32(pair.scale)
+            change = np.roll(change, rows // 2, 0) if source.change == "swap" else change
             end = ends[pair.key]
             up[first * rows // of : last * rows // of, end - len(pair.down) : end] = change
-        name = f"lora_unet_{module.replace('.', '_')}"
+        name = naming.prefix + (module if dots else module.replace(".", "_"))
         yield f"{name}.lora_down.weight", np.concatenate(list(downs.values()))
         yield f"{name}.lora_up.weight", up
         yield f"{name}.alpha", np.asarray(scale * rank, np.float32)
 
 
-def pairs_of(rules: Rules, adapter: Adapter) -> Iterator[Pair]:
+def pairs_of(rules: Rules, adapter: Adapter, config: LoRAConfig) -> Iterator[Pair]:
     """Every module of theirs that an adapter changes. Raises ValueError for a matrix that diffusers could not adapt."""
     of_path = {rule.ours: rule for rule in rules if isinstance(rule, Rule)}
     for path, pair in adapter.items():
@@ -94,4 +110,25 @@ def pairs_of(rules: Rules, adapter: Adapter) -> Iterator[Pair]:
         for name, layer, part in parts_of(rule, up):
             a, b = (down if layer is None else down[layer]).T, chunks.to_theirs(part).T
             shaped = (np.ascontiguousarray(x).reshape(*x.shape, *spatial) for x in (a, b))
-            yield Pair(name.removesuffix(".weight"), *shaped, (path, layer))
+            yield Pair(name.removesuffix(".weight"), *shaped, (path, layer), config.scale)
+
+
+def pairs_of_file(lora: LoRA, place: str, names: Iterable[str], original: Original | None
+                  ) -> tuple[list[Pair], set[tuple[Path, str]]]:  # fmt: skip
+    """(what a LoRA file changes of the network at `place`, which (file, module) that is), by the `names` of the
+    network's tensors and those of its `original`. Raises ValueError, one line, for a change that is no plain LoRA."""
+    table, pairs, used = targets_of(names, original), [], set()
+    for module, update in lora.updates.items():
+        inner = inner_name(module, place)
+        for target in () if inner is None else table.get(inner, ()):
+            if update.factors is None or update.magnitude is not None or update.bias is not None:
+                raise ValueError(f"{lora.path}: {module!r} is no plain LoRA, which alone goes into a file of another "
+                                 "form; merge it into the folder by --lora instead")
+            try:
+                up = update.part(target.rows, target.swap).select(update.factors[1])
+            except ValueError as error:
+                raise ValueError(f"{lora.path}: {module!r}: {error}") from error
+            scale = float(lora.strength * update.scale)
+            pairs.append(Pair(target.module, update.factors[0], up, (module, None), scale))
+            used.add((lora.path, module))
+    return pairs, used

@@ -21,13 +21,15 @@ Parts = Mapping[str, np.ndarray]
 class Update:
     """A change of one module: `product()` [out, in, ...] times `scale` to its weight, which has `rank` where it is low.
 
-    `magnitude` is DoRA's, [out] or [1, in]; `bias` [out] is added to the module's bias. `select` takes of [out, ...]
-    the rows that one weight gets.
+    `factors` are (down [rank, in, ...], up [out, rank, ...]) of a LoRA, whose product it is. `magnitude` is DoRA's,
+    [out] or [1, in]; `bias` [out] is added to the module's bias. `select` takes of [out, ...] the rows that one weight
+    gets.
     """
 
     scale: float
     rank: int | None = None
     product: Callable[[], np.ndarray] | None = None
+    factors: tuple[np.ndarray, np.ndarray] | None = None
     magnitude: np.ndarray | None = None
     bias: np.ndarray | None = None
     select: Callable[[np.ndarray], np.ndarray] = lambda rows: rows
@@ -101,7 +103,8 @@ def update_of(parts: Parts, scale_of: Callable[[int | None], float]) -> Update:
         magnitude = (either if rows is None else rows).reshape(-1)  # [out] or, for a convolution, with axes of 1
     elif either is not None:
         magnitude = either.reshape(1, -1)  # [1, in, ...]
-    return Update(scale, rank, product, magnitude, None if bias is None else bias.reshape(-1))
+    factors = (left["down"], left["up"]) if set(left) == {"down", "up"} else None
+    return Update(scale, rank, product, factors, magnitude, None if bias is None else bias.reshape(-1))
 
 
 def _float32(name: str, value: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from lgm.interop import original_names as names
 from lgm.interop.components import COMPONENTS, component
 from lgm.interop.original_names import Layouts, Original, Source
+from lgm.interop.schedules import Schedule
 from lgm.interop.tensor_files import Entry, Weights, read_metadata
 from lgm.untrusted import shown
 
@@ -73,11 +74,11 @@ class Section(NamedTuple):
 
 def original_of(place: str, name: str, config: Any) -> Original | None:
     """The layout of the network at `place` in single files; None where it is not known."""
-    found = _layouts(place, name)
+    found = layouts_at(place, name)
     return found[0][1](config) if found else None
 
 
-def _layouts(place: str, name: str) -> Layouts:
+def layouts_at(place: str, name: str) -> Layouts:
     """Those of the network of class `name` at a place, the likeliest first."""
     here = next((v for k, v in ENCODERS.get(place, {}).items() if name.startswith(k)), None)
     return component(name).layouts if here is None else here
@@ -91,7 +92,7 @@ def section(weights: Weights, place: str, name: str, config: Any, wanted: Iterab
     that do not say which text encoder it is are of the one of that width.
     """
     wanted = list(wanted)
-    for prefix, layout in _layouts(place, name):
+    for prefix, layout in layouts_at(place, name):
         original = layout(config)
         sources = {theirs: original(theirs) for theirs in wanted}
         if sum(prefix + s.name in weights.entries for s in sources.values()) <= len(wanted) // 2:
@@ -207,6 +208,20 @@ def schedule_of(weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
             changed["_class_name"] = "EulerDiscreteScheduler"
         changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return changed
+
+
+def markers_of(schedule: Schedule) -> tuple[dict[str, str], list[str]]:
+    """(metadata, names of empty tensors) by which `schedule_of` knows what a network of a diffusion predicts. Raises
+    ValueError, one line, for what single files have no mark for."""
+    process = schedule.process
+    if process["name"] == "rectified_flow":
+        return {}, []
+    if process["name"] != "ddpm" or schedule.target not in ("eps", "v"):
+        raise ValueError(f"single files have no mark for a network of process {process['name']!r} that predicts "
+                         f"{schedule.target!r}; export a folder of diffusers")
+    if schedule.target == "eps":
+        return {_STATED: "epsilon"}, []
+    return {_STATED: "v"}, ["v_pred", *(["ztsnr"] if process.get("zero_terminal_snr") else [])]
 
 
 # the schedulers of diffusers that can be told to end in pure noise

@@ -144,11 +144,29 @@ def load(
         raise ValueError(f"{weights.path}: {error}") from error
 
 
-def save(tensors: Iterable[tuple[str, np.ndarray]], folder: str | Path, stem: str, shard_bytes: int = 5 << 30) -> None:
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """A tensor that is made when it is written, and not kept: stands where an array may in `save`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.make()
+
+
+def save(tensors: Iterable[tuple[str, np.ndarray | Deferred]], folder: str | Path, stem: str,
+         shard_bytes: float = 5 << 30, metadata: Mapping[str, str] = {}) -> None:
     """Write `stem`.safetensors or, past `shard_bytes`, `stem`-00001-of-0000N.safetensors and their index.
 
     Takes tensors one at a time and holds at most one shard of them. Nothing appears under a final name before all of
-    it is written, the index last; on an error nothing stays behind.
+    it is written, the index last; on an error nothing stays behind. Each file carries the texts of `metadata`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +177,7 @@ def save(tensors: Iterable[tuple[str, np.ndarray]], folder: str | Path, stem: st
             handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{stem}.")
             shards.append((Path(temporary), [name for name, _ in shard]))
             with os.fdopen(handle, "wb") as file:
-                total += _write(file, shard)
+                total += _write(file, shard, metadata)
             os.chmod(temporary, 0o644)
         ending = lambda i: f"-{i + 1:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         files = [f"{stem}{ending(i)}.safetensors" for i in range(len(shards))]
@@ -283,10 +301,10 @@ def in_groups(items: Iterable, size: Callable[[Any], float], limit: float) -> It
     yield group
 
 
-def _write(file, tensors: list[tuple[str, np.ndarray]]) -> int:
+def _write(file, tensors: list[tuple[str, np.ndarray | Deferred]], metadata: Mapping[str, str]) -> int:
     """One safetensors file, widest dtypes first so that every tensor is aligned; returns the tensors' bytes."""
     tensors = sorted(tensors, key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # what transformers insists on
+    header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}  # which transformers insists on
     position = 0
     for name, tensor in tensors:
         if tensor.dtype not in _NAMES:

@@ -113,8 +113,8 @@ class Timesteps(NamedTuple):
 
 
 def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: jax.Array, grid: Timesteps | np.ndarray,
-         arguments, key: jax.Array | None = None, last: int | None = None) -> jax.Array:
-    """What `sample` computes with `predict(x_t, t_B, arguments)`, as one compiled step called in turn.
+         arguments, key: jax.Array | None = None, last: int | None = None, scanned: bool = False) -> jax.Array:
+    """What `sample` computes with `predict(x_t, t_B, arguments)`, as one compiled step called in turn, or `scanned`.
 
     For convolutions on a CPU, which XLA runs many times slower inside a scan. `predict` must be hashable and the same
     object from call to call, or each call compiles anew. `grid` is Timesteps or their times; of it the `last` steps are
@@ -131,6 +131,13 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
     _not_singular(process, target, pairs[0][0])
     carry = (x_T, steps.begin(method, x_T, len(pairs)))
     method = method._replace(start=None)  # which may hold arrays of this call; a step depends on none of it
+    if scanned:
+        def body(carry, now):
+            number, t, s = now
+            return _step(method, process, target, predict, carry, arguments, inputs, t, s, key_of(number)), None
+
+        ends = (jnp.asarray(part, float) for part in zip(*pairs, strict=True))
+        return jax.lax.scan(body, carry, (jnp.arange(len(pairs), dtype=jnp.int32), *ends))[0][0]
     for number, (t, s) in enumerate(pairs):
         ends = jnp.asarray(t, float), jnp.asarray(s, float)
         carry = _step(method, process, target, predict, carry, arguments, inputs, *ends, key_of(jnp.int32(number)))

@@ -12,6 +12,8 @@ def encode(pipeline: Pipeline, run: Run, ids: Ids, size: tuple[int, int], score:
     return Conditioning(text=run("text_encoder_2"), pooled=pooled)
 
 
+COMFY_TEXT = {"text_encoder": "text_encoders.clip_l.transformer.", "text_encoder_2": "text_encoders.t5xxl.transformer."}
+
 FLUX = Released(
     "FluxPipeline", "flux", "transformer", "FluxTransformer2DModel",
     encode=encode,
@@ -25,6 +27,9 @@ FLUX = Released(
     even=True,
     rounds_up=True,
     standardizes="shift",
+    kohya_text={"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},  # T5's number is SD3's
+    comfy_text=COMFY_TEXT,
+    whole=lambda configs: {"transformer": "model.diffusion_model.", "vae": "vae.", **COMFY_TEXT},
     default_size=128,  # its transformer's configuration does not say
     encoders=lambda config: {"text_encoder": ("clip_text", "clip_l"), "text_encoder_2": ("t5", "t5_v1_1_xxl")},
 )  # fmt: skip

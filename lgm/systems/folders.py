@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from lgm import files
 from lgm.data.text_tokenizers import TextTokenizer, read_text_tokenizer, save_text_tokenizer
 from lgm.interop import single_file as single_files
@@ -77,7 +80,7 @@ def load_pipeline(
     singles = [descaled(open_weights(path)) for path in ([single_file] if isinstance(single_file, str | Path) else
                                                          single_file)]  # fmt: skip
     scored = system.scored and index.get("requires_aesthetics_score")
-    models, params, classes, tokenizers, carried, beside, used = {}, {}, {}, {}, {}, {}, set()
+    models, params, classes, tokenizers, carried, beside, held, used = {}, {}, {}, {}, {}, {}, {}, set()
     sections: dict[Path, dict[str, single_files.Section]] = {single.path: {} for single in singles}
     for place in (system.denoiser, "vae", *system.tokenizer_of):
         if place not in parts:
@@ -114,11 +117,12 @@ def load_pipeline(
             held_in=None if place == "vae" else dtype,
             shard=shard,
             weights=None if found is None else found.weights,
-            adapt=_merging(loras, place, original_of(place, classes[place], config), used),
+            adapt=_merging(loras, place, original_of(place, classes[place], config), used, held),
             **changes,
         )
         if (others := component(classes[place]).beside) is not None:
             beside[place] = others(open_weights(folder / place) if file is None else file)
+            held[place] |= dtypes_of(beside[place])
     check_all_used(loras, used)
     configs = {place: model.config for place, model in models.items()}
     for single in singles:
@@ -131,7 +135,7 @@ def load_pipeline(
     size = read_json(folder / system.denoiser / "config.json").get("sample_size") or system.default_size or 64
     options = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
     pipeline = Pipeline(system, models, classes, tokenizers, schedule, schedule.build(), size, options, carried,
-                        beside=beside)
+                        beside=beside, held=held)
     if pipeline.inpaints:
         variant = "Inpaint"
     elif pipeline.scored:
@@ -194,10 +198,13 @@ def check_autoencoder(config: AutoencoderConfig, system: Released, folder: Path)
         raise ValueError(f"{folder}: latents_mean and latents_std have no part in a {system.name}; give null")
 
 
-def _merging(loras: Sequence[LoRA], place: str, original: Original | None, used: set) -> Callable[[Weights], Weights]:
-    """A change of weights that merges the LoRAs and notes in `used` what of them it took."""
+def _merging(loras: Sequence[LoRA], place: str, original: Original | None, used: set, held: dict
+             ) -> Callable[[Weights], Weights]:  # fmt: skip
+    """A change of weights that merges the LoRAs and notes in `used` what of them it took, in `held` what types the
+    weights are of."""
 
     def adapt(weights: Weights) -> Weights:
+        held[place] = dtypes_of(weights)
         weights, found = merge(weights, loras, place, original)
         used.update(found)
         return weights
@@ -205,8 +212,18 @@ def _merging(loras: Sequence[LoRA], place: str, original: Original | None, used:
     return adapt
 
 
-def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, Params], dtype: Any = None) -> None:
-    """Write a folder that `DiffusionPipeline.from_pretrained` reads; weights cast to `dtype` where given.
+def dtypes_of(weights: Weights) -> dict[str, np.dtype]:
+    """The type of every tensor as it would be written again: its own but for float8, which becomes bfloat16 or, where
+    it is scaled, float32."""
+    eight = lambda entry: entry.dtype.itemsize == 1 and entry.dtype.name.startswith("float8")
+    wider = lambda entry: np.dtype(np.float32) if entry.scale is not None else np.dtype(ml_dtypes.bfloat16)
+    return {name: wider(entry) if eight(entry) else entry.dtype for name, entry in weights.entries.items()}
+
+
+def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, Params], dtype: Any = None,
+                  card: str | None = None) -> None:
+    """Write a folder that `DiffusionPipeline.from_pretrained` reads; weights cast to `dtype` where given, else to the
+    types that they were of (`Pipeline.held`). The text `card` becomes its README.md.
 
     The folder appears whole or not at all. Raises ValueError, one line, when it exists or when a part has no equal in
     diffusers.
@@ -223,7 +240,8 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
             name = pipeline.classes[place]
             index[place] = [COMPONENTS[name].library, name]
             options, beside = pipeline.carried.get(place, {}), pipeline.beside.get(place)
-            save_component(temporary / place, name, model.config, params[place], dtype, options, beside)
+            save_component(temporary / place, name, model.config, params[place],
+                           pipeline.held.get(place) if dtype is None else dtype, options, beside)
         for place, tokenizer in pipeline.tokenizers.items():
             place = system.tokenizer_of[place]
             index[place] = ["transformers", tokenizer.kind]
@@ -239,6 +257,8 @@ def save_pipeline(folder: str | Path, pipeline: Pipeline, params: Mapping[str, P
             write_json(vae, read_json(vae) | {"sample_size": side})
         absent = {place: [None, None] for place in system.optional if place not in index}
         write_json(temporary / "model_index.json", index | absent | dict(pipeline.options))
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
 
     files.write_folder(folder, write)
 

@@ -21,6 +21,8 @@ from lgm.models.autoencoder import standardize, unstandardize
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")  # places of text encoders
 Ids = Mapping[str, np.ndarray]  # place of a text encoder -> token ids [B, L]; ~id is of padding that does not count
 Run = Callable[[str], Any]  # what the text encoder at a place makes of its ids
+COMFY_TEXT = {place: f"text_encoders.{name}.transformer." for place, name in zip(TEXT, ("clip_l", "clip_g", "t5xxl"),
+                                                                                strict=True)}  # fmt: skip
 SCORES = (6.0, 2.5)  # of a picture and of what it should not be, as SDXL's refiner is told by diffusers
 REFINING = 0.3  # of a picture, by SDXL's refiner
 
@@ -62,7 +64,10 @@ class Released:
         released folders name otherwise. corrected: what its program sets in any scheduler's configuration, by variant.
       check: raises ValueError, one line, for configurations by place that do not fit each other.
       form: the denoiser (configuration and parameters, or None for them) as diffusers has it.
-      kohya: whose names kohya's scripts have for the denoiser's modules, None where they have none.
+      kohya: whose names kohya's scripts have for the denoiser's modules, None where they have none. kohya_text: what
+        they put before the modules of a text encoder, comfy_text what ComfyUI does, by place.
+      whole: what stands before each network's names where one file in the original layout holds all, by place, for
+        the networks' configurations; nothing where each network is released in a file of its own.
       autoencoder, encoders: the published ones, families and presets of them; the latter for a denoiser's
         configuration, by place.
     """
@@ -96,6 +101,10 @@ class Released:
     check: Callable[[Mapping[str, Any], Path], None] = lambda configs, folder: None
     form: Callable[[Any, Params | None], tuple[Any, Params | None]] = lambda config, params: (config, params)
     kohya: str | None = "original"
+    kohya_text: Mapping[str, str] = dataclasses.field(default_factory=lambda: {
+        "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"})
+    comfy_text: Mapping[str, str] = dataclasses.field(default_factory=lambda: COMFY_TEXT)
+    whole: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda configs: {}
     encoders: Callable[[Any], Mapping[str, tuple[str, str]]] = lambda config: {}
 
 
@@ -107,7 +116,7 @@ class Pipeline:
     "text_encoder", ...). sample_size: the side in latent pixels that the denoiser was trained at. options: the other
     entries of model_index.json. carried: what the config.json of each network says besides. variant: what stands before
     "Pipeline" in the folder's own class, one of `folders.VARIANTS` or nothing. beside: tensors of networks that nothing
-    here computes with, to be written again.
+    here computes with, to be written again. held: what type each tensor of a network's file is of, by its name there.
     """
 
     system: Released
@@ -121,6 +130,7 @@ class Pipeline:
     carried: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     variant: str = ""
     beside: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
+    held: Mapping[str, Mapping[str, np.dtype]] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:

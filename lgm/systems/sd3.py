@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lgm.models import Conditioning
-from lgm.systems.release import Defaults, Ids, Pipeline, Released, Run, texts
+from lgm.systems.release import COMFY_TEXT, Defaults, Ids, Pipeline, Released, Run, texts
 
 
 def tokenize(pipeline: Pipeline, prompts: Sequence[str], t5_tokens: int) -> Ids:
@@ -44,6 +44,7 @@ SD3 = Released(
     tokenize=tokenize,
     rounds_up=True,
     standardizes="shift",
+    whole=lambda configs: {"transformer": "model.diffusion_model.", "vae": "first_stage_model.", **COMFY_TEXT},
     encoders=lambda config: {"text_encoder": ("clip_text", "clip_l_sd3"),
                              "text_encoder_2": ("clip_text", "open_clip_bigg"),
                              "text_encoder_3": ("t5", "t5_v1_1_xxl")},

@@ -31,6 +31,13 @@ def check(configs: Mapping[str, Any], folder: Path) -> None:
                          f"vector, which has {pooled}; does requires_aesthetics_score in model_index.json fit it?")
 
 
+def whole(configs: Mapping[str, Any]) -> Mapping[str, str]:
+    """The prefixes of a single file; the refiner has one text encoder, as its first."""
+    second = "conditioner.embedders.1.model." if "text_encoder" in configs else "conditioner.embedders.0.model."
+    return {"unet": "model.diffusion_model.", "vae": "first_stage_model.",
+            "text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": second}  # fmt: skip
+
+
 SDXL = Released(
     "StableDiffusionXLPipeline", "unet", "unet", "UNet2DConditionModel",
     encode=encode,
@@ -42,6 +49,7 @@ SDXL = Released(
     encoder_options=dict.fromkeys(("text_encoder", "text_encoder_2"), {"hidden": "penultimate"}),
     optional=("text_encoder", "tokenizer", "feature_extractor", "image_encoder"),
     scored=True,
+    whole=whole,
     standardizes="means",
     check=check,
     encoders=lambda config: {"text_encoder": ("clip_text", "clip_l_sdxl"),

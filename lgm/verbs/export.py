@@ -1,15 +1,18 @@
 """`lgm export` and `lgm import`: from runs and folders to folders, and from folders to runs."""
 
 from lgm import config as schema
+from lgm.artifact import Drawing
 from lgm.data import open_data
-from lgm.exporting import check_new, export_autoencoder, export_folder, export_run
+from lgm.exporting import WHOLE, Origin, Wanted, check_new, export_autoencoder, export_folder, export_run
 from lgm.files import place
 from lgm.importing import import_folder
 from lgm.interop.diffusers_configs import write_autoencoder
 from lgm.interop.lora_files import lora_of
+from lgm.model_card import Stated
 from lgm.models import build, family_of
 from lgm.parallel import on_first
 from lgm.parsing import ConfigError
+from lgm.pictures import read_size
 from lgm.train.autoencode import reconstruct_all
 from lgm.train.opening import open_run, over_all_devices
 from lgm.train.restoring import restore_weights
@@ -18,40 +21,42 @@ from lgm.weights import save_autoencoder, standardized
 
 
 def run(arguments, overrides) -> int:
+    size = None if arguments.size is None else read_size(arguments.size)
+    wanted = Wanted(arguments.form, arguments.dtype, Stated(arguments.license, arguments.base_model),
+                    Drawing(arguments.steps, arguments.guidance, arguments.count, size))
     if arguments.folder is None:
         for name in ("single_file", "lora"):
             if getattr(arguments, name):
                 raise ConfigError(f"--{name.replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
-        return export(arguments.workdir, arguments.out, arguments.weights or "ema", arguments.dtype,
-                      arguments.lora_form)
-    if arguments.lora_form:
-        raise ConfigError("--lora-form goes with the --workdir=DIR of a LoRA's run")
+        return export(arguments.workdir, arguments.out, arguments.weights or "ema", wanted)
     if arguments.weights:
         raise ConfigError("--weights goes with --workdir=DIR; a diffusers folder has one set of weights")
     if first():
         print(export_folder(arguments.folder, arguments.out, loras=[lora_of(text) for text in arguments.lora or []],
-                            single_file=arguments.single_file or [], dtype=arguments.dtype))
+                            single_file=arguments.single_file or [], wanted=wanted))
     return finished()
 
 
-def export(workdir: str, out: str, weights: str, dtype: str | None = None, form: str | None = None) -> int:
-    """Write a run as a folder, a denoiser's or an autoencoder's, and say in one line what was written."""
+def export(workdir: str, out: str, weights: str, wanted: Wanted) -> int:
+    """Write a run, a denoiser's or an autoencoder's, in the form that is wanted; say in one line what was written."""
     if family_of(schema.read(workdir).model).role == "autoencoder":
-        for flag, word in (("dtype", dtype), ("lora-form", form)):
+        for flag, word in (("dtype", wanted.dtype), ("form", wanted.form)):
             if word is not None:
                 raise ConfigError(f"--{flag}={word} goes with a denoiser's run")
-        line = _export_autoencoder(workdir, out, weights)
+        line = _export_autoencoder(workdir, out, weights, wanted)
     else:
         check_new(out)
-        _, system, frozen, trained, _ = open_run(workdir, weights)
-        trained, frozen = on_first((trained, {"autoencoder": frozen["autoencoder"]}))
-        line = export_run(system, trained, frozen, out, dtype, form) if first() else ""
+        config, system, frozen, trained, step = open_run(workdir, weights)
+        needed = frozen if wanted.form in WHOLE else {"autoencoder": frozen["autoencoder"]}
+        trained, needed = on_first((trained, needed))
+        origin = Origin(workdir, step * config.batch_size, weights)
+        line = export_run(system, trained, needed, out, wanted, origin) if first() else ""
     if line:
         print(line)
     return finished()
 
 
-def _export_autoencoder(workdir: str, out: str, weights: str) -> str:
+def _export_autoencoder(workdir: str, out: str, weights: str, wanted: Wanted) -> str:
     """Write an autoencoder with its latents' statistics: diffusers' AutoencoderKL where it is one, else our own."""
     config = schema.read(workdir)
     if place(out, "--out").exists() and not place(out).is_dir():

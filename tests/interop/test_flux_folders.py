@@ -19,7 +19,7 @@ from lgm.cli import main
 from lgm.drawing import draw as draw_run
 from lgm.interop import original_names
 from lgm.interop.keys_flux import flux_rules
-from lgm.interop.lora_export import save_lora
+from lgm.interop.lora_export import Naming, pairs_of, save_lora
 from lgm.interop.lora_files import read_lora
 from lgm.models.lora import LoRAConfig, init, merged
 from lgm.pictures import read_image
@@ -183,7 +183,7 @@ def test_an_adapter_trained_here_changes_diffusers_picture_the_same_way(dev, tmp
     adapter = jax.eval_shape(lambda key: init(model, config, key), jax.random.key(0))
     adapter = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), adapter)
     assert {"double/text/heads/qkv/kernel", "single/heads/qkv/kernel", "single/out/kernel"} < set(adapter)
-    save_lora(tmp_path, {"transformer": (flux_rules(model.config), adapter)}, config)
+    save_lora(tmp_path, {"transformer": (Naming("transformer."), pairs_of(flux_rules(model.config), adapter, config))})
     theirs = diffusers.FluxPipeline.from_pretrained(folder)
     theirs.load_lora_weights(tmp_path)
     expected = their_images(theirs, noise)

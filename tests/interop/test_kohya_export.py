@@ -5,11 +5,11 @@ import numpy as np
 import tiny_systems
 import torch
 from diffusers.loaders import single_file_utils
-from test_lora_export import CONFIG, adapter_of
+from test_lora_export import CONFIG, adapter_of, write
 from test_single_file import original_layout
 
-from lgm.interop.components import component, read_config
-from lgm.interop.lora_export import STEM, save_lora
+from lgm.interop.components import read_config
+from lgm.interop.lora_export import STEM
 from lgm.interop.single_file import original_of
 from lgm.interop.tensor_files import open_weights
 from lgm.models import build
@@ -24,7 +24,7 @@ def exported(tmp_path, network, targets=CONFIG.targets):
     changes, original = adapter_of(model, lora), original_of("transformer", name, config)
     files = {}
     for form in ("diffusers", "kohya"):
-        save_lora(tmp_path / form, {"transformer": (component(name).rules(config), changes)}, lora, form, original)
+        write(tmp_path / form, "transformer", name, model, changes, lora, form, original if form == "kohya" else None)
         weights = open_weights(tmp_path / form / f"{STEM}.safetensors")
         files[form] = {key: np.array(weights.get(key)) for key in weights.names}
     return files

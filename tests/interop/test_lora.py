@@ -19,7 +19,7 @@ from lgm.interop import original_names
 from lgm.interop.components import load_component
 from lgm.interop.keymap import to_theirs
 from lgm.interop.keys_unet import unet_rules
-from lgm.interop.lora_export import save_lora
+from lgm.interop.lora_export import Naming, pairs_of, save_lora
 from lgm.interop.lora_files import merge, read_lora
 from lgm.interop.tensor_files import open_weights, save
 from lgm.models.lora import LoRAConfig, init, merged
@@ -168,7 +168,7 @@ def adapter(trained):
 
 def test_an_adapter_written_and_merged_at_load_is_the_adapter(trained, adapter, tmp_path):
     model, params, changes, config = adapter
-    save_lora(tmp_path, {"unet": (unet_rules(model.config), changes)}, config)
+    save_lora(tmp_path, {"unet": (Naming("unet."), pairs_of(unet_rules(model.config), changes, config))})
     lora = read_lora(tmp_path)
     _, loaded = load_component(
         trained[0] / "unet", "UNet2DConditionModel", adapt=lambda weights: merge(weights, [lora], "unet")[0]
@@ -177,13 +177,13 @@ def test_an_adapter_written_and_merged_at_load_is_the_adapter(trained, adapter, 
     jax.tree.map(close, loaded, merged(params, changes, config))
     with pytest.raises(ValueError, match="shifts/kernel has no equal|conv1/kernel has no equal"):
         bad = {"down/0/layers/0/residual/conv1/kernel": changes["middle/transformer/proj_in/kernel"]}
-        save_lora(tmp_path, {"unet": (unet_rules(model.config), bad)}, config)
+        save_lora(tmp_path, {"unet": (Naming("unet."), pairs_of(unet_rules(model.config), bad, config))})
 
 
 @pytest.mark.slow
 def test_an_adapter_trained_here_changes_diffusers_picture_the_same_way(trained, adapter, tmp_path):
     model, params, changes, config = adapter
-    save_lora(tmp_path, {"unet": (unet_rules(model.config), changes)}, config)
+    save_lora(tmp_path, {"unet": (Naming("unet."), pairs_of(unet_rules(model.config), changes, config))})
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(trained[0])
     noise = noise_for(theirs)
     without = their_images(theirs, noise)

@@ -8,7 +8,7 @@ import torch
 
 from lgm.interop.components import component, load_component
 from lgm.interop.keymap import to_theirs
-from lgm.interop.lora_export import STEM, save_lora
+from lgm.interop.lora_export import STEM, Naming, pairs_of, save_lora
 from lgm.interop.lora_files import merge, read_lora
 from lgm.interop.single_file import original_of
 from lgm.interop.tensor_files import open_weights, save
@@ -19,13 +19,20 @@ SYSTEMS = {"sd": ("unet", tiny_systems.stable_diffusion), "xl": ("unet", tiny_sy
 CONFIG = LoRAConfig(rank=3, alpha=6.0, targets=(r"/(qkv|q|kv|out|fc1|proj_in|proj_out|in)/kernel$",))
 
 
+def write(folder, place, name, model, changes, config, form, original=None):
+    """A LoRA file of one network's adapter, by the names of the `original` layout where one is given."""
+    prefix = {"diffusers": f"{place}.", "kohya": "lora_unet_", "comfy": "diffusion_model."}[form]
+    pairs = pairs_of(component(name).rules(model.config), changes, config)
+    save_lora(folder, {place: (Naming(prefix, original), pairs)}, form)
+
+
 def adapter_of(model, config):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: init(model, config, key), jax.random.key(0))
     return jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
-@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "comfy"])
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_what_diffusers_fuses_is_what_is_merged_here(tmp_path, system, form):
     place, make = SYSTEMS[system]
@@ -36,8 +43,8 @@ def test_what_diffusers_fuses_is_what_is_merged_here(tmp_path, system, form):
     model, params = load_component(tmp_path / place, name)
     config, rules = CONFIG, component(name).rules(model.config)
     changes = adapter_of(model, config)
-    original = None if system == "sd" else original_of(place, name, model.config)
-    save_lora(tmp_path, {place: (rules, changes)}, config, form, original)
+    original = None if (system, form) == ("sd", "kohya") else original_of(place, name, model.config)
+    write(tmp_path, place, name, model, changes, config, form, original)
     ours = to_theirs(rules, merged(params, changes, config))
     before = {key: tensor.numpy().copy() for key, tensor in network.state_dict().items()}
     changed = [key for key in ours if not np.array_equal(ours[key], before[key])]
@@ -47,8 +54,8 @@ def test_what_diffusers_fuses_is_what_is_merged_here(tmp_path, system, form):
     assert len(used) == len(lora.updates)
     for key, value in ours.items():  # sums of three products of numbers about 1
         np.testing.assert_allclose(again.get(key), value, atol=1e-5, err_msg=key)
-    if (system, form) in (("sd3", "kohya"), ("flux", "kohya")):
-        return  # the one it does not read, the other it reads at the released widths alone
+    if form == "comfy" or (system, form) in (("sd3", "kohya"), ("flux", "kohya")):
+        return  # what diffusers does not read, or of Flux at the released widths alone
     theirs.load_lora_weights(tmp_path)
     theirs.fuse_lora()
     theirs.unload_lora_weights()
@@ -68,8 +75,7 @@ def test_kohyas_names_are_its_scripts(tmp_path):
         name = type(network).__name__
         model, _ = load_component(tmp_path / system, name)
         original = None if system == "sd" else original_of(place, name, model.config)
-        rules = component(name).rules(model.config)
-        save_lora(tmp_path, {place: (rules, adapter_of(model, CONFIG))}, CONFIG, "kohya", original)
+        write(tmp_path, place, name, model, adapter_of(model, CONFIG), CONFIG, "kohya", original)
         weights = open_weights(tmp_path / f"{STEM}.safetensors")
         module = wanted[system]
         down, up = weights.shape(f"{module}.lora_down.weight"), weights.shape(f"{module}.lora_up.weight")
@@ -84,10 +90,9 @@ def test_values_that_are_not_finite_are_not_written(tmp_path):
     model, _ = load_component(tmp_path / "flux", "FluxTransformer2DModel")
     adapter = adapter_of(model, CONFIG)
     next(iter(adapter.values()))["up"][...] = np.nan
-    adapters = {"transformer": (component("FluxTransformer2DModel").rules(model.config), adapter)}
     for form in ("diffusers", "kohya"):
         with pytest.raises(ValueError, match="tensor '.*' holds values that are not finite; it is not written"):
-            save_lora(tmp_path / "out", adapters, CONFIG, form)
+            write(tmp_path / "out", "transformer", "FluxTransformer2DModel", model, adapter, CONFIG, form)
     assert not (tmp_path / "out").exists()
 
 

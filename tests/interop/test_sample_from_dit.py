@@ -76,6 +76,14 @@ def test_original_files_of_dit_are_read_in_place_of_the_folders_network(dit, tmp
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     pipeline, params = load_pipeline(folder, single_file=path)
     assert_same_network(pipeline, params, other)
+    out = tmp_path / "out"
+    assert main(["export", f"--from={folder}", f"--single-file={path}", "--form=original", f"--out={out}"]) == 0
+    written = safetensors.torch.load_file(out / "transformer.safetensors")
+    assert written.keys() == tensors.keys()
+    for name, tensor in tensors.items():  # the table of positions is computed
+        np.testing.assert_allclose(written[name], tensor, atol=1e-6 if name == "pos_embed" else 0, err_msg=name)
+    assert main(["export", f"--from={folder}", "--form=original", f"--out={tmp_path / 'none'}"]) == 2
+    assert not (tmp_path / "none").exists()  # diffusers' own has embedders that differ
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items() if "fc2" not in name},
                                 path)  # fmt: skip
     with pytest.raises(ValueError, match="lacks 'transformer_blocks.0.ff.net.2.weight'"):

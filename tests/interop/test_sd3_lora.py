@@ -18,7 +18,7 @@ from lgm.interop import original_names
 from lgm.interop.components import load_component
 from lgm.interop.keymap import to_theirs
 from lgm.interop.keys_sd3 import sd3_rules
-from lgm.interop.lora_export import save_lora
+from lgm.interop.lora_export import Naming, pairs_of, save_lora
 from lgm.interop.lora_files import merge, read_lora
 from lgm.interop.tensor_files import open_weights, save
 from lgm.models.lora import LoRAConfig, init, merged
@@ -79,7 +79,7 @@ def test_an_adapter_of_ours_changes_diffusers_picture_the_same_way(base, tmp_pat
     shapes = jax.eval_shape(lambda key: init(model, config, key), jax.random.key(0))
     adapter = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes)
     assert {"dual/image/dual/qkv/kernel", "last/text/joint/qkv/kernel"} < set(adapter)
-    save_lora(tmp_path, {"transformer": (sd3_rules(model.config), adapter)}, config)
+    save_lora(tmp_path, {"transformer": (Naming("transformer."), pairs_of(sd3_rules(model.config), adapter, config))})
     changed = merged(params["transformer"], adapter, config)
 
     adapt = lambda weights: merge(weights, [read_lora(tmp_path)], "transformer")[0]

@@ -226,8 +226,8 @@ def test_an_adapter_trained_here_is_drawn_by_diffusers_as_by_the_run(tiny, tmp_p
     assert main(["train", f"--config={start / 'config.py'}", f"--workdir={run}",
                  *(f"--config.{word}" for word in words)]) == 0  # fmt: skip
     noise, ours = noise_of(tiny.case), drawn_by(run)
-    for form in ("diffusers", "kohya"):
-        assert main(["export", f"--workdir={run}", f"--out={tmp_path / form}", f"--lora-form={form}"]) == 0
+    for form in ("lora-diffusers", "lora-kohya", "lora-comfy"):
+        assert main(["export", f"--workdir={run}", f"--out={tmp_path / form}", f"--form={form}"]) == 0
         theirs = type(tiny.theirs).from_pretrained(tiny.folder)
         theirs.load_lora_weights(tmp_path / form)
         expected = images(tiny.case, theirs, noise)
