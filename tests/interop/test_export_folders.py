@@ -94,10 +94,13 @@ def test_a_folder_of_sixteen_bits_is_imported_and_exported_bit_for_bit(tmp_path)
     assert (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
     assert main(["import", f"--from={folder}", f"--workdir={run}"]) == 0
     assert main(["export", f"--workdir={run}", "--dtype=float16", f"--out={out}"]) == 0
-    before, after = tensors(folder), tensors(out)
-    assert before.keys() == after.keys() and len(before) > 100
-    for name, value in before.items():
-        assert value.dtype == after[name].dtype == np.float16 and value.tobytes() == after[name].tobytes(), name
+    assert main(["export", f"--from={folder}", f"--out={tmp_path / 'own'}"]) == 0  # whose type is kept unasked
+    assert "torch_dtype=torch.float16" in (tmp_path / "own" / "README.md").read_text()
+    before = tensors(folder)
+    for after in (tensors(out), tensors(tmp_path / "own")):
+        assert before.keys() == after.keys() and len(before) > 100
+        for name, value in before.items():
+            assert value.dtype == after[name].dtype == np.float16 and value.tobytes() == after[name].tobytes(), name
 
 
 @pytest.mark.parametrize(("words", "line"), [

@@ -16,6 +16,7 @@ from tiny_systems import GUIDANCE, PROMPTS, STEPS
 from lgm import config as schema
 from lgm.cli import main
 from lgm.drawing import draw
+from lgm.systems.folders import load_pipeline
 from lgm.train.opening import load_run
 from lgm.train.start import open_system
 
@@ -102,6 +103,12 @@ def test_the_weights_of_an_imported_run_are_the_folders_bit_for_bit(released, im
     for place in ("unet", "vae"):
         before, after = weights_of(released, place), weights_of(tmp_path / "same", place)
         assert {k: v.tobytes() for k, v in before.items()} == {k: v.tobytes() for k, v in after.items()}
+    assert main(["export", f"--workdir={imported}", "--form=original", f"--out={tmp_path / 'original'}"]) == 0
+    read = lambda **words: load_pipeline(released, **words)[1]
+    jax.tree.map(np.testing.assert_array_equal, read(single_file=tmp_path / "original" / "model.safetensors"), read())
+    card = (tmp_path / "same" / "README.md").read_text()
+    assert "library_name: diffusers" in card and "from_pretrained" in card and str(tmp_path) not in card
+    assert f"started from | {released.name} |" in card and str(released.parent) not in card
 
 
 @pytest.mark.slow

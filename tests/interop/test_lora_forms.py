@@ -18,8 +18,8 @@ from lgm.systems.folders import load_pipeline
 
 MAKERS = {"sd": tiny_systems.stable_diffusion, "xl": xl, "sd3": sd3, "flux": tiny_systems.flux,
           "z_image": tiny_systems.z_image}  # fmt: skip
-ENDS = ("attn1.to_q", "attn2.to_k", "attn.to_q", "attn.to_k", "attn.to_out.0", "ff.net.2", "q_proj", "SelfAttention.v",
-        "attention.to_v", "feed_forward.w2")  # fmt: skip
+ENDS = ("attn1.to_q", "attn2.to_k", "attn.to_q", "attn.to_k", "attn.to_out.0", "ff.net.2", "q_proj", "out_proj",
+        "SelfAttention.v", "attention.to_v", "feed_forward.w2")  # fmt: skip
 TEXT = {"sd": {"text_encoder": "lora_te_"}, "xl": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
         "sd3": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
         "flux": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"}, "z_image": {}}  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_lora_comes_back_from_every_form(tmp_path, system):
         plain, count = lambda name: name.replace("text_model.", ""), 0
         there = {plain(name): tensor for name, tensor in tensors.items()}
         for place in ("unet", "text_encoder"):
-            for name, tensor in get_peft_model_state_dict(getattr(theirs, place)).items():
+            for name, tensor in get_peft_model_state_dict(getattr(theirs, place), adapter_name="default_0").items():
                 count += there[plain(f"{place}.{name}")].tobytes() == tensor.numpy().tobytes()
         assert count == len(tensors)
     header = yaml.safe_load((tmp_path / "lora-kohya" / "README.md").read_text().split("---")[1])

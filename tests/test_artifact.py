@@ -1,0 +1,53 @@
+"""A sampler and decoder as StableHLO: run where there is jax alone, they draw what `lgm sample` draws."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "interop"))
+import tiny_systems  # noqa: E402
+
+from lgm import artifact_runner  # noqa: E402
+from lgm.cli import main  # noqa: E402
+from lgm.drawing import text_to_image  # noqa: E402
+from lgm.systems.folders import load_pipeline  # noqa: E402
+
+# all that `pip install jax` installs, and Python's own
+ALONE = """
+import runpy, sys
+KNOWN = {"jax", "jaxlib", "numpy", "ml_dtypes", "scipy", "opt_einsum", *sys.stdlib_module_names}
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in KNOWN:
+            raise ModuleNotFoundError(f"no {name} here", name=name)
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_program_draws_with_jax_alone_what_lgm_draws(tmp_path):
+    theirs, folder, out, picture = tiny_systems.smallest_stable_diffusion(), *(
+        tmp_path / name for name in ("sd", "program", "x.png"))
+    theirs.save_pretrained(folder)
+    assert main(["export", f"--from={folder}", "--form=stablehlo", "--steps=2", "--size=16", f"--out={out}"]) == 0
+    assert {"README.md", "run.py", "manifest.json", "sampler.stablehlo", "decoder.stablehlo",
+            "weights.safetensors"} == {path.name for path in out.iterdir()}  # fmt: skip
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert all(part["platforms"] == ["cpu", "cuda", "tpu"] for part in manifest["programs"].values())
+    pipeline, params = load_pipeline(folder)
+    expected = text_to_image(pipeline, params, manifest["examples"]["captions"], steps=2, size=(16, 16), seed=5)
+    done = subprocess.run([sys.executable, "-c", ALONE, out / "run.py", f"--out={picture}", "--seed=5"],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    drawn = np.asarray(Image.open(picture), np.int32)
+    assert expected[0].std() > 0.05
+    assert np.abs(drawn - np.round(expected[0] * 255)).max() <= 1  # float32 in another order, then rounded
+    with pytest.raises(SystemExit, match=r"ids have shape \(1, 3\)"):
+        artifact_runner.draw(out, [[1, 2, 3]])
