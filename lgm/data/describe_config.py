@@ -42,7 +42,7 @@ def describe_config(config) -> list[str]:
         found = bucketed(images.sizes(), data.resolution, data.buckets)
         sizes = zip(found.sizes, np.bincount(found.groups).tolist(), strict=True)
         lines.append("buckets   " + ", ".join(f"{height}x{width} {count:,}" for (height, width), count in sizes))
-    _, near = overlap(images, others)
+    _, near = overlap(images, others, most=np.inf)
     lines += [f"near      {near or 'no held-out image is a near duplicate of a training image'}",
               f"bad       {len(bad.found) or 'none'} before any image is decoded"]
     lines += [f"  {reason}" for _, reason in bad.found[:SHOWN]]

@@ -52,6 +52,10 @@ class Joined:
         """The encoded image of record `i`."""
         return self.sets[self.part[i]].records.read(int(self.record[i]))
 
+    def stamp(self, i: int) -> str:
+        """What changes where the image of record `i` does."""
+        return self.sets[self.part[i]].records.stamp(int(self.record[i]))
+
 
 def mixture(sets: Mapping[str, ImageSet]) -> ImageSet:
     """One set of all images of several, by name; each image is called NAME/FILE. The sets take turns in it, so that any

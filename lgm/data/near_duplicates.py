@@ -11,17 +11,21 @@ farmer, one flag under two names), of the 21 of flags 2 (the same flag), and of 
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from lgm.data import kept_hashes
 from lgm.data.decoding import picture
 from lgm.data.images import ImageSet
 from lgm.data.sources import Bad
 
 DISTANCE, COLOUR = 7, 4.0
 MOST = 20_000  # images that are hashed at a run's start: some half a minute
+CHUNK = 1 << 14  # images whose hashes are kept together: a killed process loses no more
+SPEED = 150  # images that a core hashes in a second, of photographs of half a megapixel
 NAMED = 5  # pairs that a line names
 PARTS = 4  # of a hash, of 16 bits each
 ROUGH = 64  # pixels a side that a JPEG may be decoded at
@@ -43,10 +47,24 @@ def hash_image(content: bytes, name: str) -> tuple[int, np.ndarray]:
     return int(bits.view(np.uint64)[0]), np.asarray(image.resize((4, 4), Image.Resampling.BOX)).reshape(48)
 
 
-def hashes(images: ImageSet, places: np.ndarray) -> tuple[np.ndarray, Hashes]:
-    """(those places whose images can be read, their hashes)."""
-    found = images.tried(places, lambda place: hash_image(images.content(place), images.name(place)), Bad(share=1.0))
-    return np.array(list(found), np.int64), joined(list(found.values()))
+def hashes(images: ImageSet, known: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, Hashes]:
+    """(the places of those images that can be read, their hashes), from what is known under the images' marks
+    (`lgm.data.kept_hashes`); what is not is computed, by the set's threads, and kept."""
+    at = np.searchsorted(known["mark"], marks)
+    there = np.isin(marks, known["mark"])
+    parts = [(np.flatnonzero(there), known[at[there]])]
+    new = np.flatnonzero(~there)
+    for start in range(0, len(new), CHUNK):
+        some = new[start : start + CHUNK]
+        found = images.tried(some, lambda place: hash_image(images.content(place), images.name(place)), Bad(share=1.0))
+        good, kept = np.array(list(found), np.int64), np.zeros(len(found), kept_hashes.KEPT)
+        one = joined(list(found.values()))
+        kept["mark"], kept["bits"], kept["colours"] = marks[good], one.bits, one.colours
+        kept_hashes.write(images, good, kept)
+        parts.append((good, kept))
+    places, kept = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(places, kind="stable")
+    return places[order], Hashes(kept["bits"][order], kept["colours"][order])
 
 
 def joined(found: Sequence[tuple[int, np.ndarray]]) -> Hashes:
@@ -92,16 +110,23 @@ def _colour_apart(known_NC: np.ndarray, asked_C: np.ndarray) -> np.ndarray:
     return np.abs(known_NC * scale_N[:, None] - asked_C).mean(axis=1)
 
 
-def overlap(training: ImageSet, heldout: ImageSet) -> tuple[int, str]:
+def overlap(training: ImageSet, heldout: ImageSet, most: float = MOST) -> tuple[int, str]:
     """(held-out images that are near training images, a line that says so and names some); (0, a line that nothing was
-    looked for) where there are more than MOST, and (0, "") where there is nothing to say."""
-    count = len(training) + len(heldout)
+    looked for, and what would) where the hashes of more than `most` images are not kept yet, and (0, "") where there is
+    nothing to say."""
     if not len(heldout) or not len(training):
         return 0, ""
-    if count > MOST:
-        return 0, (f"near duplicates of held-out images are not looked for among {count:,} images, more than {MOST:,}; "
-                   f"lgm data --check={count} does")
-    (places, known), (asked_places, asked) = (hashes(part, np.arange(len(part))) for part in (training, heldout))
+    sets = (training, heldout)
+    marks = [kept_hashes.marks(part, np.arange(len(part))) for part in sets]
+    kept = [kept_hashes.read(part, mine) for part, mine in zip(sets, marks, strict=True)]
+    new = sum(int((~np.isin(mine, known["mark"])).sum()) for mine, known in zip(marks, kept, strict=True))
+    if new > most:
+        minutes = new / (SPEED * training.threads) / 60
+        why = f"more than {most:,}" if most else "and a run from config.data.cache reads none"
+        return 0, (f"near duplicates of held-out images are not looked for: {new:,} of {sum(map(len, sets)):,} images "
+                   f"were not hashed yet, {why}; lgm data --config=PAGE does that once, in some "
+                   f"{math.ceil(minutes):,} minutes on {training.threads} cores, and a run's start looks from then on")
+    (places, known), (asked_places, asked) = map(hashes, sets, kept, marks)
     found = nearest(asked, known)
     pairs = [(heldout.name(asked_places[a]), training.name(places[b])) for a, (b, _) in found.items()]
     return len(found), told(pairs, len(heldout)) if found else ""

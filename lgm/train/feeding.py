@@ -11,14 +11,11 @@ import numpy as np
 from lgm.config import Config
 from lgm.data import ImageSet
 from lgm.data.buckets import Bucketed, Ragged, bucketed
-from lgm.data.near_duplicates import overlap
+from lgm.data.near_duplicates import MOST, overlap
 from lgm.data.rows import Rows
 from lgm.data.varying import View, caption, view
 from lgm.drawing import encode_all
 from lgm.system import System
-
-NOT_LOOKED = ("near duplicates of held-out images are not looked for, as a run from config.data.cache reads no image; "
-              "lgm data --config=PAGE does")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +30,8 @@ def tell_overlap(config: Config, images: ImageSet, heldout: ImageSet, workdir: P
     """Say at a run's first start which held-out images are nearly training images."""
     if jax.process_index() or not len(heldout) or (workdir / "checkpoints").exists():
         return
-    _, line = overlap(images, heldout) if config.data.cache is None else (0, NOT_LOOKED)
+    # a run from a cache reads no image, and is told what is known of them
+    _, line = overlap(images, heldout, most=MOST if config.data.cache is None else 0)
     if line:
         print(line, flush=True)
 

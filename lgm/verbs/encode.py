@@ -33,6 +33,12 @@ def run(arguments, overrides) -> int:
     config = schema.load(arguments.config, overrides)
     if family_of(config.model).role == "autoencoder":
         raise ConfigError("config.model.family='autoencoder' learns from pixels; `lgm encode` is for denoisers")
+    if config.data.random_crop:
+        raise ConfigError("config.data.random_crop=True does not go with lgm encode, which keeps each image cut in the "
+                          "middle; set it to False")
+    if config.data.tags is not None and config.text.folder is not None:
+        raise ConfigError("config.data.tags does not go with lgm encode and config.text.folder: a cache has what "
+                          "captions say as they are; leave it out")
     system, frozen, _ = open_system(config, over_all_devices())
     bad = Bad(config.data.bad_share)
     folder = files.place(arguments.out, "--out")

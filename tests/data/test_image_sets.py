@@ -224,7 +224,8 @@ def test_tensorflow_datasets_are_read_with_their_labels_as_captions(monkeypatch)
         return records
 
     features = {"picture": ImageFeature(), "label": ClassLabel(), "id": object(), "bbox": object()}
-    builder = SimpleNamespace(info=SimpleNamespace(features=features), as_data_source=as_data_source)
+    info = SimpleNamespace(full_name="it/1.0.0", features=features)
+    builder = SimpleNamespace(info=info, as_data_source=as_data_source)
     library = SimpleNamespace(
         builder=lambda name: builder,
         features=SimpleNamespace(Image=ImageFeature, ClassLabel=ClassLabel),

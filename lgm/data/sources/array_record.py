@@ -8,7 +8,7 @@ from typing import Any
 
 from lgm import files
 from lgm.data.rows import NO_UTF8
-from lgm.data.sources.index import OPEN, check_rows, indexed, with_split
+from lgm.data.sources.index import OPEN, check_rows, indexed, mark, with_split
 from lgm.data.sources.source import Bad, is_text
 
 
@@ -21,6 +21,7 @@ class ArrayRecord:
         self.shards, self.label = [files.local(shard) for shard in shards], label
         self.rows = indexed("array_record", shards, bad, lambda: self._rows(bad))
         check_rows(self.rows, label, bad)
+        self.marks = list(map(mark, shards))
         self.at = [self.rows.table[name].to_numpy() for name in ("_shard", "_row")]
         self.lock = threading.Lock()
 
@@ -33,6 +34,11 @@ class ArrayRecord:
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(f"{self.shards[shard]} record {row} cannot be read ({error}); write it anew") from None
         return _image_of(_features(record))[1]
+
+    def stamp(self, i: int) -> str:
+        """What changes where the shard of record `i` does, and its place there."""
+        shard, *place = (int(column[i]) for column in self.at)
+        return f"{self.marks[shard]} {place}"
 
     @functools.lru_cache(OPEN)  # noqa: B019
     def _reader(self, shard: int):

@@ -1,17 +1,20 @@
 """Image files without a table: captions in files of the same name beside them, else names of folders, else none.
 
 A caption lies in NAME.txt or NAME.caption (kohya's way), metadata in NAME.json. Without any, the folder that an image
-lies in is its class and caption; images in no folder but that of a split have no caption.
+lies in is its class and caption (of 10_cat, where all are so named, "cat"); images in no folder but that of a split
+have no caption.
 """
 
 import json
 import posixpath
+import re
 from typing import Any
 
 from lgm.data.rows import build
 from lgm.data.sources.places import Place
 from lgm.data.sources.source import SPLITS, Bad, is_image, is_text, with_splits
 
+REPEATED = re.compile(r"[0-9]+_.")  # a folder's name in kohya's way: how often its images come, then what they show
 TEXTS = (".txt", ".caption")
 
 
@@ -34,7 +37,9 @@ class Beside:
             rows = (row for name in images if (row := self._row(name, texts.get(stem(name), []), bad)))
         elif any(class_of(name) for name in images):
             self.kind = "a folder for each class"
-            rows = ({"file_name": name, "text": class_of(name), "class": class_of(name)} for name in images
+            classes = {class_of(name) for name in images}
+            said = {name: name.partition("_")[2] if all(map(REPEATED.match, classes)) else name for name in classes}
+            rows = ({"file_name": name, "text": said[class_of(name)], "class": class_of(name)} for name in images
                     if self._classed(name, bad))
         else:
             self.kind = "images without captions"
@@ -46,6 +51,10 @@ class Beside:
     def read(self, i: int) -> bytes:
         """The encoded image of record `i`."""
         return self.place.read(self.files[i].as_py())
+
+    def stamp(self, i: int) -> str:
+        """What changes where the image of record `i` does."""
+        return self.place.stamp(self.files[i].as_py())
 
     def _classed(self, name: str, bad: Bad) -> bool:
         if not class_of(name):

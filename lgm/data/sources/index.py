@@ -20,10 +20,9 @@ FORM = 1  # of a kept index
 
 def indexed(kind: str, shards: Sequence[Path], bad: Bad, rows: Callable[[], Iterable[dict[str, Any]]]) -> Rows:
     """The rows of shards, kept in the user's cache where none of them is bad."""
-    marks = [[str(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in shards
-             if not files.is_remote(path)]
-    if len(marks) < len(shards):
+    if any(map(files.is_remote, shards)):
         return build(rows())
+    marks = list(map(mark, shards))
     name = hashlib.sha256(json.dumps([FORM, kind, marks]).encode()).hexdigest()[:24]
     path = files.cache("indexes") / f"{name}.parquet"
     try:
@@ -39,6 +38,12 @@ def indexed(kind: str, shards: Sequence[Path], bad: Bad, rows: Callable[[], Iter
         except OSError:  # a home that cannot be written: the index is made again the next time
             pass
     return found
+
+
+def mark(shard: Path) -> list:
+    """What changes where a shard does: its path and, unless it lies in a store, its size and time."""
+    facts = None if files.is_remote(shard) else os.stat(shard)
+    return [str(shard), *((facts.st_size, facts.st_mtime_ns) if facts else ())]
 
 
 def check_rows(rows: Rows, label: str, bad: Bad) -> None:

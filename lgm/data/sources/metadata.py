@@ -4,6 +4,7 @@ There may be one at the root or one in each folder, of that folder's files; "tra
 folders' names become the field "split".
 """
 
+import codecs
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ from lgm.data.sources.places import Place
 from lgm.data.sources.source import Bad, is_unicode, with_splits
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SEPARATORS = (",", ";", "\t")  # of a CSV: that which its heading has most of
 SCAN = json.JSONDecoder().scan_once
 
 
@@ -41,6 +43,10 @@ class Metadata:
     def read(self, i: int) -> bytes:
         """The encoded image of record `i`."""
         return self.place.read(self.files[i].as_py())
+
+    def stamp(self, i: int) -> str:
+        """What changes where the image of record `i` does."""
+        return self.place.stamp(self.files[i].as_py())
 
     def _table(self, table: str, there: set[str], caption: str | tuple[str, ...], bad: Bad) -> Iterator[dict[str, Any]]:
         folder, label = posixpath.dirname(table), f"{self.place.label}/{table}"
@@ -95,8 +101,11 @@ def _parsed(line: bytes) -> Any:
 
 
 def _csv(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{label} is UTF-16; save it as CSV in UTF-8")
     text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "surrogateescape", newline="")
-    lines = csv.reader(text)
+    heading = next(filter(bytes.strip, io.BytesIO(content)), b"").decode("utf-8-sig", "replace")
+    lines = csv.reader(text, delimiter=max(SEPARATORS, key=heading.count))
     header = None
     while True:
         try:
@@ -107,7 +116,7 @@ def _csv(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
             bad.add(f"{label} line {lines.line_num}", f"{label} line {lines.line_num} is no CSV ({error}); correct it")
             continue
         if header is None:
-            header = values
+            header = [name.strip() for name in values] or None
         elif values and len(values) != len(header):
             reason = f"{label} line {lines.line_num} has {len(values)} values for {len(header)} columns; correct it"
             bad.add(f"{label} line {lines.line_num}", reason)
@@ -165,7 +174,8 @@ def _problem(row: Any, caption: str | tuple[str, ...]) -> str | None:
             value = min(value, key=_is_said)  # of several captions each must be one
         if not isinstance(value, str) or not value.strip():
             problem = "an empty" if isinstance(value, str) else "no"
-            return f" has {problem} {field}; every image needs one, a string"
+            known = f" (it has {', '.join(map(str, row))[:100]})" if isinstance(row, dict) and field not in row else ""
+            return f" has {problem} {field}{known}; every image needs one, a string"
     texts = [(field, text) for field in ("file_name", *fields)
              for text in (row[field] if isinstance(row.get(field), list) else [row.get(field)])]
     for field, text in texts:

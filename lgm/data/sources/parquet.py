@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lgm.data.rows import NO_UTF8, build, dicts_of
-from lgm.data.sources.index import OPEN, check_rows, opened, with_split
+from lgm.data.sources.index import OPEN, check_rows, mark, opened, with_split
 from lgm.data.sources.source import Bad, is_text, is_unicode
 from lgm.parsing import ConfigError
 
@@ -33,6 +33,7 @@ class Parquet:
         self.column = None
         self.rows = build(self._rows(bad))
         check_rows(self.rows, label, bad)
+        self.marks = list(map(mark, shards))
         self.at = [self.rows.table[name].to_numpy() for name in ("_shard", "_group", "_row")]
         self._file = functools.lru_cache(OPEN)(lambda shard: _parquet(shards[shard]))
         self._group = functools.lru_cache(GROUPS)(self._images)
@@ -51,6 +52,11 @@ class Parquet:
             raise ValueError(f"{self.shards[shard]} row {row} of group {group} has no image")
         return value
 
+    def stamp(self, i: int) -> str:
+        """What changes where the shard of record `i` does, and its place there."""
+        shard, *place = (int(column[i]) for column in self.at)
+        return f"{self.marks[shard]} {place}"
+
     def _images(self, shard: int, group: int) -> pa.Array:
         column = self._file(shard).read_row_group(group, columns=[self.column[shard]]).column(0)
         column = column.combine_chunks()
@@ -62,6 +68,8 @@ class Parquet:
         for number, path in enumerate(self.shards):
             try:
                 file = _parquet(path)
+                if not file.metadata.num_rows:
+                    continue
                 schema = file.schema_arrow
                 self.column[number] = name = _image_column(schema, path)
                 labels = _label_names(schema)

@@ -30,6 +30,10 @@ class Place(Protocol):
     def read(self, name: str) -> bytes:
         """The content of one file. Raises ValueError, one line."""
 
+    def stamp(self, name: str) -> str:
+        """What changes where a file does, "" if nothing is known."""
+
+
 class Folder:
     """Files under a folder of the file system; those that begin with a dot and folders that are links are left out."""
 
@@ -77,6 +81,14 @@ class Folder:
         except OSError as error:
             raise ValueError(f"{self.label}/{name} cannot be read ({error.strerror or error})") from None
 
+    def stamp(self, name: str) -> str:
+        """Size and time of a file."""
+        try:
+            facts = os.stat(os.path.join(self.root, name))
+        except OSError:  # reading it says so
+            return ""
+        return f"{facts.st_size} {facts.st_mtime_ns}"
+
 
 class Store:
     """Files under a folder of a store (gs://, s3://)."""
@@ -95,6 +107,10 @@ class Store:
             return (self.path / name).read_bytes()
         except OSError as error:
             raise ValueError(f"{self.label}/{name} cannot be read ({error.strerror or error})") from None
+
+    def stamp(self, name: str) -> str:
+        """Where a file lies: asking for more would be a request for each."""
+        return f"{self.label}/{name}"
 
 
 class Zip:
@@ -130,6 +146,11 @@ class Zip:
         # RuntimeError: it is encrypted, or packed in a way that Python's zipfile has not
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise ValueError(f"{self.label}/{name} cannot be read ({error}); the zip is damaged or locked") from None
+
+    def stamp(self, name: str) -> str:
+        """Size and sum of a file."""
+        info = self.archive.NameToInfo.get(self.root + name)
+        return f"{info.file_size} {info.CRC}" if info else ""
 
 
 def _check_size(name: str, size: int) -> None:

@@ -22,6 +22,10 @@ class Source(Protocol):
     def read(self, i: int) -> bytes:
         """The encoded image of record `i`; safe to call from several threads."""
 
+    def stamp(self, i: int) -> str:
+        """What changes where the image of record `i` may have, found without reading it; "" if nothing is known."""
+
+
 @dataclasses.dataclass
 class Bad:
     """Records that are left out, in order: (where, why). More than `share` of all are an error."""

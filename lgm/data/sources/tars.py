@@ -11,7 +11,7 @@ from typing import Any
 
 from lgm import files
 from lgm.data.sources.beside import told
-from lgm.data.sources.index import OPEN, check_rows, indexed, opened, with_split
+from lgm.data.sources.index import OPEN, check_rows, indexed, mark, opened, with_split
 from lgm.data.sources.source import MOST_BYTES, Bad, is_image, is_unicode
 
 MOST_TEXT = 1 << 20  # bytes of a file that is no image
@@ -26,6 +26,7 @@ class WebDataset:
         self.shards, self.label = shards, label
         self.rows = indexed("tar", shards, bad, lambda: _tar_rows(shards, bad))
         check_rows(self.rows, label, bad)
+        self.marks = list(map(mark, shards))
         table = self.rows.table
         self.at = [table[name].to_numpy() for name in ("_shard", "_offset", "_size")]
         self._open = functools.lru_cache(OPEN)(lambda shard: _Ranges(shards[shard]))
@@ -37,6 +38,11 @@ class WebDataset:
         if len(content) != size:
             raise ValueError(f"{self.shards[shard]} has changed or is cut short; index it again")
         return content
+
+    def stamp(self, i: int) -> str:
+        """What changes where the shard of record `i` does, and its place there."""
+        shard, *place = (int(column[i]) for column in self.at)
+        return f"{self.marks[shard]} {place}"
 
 
 class _Ranges:
@@ -68,8 +74,15 @@ def _tar_rows(shards: Sequence[Path], bad: Bad) -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {}
             label = f"{path}/{key}"
             try:
+                pictures = [suffix for suffix in members if is_image(suffix)]
+                # a record is what has one name up to the first dot: NAME.mask.png is more of NAME.jpg, while of
+                # NAME.0001.jpg and NAME.0002.jpg neither is the image
+                plain = [suffix for suffix in pictures if suffix.count(".") == 1] or pictures
+                if len(pictures) > 1 and len(plain) > 1:
+                    raise ValueError(f"{', '.join(plain[:2])} are images of one record, which has its name up to the "
+                                     "first dot; give each image such a name of its own")
                 for suffix, (offset, size, content) in members.items():
-                    if is_image(suffix):
+                    if suffix in plain:
                         row |= {"file_name": f"{path.name}/{key}{suffix}", "_shard": number, "_offset": offset,
                                 "_size": size}
                     elif content is not None:

@@ -29,6 +29,7 @@ class TensorFlowDataset:
             builder = tfds.builder(name)
             features = builder.info.features
             self.image = _feature_of(features, tfds.features.Image, name)
+            self.full_name = builder.info.full_name
             self.source = builder.as_data_source(self.split, decoders={self.image: tfds.decode.SkipDecoding()})
         except Exception as error:  # the library raises many kinds, with pages of text
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -60,6 +61,10 @@ class TensorFlowDataset:
     def read(self, i: int) -> bytes:
         """The encoded image of record `i`."""
         return self.source[i][self.image]
+
+    def stamp(self, i: int) -> str:
+        """The data set's name, which holds its version: a prepared one does not change."""
+        return f"{self.full_name}:{self.split}"
 
 
 def _feature_of(features: Mapping[str, Any], kind: type, name: str) -> str:

@@ -1,0 +1,82 @@
+"""Perceptual hashes of images on disk, each computed once, whatever set its image is in.
+
+They lie in the user's cache, in a folder for each source, as arrays that are only added to: 64 bytes an image, known by
+its name and what changes where its file does (size and time of a file or of a shard, the sum that a zip holds).
+"""
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lgm import files
+from lgm.data.images import ImageSet
+from lgm.data.mixture import Joined
+
+FORM = 1  # of what is kept: another hash is another form
+KEPT = np.dtype([("mark", np.uint64), ("bits", np.uint64), ("colours", np.uint8, 48)])
+
+
+def marks(images: ImageSet, places: np.ndarray) -> np.ndarray:
+    """What images of a set are known by: uint64 [N]."""
+    found = np.zeros(len(places), np.uint64)
+    with ThreadPoolExecutor(images.threads) as pool:
+        for _, records, numbers, at in _origins(images, places):
+            names = records.rows.table["file_name"].take(numbers).to_pylist()
+            found[at] = list(pool.map(lambda name, number, of=records: _mark(name, of.stamp(number)), names,
+                                      numbers.tolist(), chunksize=256))
+    return found
+
+
+def read(images: ImageSet, wanted: np.ndarray) -> np.ndarray:
+    """What is kept of the set's sources under such marks: KEPT [M], by mark, each once."""
+    parts = [part[np.isin(part["mark"], wanted)] for source in _sources(images) for part in _parts(_folder(source))]
+    kept = np.concatenate([np.zeros(0, KEPT), *parts])
+    return kept[np.unique(kept["mark"], return_index=True)[1]]
+
+
+def write(images: ImageSet, places: np.ndarray, kept: np.ndarray) -> None:
+    """Keep what was found of images of a set: KEPT [N]."""
+    for source, _, _, at in _origins(images, places):
+        sink = io.BytesIO()
+        np.save(sink, kept[at])
+        name = hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+        with contextlib.suppress(OSError):  # a home that cannot be written: they are computed again the next time
+            files.write_atomically(_folder(source) / f"{name}.npy", sink.getvalue())
+
+
+def _mark(name: Any, stamp: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{name}\0{stamp}".encode(), digest_size=8).digest(), "little")
+
+
+def _folder(source: str) -> Path:
+    return files.cache("hashes") / hashlib.sha256(f"{FORM} {source}".encode()).hexdigest()[:24]
+
+
+def _parts(folder: Path) -> Iterator[np.ndarray]:
+    for path in sorted(folder.glob("*.npy")):
+        with contextlib.suppress(OSError, ValueError, EOFError):  # what is no whole array is computed again
+            part = np.load(path)
+            if part.dtype == KEPT:
+                yield part
+
+
+def _sources(images: ImageSet) -> list[str]:
+    return [one.source for one in (images.records.sets if isinstance(images.records, Joined) else [images])]
+
+
+def _origins(images: ImageSet, places: np.ndarray) -> Iterator[tuple[str, Any, np.ndarray, np.ndarray]]:
+    """(name of a source, its records, the numbers there of those images that are of it, their places among them)."""
+    numbers, records = images.rows.numbers[places], images.records
+    if not isinstance(records, Joined):
+        yield images.source, records, numbers, np.arange(len(places))
+        return
+    for part, one in enumerate(records.sets):
+        at = np.flatnonzero(records.part[numbers] == part)
+        if len(at):
+            yield one.source, one.records, records.record[numbers[at]], at
