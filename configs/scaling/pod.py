@@ -14,8 +14,8 @@ with a cooldown for each of its budgets. The learning rate is that of one small 
 tuned. One small size is trained from two seeds, which tells the noise between runs. What `--list` counts, with an
 assumed MFU of 40% on 256 v5p (459 TFLOP/s each; `lgm plan --json` tells a config's own, which `lgm fit --plan` takes):
 
-    mmdit   10 runs of 20 million to 2.03 billion parameters, 27 rows   5.45e22 FLOPs  322.1 hours   82,500 chip-hours
-    unet    12 runs of 40 million to 2.66 billion parameters, 35 rows   6.84e22 FLOPs  404.1 hours  103,400 chip-hours
+    mmdit   10 runs of 20 million to 2.03 billion parameters, 27 rows   5.58e22 FLOPs  329.9 hours   84,500 chip-hours
+    unet    12 runs of 40 million to 2.66 billion parameters, 35 rows   7.00e22 FLOPs  413.9 hours  106,000 chip-hours
 
 for each of flow and eps, frozen text encoders and autoencoder included, which are most of what the small models cost.
 `--list` says which budgets can show no minimum: here none. Before a start set

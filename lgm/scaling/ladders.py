@@ -59,9 +59,10 @@ def measure(config, latent: int | tuple[int, int], text_tokens: int = 77) -> Run
 
     FLOPs are those of matrix products and convolutions, two a multiply-add, by the model's standard count (what is
     computed may be less: `flops.count_flops`); the training step's are traced through its gradient, which is a little
-    less than three times the forward pass.
+    less than three times the forward pass, and what `config.remat` computes again does not count: it buys no loss.
     """
-    model, network = build(config), family_of(config)
+    network = family_of(config)
+    model = build(dataclasses.replace(config, remat="none") if network.remat(config) else config)
     arguments = network.inputs(config, 1, latent, text_tokens)
 
     def loss(params, *args):

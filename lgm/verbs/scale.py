@@ -1,5 +1,7 @@
 """`lgm sweep` and `lgm fit`."""
 
+import os
+
 from lgm.parsing import ConfigError, numbers
 
 
@@ -11,6 +13,8 @@ def sweep(arguments, overrides) -> int:
 
 
 def fit(arguments, overrides) -> int:
+    # before numpy: threads for systems of five unknowns wait for each other, where cores are taken for most of a fit
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from lgm.scaling import compute, families, fit, table
 
     pick = lambda *names: {name: getattr(arguments, name) for name in names}

@@ -55,6 +55,8 @@ def test_counts_are_xlas(family):
         assert standard == count_flops(fn, model.abstract(), *arguments)
         assert standard > 1.02 * ours if family == "unet" else standard == ours  # doubled pixels are not multiplied
     assert 2.8 < rung.training / rung.forward <= 3.0
+    again = ladders.measure(dataclasses.replace(config, remat="full"), latent, 64)  # what it computes twice counts once
+    assert dataclasses.replace(again, config=config) == rung
     assert rung.non_embedding < rung.params == model.count()
 
 
