@@ -250,10 +250,17 @@ def _naming(system: Released, place: str, name: str, config: Any, form: Form) ->
     return Naming("diffusion_model." if form == "comfy" else "lora_unet_", original)
 
 
-def export_autoencoder(folder: str, config: AutoencoderConfig, params: Params, latents: np.ndarray) -> str:
-    """Write an AutoencoderKL whose scale is that of `latents`; returns one line on what was written."""
+def export_autoencoder(folder: str, config: AutoencoderConfig, params: Params, latents: np.ndarray,
+                       text: str = "") -> str:  # fmt: skip
+    """Write an AutoencoderKL whose scale is that of `latents`, with the `text` of a card; returns one line on what was
+    written."""
     config = dataclasses.replace(config, scale=float(1.0 / np.std(latents)), shift=0.0)
-    files.write_folder(folder, lambda path: save_component(path, "AutoencoderKL", config, params))
+
+    def write(path: Path) -> None:
+        save_component(path, "AutoencoderKL", config, params)
+        (path / CARD).write_text(text, encoding="utf-8")
+
+    files.write_folder(folder, write)
     return f"wrote {folder}, an AutoencoderKL that diffusers and config.autoencoder read"
 
 

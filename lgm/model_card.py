@@ -41,13 +41,13 @@ class Stated:
             raise ConfigError(f"--base-model={self.base_model} is no name of a model; give OWNER/NAME")
 
 
-def card(title: str, about: str, loading: str, stated: Stated, *, library: str, task: str, tags: Sequence[str],
-         adapter: bool = False, sections: Mapping[str, str] = {}) -> str:
+def card(title: str, about: str, loading: str, stated: Stated, *, library: str, tags: Sequence[str],
+         task: str | None = None, adapter: bool = False, sections: Mapping[str, str] = {}) -> str:
     """The text of a card: what it is `about`, how it is loaded, then the `sections` that say something.
 
     `library` and `task` are the hub's library_name and pipeline_tag; an `adapter` changes the base model.
     """
-    header: dict[str, Any] = {"library_name": library, "pipeline_tag": task}
+    header: dict[str, Any] = {"library_name": library} | ({} if task is None else {"pipeline_tag": task})
     if stated.license is not None:
         header["license"] = stated.license
     if stated.base_model is not None:
@@ -63,6 +63,8 @@ def card(title: str, about: str, loading: str, stated: Stated, *, library: str, 
 
 def run_sections(config: Config, workdir: str, images: int, weights: str) -> dict[str, str]:
     """What a card says of a run: how it was trained, on what, and what it was measured by."""
+    if family_of(config.model).role == "autoencoder":
+        return {"Training": _brief(config.model), "Data": _data(config)}
     return {"Training": _training(config, images, weights), "Data": _data(config),
             "Evaluation": "\n\n".join(_evaluations(workdir))}  # fmt: skip
 

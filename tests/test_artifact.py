@@ -1,6 +1,7 @@
 """A sampler and decoder as StableHLO: run where there is jax alone, they draw what `lgm sample` draws."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +15,18 @@ import tiny_systems  # noqa: E402
 
 from lgm import artifact_runner  # noqa: E402
 from lgm.cli import main  # noqa: E402
-from lgm.drawing import text_to_image  # noqa: E402
+from lgm.drawing import draw, text_to_image  # noqa: E402
 from lgm.systems.folders import load_pipeline  # noqa: E402
+from lgm.train.opening import load_run  # noqa: E402
 
-# all that `pip install jax` installs, and Python's own
+# as if there were nothing but what `pip install jax` installs
 ALONE = """
-import runpy, sys
-KNOWN = {"jax", "jaxlib", "numpy", "ml_dtypes", "scipy", "opt_einsum", *sys.stdlib_module_names}
+import importlib.metadata, runpy, sys
+JAX = {"jax", "jaxlib", "numpy", "ml_dtypes", "scipy", "opt_einsum"}
+REFUSED = {"lgm", *importlib.metadata.packages_distributions()} - JAX
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in KNOWN:
+        if name.partition(".")[0] in REFUSED:
             raise ModuleNotFoundError(f"no {name} here", name=name)
 sys.meta_path.insert(0, Refuse())
 sys.argv = sys.argv[1:]
@@ -51,3 +54,18 @@ def test_a_program_draws_with_jax_alone_what_lgm_draws(tmp_path):
     assert np.abs(drawn - np.round(expected[0] * 255)).max() <= 1  # float32 in another order, then rounded
     with pytest.raises(SystemExit, match=r"ids have shape \(1, 3\)"):
         artifact_runner.draw(out, [[1, 2, 3]])
+
+
+@pytest.mark.slow
+def test_a_runs_program_has_its_own_text_encoder_and_its_stochastic_solvers_noise(tiny_run, tmp_path):
+    run, folder = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "program"
+    values = json.loads((run / "config.json").read_text())
+    values["sampling"] |= {"solver": "euler_ancestral", "steps": 3, "guidance": 2.0, "prompts": ["a", "a b", "b"]}
+    (run / "config.json").write_text(json.dumps(values))
+    assert main(["export", f"--workdir={run}", "--form=stablehlo", "--count=2", "--dtype=float32",
+                 f"--out={folder}"]) == 0  # fmt: skip
+    system, params, frozen, _ = load_run(str(run), "ema")
+    expected = draw(system, params, frozen, ["a", "a b", "b"], seed=3)
+    drawn = artifact_runner.draw(folder, seed=3)  # in calls of two
+    assert drawn.shape == expected.shape and expected.std() > 5
+    assert np.abs(drawn.astype(int) - expected.astype(int)).max() <= 1

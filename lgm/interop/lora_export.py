@@ -44,16 +44,18 @@ def save_lora(folder: str | Path, networks: Mapping[str, tuple[Naming, Iterable[
     """Write pytorch_lora_weights.safetensors of networks by place ("unet", "transformer", "text_encoder"), cast to
     `dtype`, by default float32.
 
-    In the form of diffusers the scale is folded into B, so that the file needs no alpha. In the others every module
-    has its alpha; ComfyUI's are called as in its own checkpoints, kohya's with underscores for dots. Raises ValueError
-    for a matrix that the form has no name for and for values that are not finite.
+    The scale is folded into B, so that the file needs no alpha, but in kohya's form every module has one. ComfyUI's
+    modules are called as in its own checkpoints, kohya's with underscores for dots. Raises ValueError for a matrix that
+    the form has no name for and for values that are not finite.
     """
     tensors: list[tuple[str, np.ndarray]] = []
     for naming, pairs in networks.values():
         if form == "diffusers":
             tensors += [(naming.prefix + name, tensor) for name, tensor in lora_tensors(pairs)]
         else:
-            tensors += fused_tensors(pairs, naming, dots=form == "comfy")
+            fused = fused_pairs(pairs, naming.original)
+            tensors += kohya_tensors(fused, naming.prefix) if form == "kohya" else [
+                (naming.prefix + name, tensor) for name, tensor in lora_tensors(fused)]
     dtype = np.float32 if dtype is None else dtype
     save([(name, cast(name, tensor, dtype)) for name, tensor in tensors], folder, STEM)
 
@@ -65,15 +67,24 @@ def lora_tensors(pairs: Iterable[Pair]) -> Iterator[tuple[str, np.ndarray]]:
         yield f"{module}.lora_B.weight", up * np.float32(scale)
 
 
-def fused_tensors(pairs: Iterable[Pair], naming: Naming, dots: bool) -> Iterator[tuple[str, np.ndarray]]:
-    """lora_down, lora_up and alpha of every module as `naming` calls it.
+def kohya_tensors(pairs: Iterable[Pair], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    """lora_down, lora_up and alpha of every module."""
+    for module, down, up, _, scale in pairs:
+        name = prefix + module.replace(".", "_")
+        yield f"{name}.lora_down.weight", down
+        yield f"{name}.lora_up.weight", up
+        yield f"{name}.alpha", np.asarray(scale * len(down), np.float32)
+
+
+def fused_pairs(pairs: Iterable[Pair], original: Original | None) -> Iterator[Pair]:
+    """The changes of the modules of the `original` layout, or without it of theirs.
 
     Where the original fuses matrices, one update of as many ranks as they have downs changes their rows, and others by
     nothing.
     """
     modules: dict[str, list[tuple[Source, Pair]]] = {}
     for pair in pairs:
-        source = naming.original(f"{pair.module}.weight") if naming.original else Source(f"{pair.module}.weight")
+        source = original(f"{pair.module}.weight") if original else Source(f"{pair.module}.weight")
         if not source.name.endswith(".weight") or source.change not in (None, "swap"):
             raise ValueError(f"{pair.module} has no equal in such LoRA files; leave it out of the targets")
         modules.setdefault(source.name.removesuffix(".weight"), []).append((source, pair))
@@ -91,10 +102,7 @@ def fused_tensors(pairs: Iterable[Pair], naming: Naming, dots: bool) -> Iterator
             change = np.roll(change, rows // 2, 0) if source.change == "swap" else change
             end = ends[pair.key]
             up[first * rows // of : last * rows // of, end - len(pair.down) : end] = change
-        name = naming.prefix + (module if dots else module.replace(".", "_"))
-        yield f"{name}.lora_down.weight", np.concatenate(list(downs.values()))
-        yield f"{name}.lora_up.weight", up
-        yield f"{name}.alpha", np.asarray(scale * rank, np.float32)
+        yield Pair(module, np.concatenate(list(downs.values())), up, (module, None), scale)
 
 
 def pairs_of(rules: Rules, adapter: Adapter, config: LoRAConfig) -> Iterator[Pair]:

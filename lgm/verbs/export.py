@@ -1,14 +1,16 @@
 """`lgm export` and `lgm import`: from runs and folders to folders, and from folders to runs."""
 
+import functools
+
 from lgm import config as schema
 from lgm.artifact import Drawing
 from lgm.data import open_data
 from lgm.exporting import WHOLE, Origin, Wanted, check_new, export_autoencoder, export_folder, export_run
-from lgm.files import place
+from lgm.files import place, write_atomically
 from lgm.importing import import_folder
 from lgm.interop.diffusers_configs import write_autoencoder
 from lgm.interop.lora_files import lora_of
-from lgm.model_card import Stated
+from lgm.model_card import CARD, Stated, card, run_sections
 from lgm.models import build, family_of
 from lgm.parallel import on_first
 from lgm.parsing import ConfigError
@@ -68,12 +70,16 @@ def _export_autoencoder(workdir: str, out: str, weights: str, wanted: Wanted) ->
     params = on_first(params)
     if not first():
         return ""
+    text = functools.partial(card, config.name, "An autoencoder of images, to train denoisers of its latents.",
+                             "`config.autoencoder=\"path/of/this/folder\"` of a denoiser's run.", wanted.stated,
+                             tags=["autoencoder"], sections=run_sections(config, workdir, 0, weights))  # fmt: skip
     try:
         write_autoencoder(config.model)
     except ValueError as error:
         save_autoencoder(out, standardized(config.model, latents), params["autoencoder"], "float32")
+        write_atomically(place(out, "--out") / CARD, text(library="lgm").encode())
         return f"wrote {out}, for config.autoencoder; no folder of diffusers: {error}"
-    return export_autoencoder(out, config.model, params["autoencoder"], latents)
+    return export_autoencoder(out, config.model, params["autoencoder"], latents, text(library="diffusers"))
 
 
 def import_(arguments, overrides) -> int:
