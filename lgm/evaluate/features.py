@@ -7,6 +7,7 @@
     clip:FOLDER             the towers of a CLIPModel of transformers, prepared as its folder says
     cmmd:FOLDER             the same, prepared as CMMD's authors do
     dinov2:FOLDER           a Dinov2Model of transformers
+    contrastive:FOLDER      what tools/train_contrastive.py made
 
 A path alone is taken for what it holds: a .safetensors file for inception:, a folder for clip: or dinov2:. The public
 files of Inception's weights are pickles, which are not read; convert one where its origin is trusted:
@@ -93,7 +94,7 @@ class Features:
         """Float32 [B, D] of captions, to be compared with images' by their angle. Raises ValueError for a network
         without a text tower."""
         if self.source.text is None:
-            raise ValueError(f"{self.name} reads no captions; a CLIP score needs clip:FOLDER")
+            raise ValueError(f"{self.name} reads no captions; a CLIP score needs clip:FOLDER or contrastive:FOLDER")
         encode, params, tokenize = self.source.text
         act = _jitted(encode)
         found = []

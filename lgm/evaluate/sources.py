@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lgm.evaluate.networks import folders
-from lgm.evaluate.networks.efficientnet import EfficientNet, EfficientNetConfig, efficientnet_rules
+from lgm.evaluate.networks.contrastive import contrastive
+from lgm.evaluate.networks.efficientnet import efficientnet, efficientnet_preparation
 from lgm.evaluate.networks.inception import Inception, InceptionConfig, inception_rules
 from lgm.evaluate.networks.source import Source, loaded
 from lgm.evaluate.preparation import Filter, Preparation
@@ -42,10 +41,8 @@ def source_of(name: str) -> tuple[str, str]:
 
 
 def _efficientnet(path: str) -> Source:
-    model = Model(EfficientNetConfig(), EfficientNet)
-    folder = Path(str(resources.files("lgm.weights") / "efficientnet_lite0"))
-    params = loaded(efficientnet_rules(), model, folder)
-    return _classifier(model, params, Preparation(224, "bicubic_pillow", True, mean=(127.0,) * 3, std=(128.0,) * 3))
+    model, params = efficientnet()
+    return _classifier(model, params, efficientnet_preparation(224))
 
 
 def _inception(filter: Filter) -> Callable[[str], Source]:
@@ -73,4 +70,5 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "clip": folders.clip,
     "cmmd": folders.cmmd,
     "dinov2": folders.dinov2,
+    "contrastive": contrastive,
 }

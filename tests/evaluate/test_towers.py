@@ -2,16 +2,24 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 from tokenizers import pre_tokenizers
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from lgm.data import Tokenizer
 from lgm.evaluate import features
 from lgm.evaluate.features import load_features
+from lgm.evaluate.networks.contrastive import ContrastiveConfig, trained
+from lgm.files import write_json
+from lgm.interop import keymap
+from lgm.models.clip_text import CLIPTextConfig
+from lgm.parsing import ConfigError, as_dict
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 20, 26, 3), np.uint8)
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
@@ -110,3 +118,25 @@ def test_folders_of_other_forms_are_one_line(clip, tmp_path):
         with pytest.raises(ValueError, match=words) as error:
             load_features(tmp_path)
         assert "\n" not in str(error.value)
+
+
+def test_an_image_text_model_of_ones_own(tmp_path):
+    """Its text tower's embeddings come back from its folder; a folder of something else is one line."""
+    text = CLIPTextConfig(vocab_size=4096, width=16, depth=1, heads=2, max_length=8, causal=False, pool="mean",
+                          projection_dim=12)  # fmt: skip
+    config = ContrastiveConfig(text, side=32, hidden=8)
+    params = {name: model.init(jax.random.key(0)) for name, model in trained(config).items()}
+    flat = {key: np.asarray(leaf) for key, leaf in keymap.flatten(params).items()}
+    safetensors.numpy.save_file(flat, tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", as_dict(config))
+    found, captions = load_features(f"contrastive:{tmp_path}"), ["a red apple", "sun"]
+    tokens = Tokenizer("emoji64", 8).encode(captions)
+    expected = trained(config)["text"].apply(params["text"], *tokens)[1]
+    np.testing.assert_allclose(found.text(captions), expected, rtol=1e-4, atol=1e-6)
+    assert (found.dim, found.input_size) == (12, 32)
+    write_json(tmp_path / "config.json", as_dict(config) | {"hidden": 9})
+    with pytest.raises(ConfigError, match="shape"):
+        load_features(f"contrastive:{tmp_path}")
+    write_json(tmp_path / "config.json", as_dict(config) | {"hiden": 9})
+    with pytest.raises(ConfigError, match="did you mean 'hidden'"):
+        load_features(f"contrastive:{tmp_path}")

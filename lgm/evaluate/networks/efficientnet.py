@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 from flax import nnx
 
 from lgm.evaluate.networks.convolution import ConvNorm, conv_norm
+from lgm.evaluate.networks.source import loaded, shipped_weights
+from lgm.evaluate.preparation import Preparation
 from lgm.interop.keymap import Extra, Rule, linear
+from lgm.models.base import Model
 from lgm.models.keys import Keys
 from lgm.models.layers import Linear
 
@@ -61,6 +65,17 @@ class EfficientNet(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return jax.nn.relu6(self.head(x)).mean((1, 2))
+
+
+def efficientnet() -> tuple[Model, Any]:
+    """The network and the weights that come with the package."""
+    model = Model(EfficientNetConfig(), EfficientNet)
+    return model, loaded(efficientnet_rules(), model, shipped_weights("efficientnet_lite0"))
+
+
+def efficientnet_preparation(side: int) -> Preparation:
+    """How images become its input."""
+    return Preparation(side, "bicubic_pillow", True, mean=(127.0,) * 3, std=(128.0,) * 3)
 
 
 def efficientnet_rules() -> list[Rule | Extra]:

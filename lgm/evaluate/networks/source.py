@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,8 @@ def loaded(rules: list, model: Model, weights: Weights | str | Path, only: str =
     weights = weights if isinstance(weights, Weights) else open_weights(weights)
     kept = lambda name: name.startswith(tuple(only.split("|"))) and not name.endswith("num_batches_tracked")
     return load(rules, model.abstract(), weights.renamed(lambda name: name if kept(name) else None), dtype=np.float32)
+
+
+def shipped_weights(name: str) -> Path:
+    """The folder of weights that come with the package."""
+    return Path(str(resources.files("lgm.weights") / name))
