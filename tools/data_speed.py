@@ -1,6 +1,7 @@
 """Images a second that reading, decoding, scaling and batching bring, beside two other loaders on the same files.
 
     python tools/data_speed.py                      # a table by format and size, then the cores that feed a chip
+    python tools/data_speed.py --alone              # of one image at a time, for a machine that has other work
     python tools/data_speed.py --rows=1000000       # what so many lines of metadata cost, opened by 4 processes
 
 Photographs' stand-ins (smooth noise, quality 90) of `times` the trained size a side are written as JPEG, PNG and WebP.
@@ -121,15 +122,45 @@ def _tensorflow(path, side, size, count, antialias=True):
     import tensorflow as tf
 
     files = [str(file) for file in sorted(Path(path).iterdir())]
+    decoded = _decoded(tf, side, antialias)
+    data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat().take(count // size * size)
+    data = data.map(decoded, num_parallel_calls=tf.data.AUTOTUNE).batch(size).prefetch(tf.data.AUTOTUNE)
+    return data.as_numpy_iterator
 
+
+def _decoded(tf, side, antialias=True):
     def decoded(name):
         image = tf.io.decode_image(tf.io.read_file(name), channels=3, expand_animations=False)
         image = tf.image.resize(image, (side, side), "lanczos3" if antialias else "bilinear", antialias=antialias)
         return tf.saturate_cast(tf.round(image), tf.uint8)
 
-    data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat().take(count // size * size)
-    data = data.map(decoded, num_parallel_calls=tf.data.AUTOTUNE).batch(size).prefetch(tf.data.AUTOTUNE)
-    return data.as_numpy_iterator
+    return decoded
+
+
+def alone(sides, times, forms, tries=60):
+    """Print the least processor time that each loader's reading of one image takes, which other work on the machine
+    disturbs least: of several tries, by turns."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    print(f"milliseconds of a core an image, least of {tries}{'':8s}lgm    torch       tf   the better's / lgm's")
+    for side in sides:
+        graph = tf.function(_decoded(tf, side), input_signature=[tf.TensorSpec([], tf.string)])
+        for form, by in ((form, by) for form in forms for by in times):
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / f"0.{form}"
+                file.write_bytes(next(photographs(1, round(side * by), form)))
+                images, files, name = open_images(folder, resolution=side), _Files([file], side), tf.constant(str(file))
+                ways = [lambda: images.image(0), lambda: files[0], lambda: graph(name).numpy()]
+                least = [1e9] * len(ways)
+                for _ in range(tries):
+                    for way, act in enumerate(ways):
+                        start = time.process_time()
+                        act()
+                        least[way] = min(least[way], time.process_time() - start)
+            print(f"{side:5d} px {form:5s} of {by:4g}x{'':20s}" + "".join(f"{1e3 * one:9.2f}" for one in least)
+                  + f"{min(least[1:]) / least[0]:12.2f}", flush=True)
 
 
 def table(sides, times, forms, images, size, rounds):
@@ -256,10 +287,12 @@ def main():
     parser.add_argument("--images", type=int, default=400, help="of 256 px in a round, fewer of more (default: 400)")
     parser.add_argument("--rounds", type=int, default=2, help="of which the best counts (default: 2)")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--alone", action="store_true", help="one image at a time, the least of many tries")
     parser.add_argument("--rows", type=int, default=0, help="measure metadata of so many lines instead")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--open", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    numbers = lambda words, kind: [kind(word) for word in words.split(",")]
     if arguments.measure:
         loader, path, *numbers = arguments.measure
         print(json.dumps(measure(loader, path, *map(int, numbers))))
@@ -267,8 +300,10 @@ def main():
         print(json.dumps(opened(arguments.open)))
     elif arguments.rows:
         rows(arguments.rows)
+    elif arguments.alone:
+        os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        alone(numbers(arguments.sides, int), numbers(arguments.times, float), arguments.formats.split(","))
     else:
-        numbers = lambda words, kind: [kind(word) for word in words.split(",")]
         feeding(table(numbers(arguments.sides, int), numbers(arguments.times, float), arguments.formats.split(","),
                       arguments.images, arguments.batch, arguments.rounds))
         python_alone()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lgm import config as schema
+from lgm.cli import main
 from lgm.data import batches, open_data, open_images
 from lgm.data.buckets import micro_conditioning
 from lgm.data.decoding import decode
@@ -188,6 +189,16 @@ def test_what_cannot_be_is_one_line(change, line):
     with pytest.raises(ValueError, match=line) as caught:
         config(**change)
     assert "\n" not in str(caught.value)
+
+
+def test_encoding_refuses_what_a_cache_cannot_hold(tmp_path, capsys):
+    """Before anything is encoded, not when the cache is trained from."""
+    words = ["encode", "--config=configs/flags.py", f"--out={tmp_path / 'kept'}", "--config.data.latents=step"]
+    assert main([*words, "--config.data.random_crop=True"]) == 2
+    said = ("lgm encode: config.data.random_crop=True does not go with lgm encode, which keeps each image cut in the "
+            "middle; set it to False\n")
+    assert capsys.readouterr().err == said
+    assert not (tmp_path / "kept").exists()
 
 
 def test_runs_that_share_a_program_take_no_images_made_anew():
