@@ -60,10 +60,10 @@ def draw(folder, ids=None, mask=None, seed=0, noise=None):
     weights = read_weights(Path(folder) / "weights.safetensors")
     sampler, said = load_program(folder, "sampler")
     shape = tuple(said["inputs"]["noise"][0])
-    example = manifest["examples"]
-    ids = np.asarray(example["ids"] if ids is None else ids, np.int32)
-    mask = np.ones(ids.shape, bool) if mask is None and ids is not None else mask
-    mask = np.asarray(example["mask"] if mask is None else mask, bool)
+    if ids is None:
+        ids, mask = manifest["examples"]["ids"], manifest["examples"]["mask"]
+    ids = np.asarray(ids, np.int32)
+    mask = np.ones(ids.shape, bool) if mask is None else np.asarray(mask, bool)
     if ids.ndim != 2 or ids.shape[1:] != tuple(said["inputs"]["ids"][0])[1:] or mask.shape != ids.shape:
         raise SystemExit(f"ids have shape {ids.shape}, their mask {mask.shape}; rows of "
                          f"{said['inputs']['ids'][0][1]} are what this program takes")

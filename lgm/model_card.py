@@ -17,6 +17,7 @@ import yaml
 
 from lgm import __version__, files
 from lgm.config import Config
+from lgm.data.sources import SHIPPED
 from lgm.models import family_of
 from lgm.parsing import ConfigError
 
@@ -102,7 +103,7 @@ def _data(config: Config) -> str:
     said += f" that match `{_said(data.where)}`" if data.where else ""
     said += f", at {height} x {width} pixels."
     return said + (" The images that come with lgm are under licences of their own, which its THIRD_PARTY.md lists."
-                   if any(files.place(name).name == name for name in named) else "")
+                   if any(name in SHIPPED for name in named) else "")
 
 
 def _evaluations(workdir: str) -> list[str]:
