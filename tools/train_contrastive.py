@@ -33,9 +33,9 @@ from lgm.parallel import in_batches
 from lgm.parsing import as_dict
 from lgm.weights import load_autoencoder
 
-SETTINGS = dict(data="emoji64", split="train", batch_size=1024, steps=1500, lr=1e-3, weight_decay=0.1,
+SETTINGS = dict(data="emoji64", split="train", batch_size=256, steps=800, lr=1e-3, weight_decay=0.1,
                 feature_dropout=0.3, word_dropout=0.15, noise=0.1, temperature=0.05, seed=0)  # fmt: skip
-TEXT = CLIPTextConfig(vocab_size=4096, width=128, depth=2, heads=4, max_length=24, activation="gelu", causal=False,
+TEXT = CLIPTextConfig(vocab_size=4096, width=96, depth=1, heads=4, max_length=16, activation="gelu", causal=False,
                       pool="mean", projection_dim=128)  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class ContrastiveConfig:
     record. The embeddings' width is the text tower's `projection_dim`."""
 
     text: CLIPTextConfig
-    side: Count = 112
+    side: Count = 96
     hidden: Count = 512
     tokenizer: str = "emoji64"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
