@@ -125,6 +125,8 @@ def parser() -> argparse.ArgumentParser:
                           "images (trained on), half_life_images (of the average), solver, rule, interval or schedule, "
                           "as steps=1,2,4,8 or 'steps=2,4; solver=heun'; may be repeated")
     evaluate.add_argument("--pictures", metavar="FOLDER", help="write every image that is drawn there")
+    evaluate.add_argument("--statistics", metavar="FILE", help="of pictures: only write their features' mean and "
+                          "covariance, to be the --reference of others")
     evaluate.add_argument("--split", action="store_true", help="split the networks over all devices, where one does "
                           "not hold them; the last digits are then those of so many devices")
     stated = evaluate.add_argument_group("in place of what the protocol states")

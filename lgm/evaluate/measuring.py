@@ -31,7 +31,7 @@ from lgm.evaluate.protocol import (
 )
 from lgm.evaluate.references import Pictures, is_statistics, open_set, pixel_hashes
 from lgm.evaluate.scores import Measured, check, score
-from lgm.evaluate.statistics import Statistics, read_statistics
+from lgm.evaluate.statistics import Statistics, of_features, read_statistics
 from lgm.files import local, sha256
 from lgm.parsing import ConfigError, as_dict
 from lgm.registry import make
@@ -95,6 +95,13 @@ def evaluate_pictures(protocol: Protocol, pictures: Pictures, source: str, capti
                   weights={"kind": "pictures", "hash": told["hash"]}, versions=versions(), **_facts(network, against))
     metrics = _metrics(protocol, Measured(network, features, list(captions)), against)
     return Evaluation(protocol, found, metrics, told, made_on())
+
+
+def statistics_of(protocol: Protocol, pictures: Pictures) -> Statistics:
+    """Mean and covariance of pictures' features by a protocol's network, to be the reference of others. Raises as
+    `evaluate` does."""
+    network = network_of(protocol, None, pictures.size)
+    return of_features(_of_pictures(network, pictures)[0], network.hash, network.name)
 
 
 def check_metrics(protocol: Protocol, of_run: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ SHOWN, SEEDS = 6, (0, 1, 2, 3)  # prompts whose pictures stand in the page, and 
 def run(arguments) -> int:
     """Make every point that is not there yet, then curves.json, figures and page.html; the same command goes on."""
     for flag, value in (("--from", arguments.folder), ("--pictures", arguments.pictures),
+                        ("--statistics", arguments.statistics),
                         ("--split", arguments.split or None)):
         if value is not None:
             raise ConfigError(f"{flag} is not for curves, which are of runs, one after the other")

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from lgm.evaluate.drawers import Drawer, hash_of, of_pipeline, of_system
-from lgm.evaluate.measuring import check_metrics, evaluate, evaluate_pictures
+from lgm.evaluate.measuring import check_metrics, evaluate, evaluate_pictures, statistics_of
 from lgm.evaluate.protocol import OF_RUNS, Evaluation, Protocol
-from lgm.evaluate.references import Pictures, common_size, open_set
+from lgm.evaluate.references import Pictures, common_size, is_statistics, open_set
+from lgm.evaluate.statistics import save_statistics
 from lgm.exporting import is_exported, open_exported
 from lgm.files import place, write_atomically
 from lgm.parsing import ConfigError
@@ -32,6 +33,8 @@ def run(arguments, overrides) -> int:
     if kind != "run":
         raise ConfigError(f"{' '.join(arguments.what)!r} is nothing to evaluate; write `images FOLDER`, `curves`, or "
                           "nothing and --workdir=RUN or --from=FOLDER")
+    if arguments.statistics is not None:
+        raise ConfigError(f"--statistics={arguments.statistics} goes with `lgm evaluate images FOLDER`")
     if arguments.vary:
         raise ConfigError(f"--vary={arguments.vary[0]} is for `lgm evaluate curves`; say it of a protocol's field")
     if (arguments.workdir is None) == (arguments.folder is None) or len(arguments.workdir or ()) > 1:
@@ -75,11 +78,20 @@ def _images(arguments, folder: str) -> int:
         if value is not None:
             raise ConfigError(f"{flag} is for images that are drawn; `lgm evaluate images` measures those of {folder}")
     protocol = protocol_of(arguments, {"metrics": ["frechet", "kernel"], "features": {"name": "efficientnet_lite0"}})
-    if protocol.reference.source == "heldout":
+    kept = None if arguments.statistics is None else place(arguments.statistics, "--statistics")
+    if kept is not None and not is_statistics(str(kept)):
+        raise ConfigError(f"--statistics={kept} should end in .safetensors")
+    if protocol.reference.source == "heldout" and kept is None:
         raise ConfigError("give --reference=FOLDER, a data set or a file of statistics, which the pictures are held to")
-    out = _out(arguments, None)
+    out = None if kept is not None else _out(arguments, None)
     images = open_set(folder, {}, None, None)
     pictures = Pictures(images, protocol.size or common_size(images), protocol.resize)
+    if kept is not None:
+        found = statistics_of(protocol, pictures)
+        if first():
+            save_statistics(kept, found)
+            print(f"{len(pictures):,} pictures' statistics of {found.dim} features of {found.name}; see {kept}")
+        return finished()
     return _said(evaluate_pictures(protocol, pictures, "pictures", images.captions), out)
 
 

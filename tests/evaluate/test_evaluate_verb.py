@@ -12,6 +12,7 @@ from PIL import Image
 from lgm.cli import main
 from lgm.data import open_images
 from lgm.evaluate import distance
+from lgm.evaluate.statistics import Statistics, save_statistics
 
 PROTOCOL = dict(metrics=["frechet", "kernel"], count=8, batch=2, drawing=dict(steps=2, solver="euler"),
                 features=dict(name="autoencoder:emoji64"), reference=dict(source="heldout"))  # fmt: skip
@@ -53,6 +54,11 @@ def test_a_run_by_protocol_and_its_pictures_measured_again_say_the_same(evaluate
     assert again["metrics"] == found["metrics"] and again["drawn"]["hash"] == found["drawn"]["hash"]
     assert again["found"]["reference"]["hash"] == found["found"]["reference"]["hash"]
     assert "8 images: frechet " in capsys.readouterr().out
+    # and to the statistics of those, which are written first
+    kept = tmp_path / "kept.safetensors"
+    assert main(["evaluate", "images", str(tmp_path / "drawn"), words[0], f"--statistics={kept}"]) == 0
+    assert main(["evaluate", "images", str(tmp_path / "drawn"), *words, f"--reference={kept}", "--metric=frechet"]) == 0
+    assert abs(json.loads(out.read_text())["metrics"]["frechet"]) < 1e-6  # of pictures from themselves
 
 
 @pytest.mark.slow
@@ -123,6 +129,10 @@ def test_pictures_that_cannot_be_measured_are_one_line(evaluated, tmp_path, caps
     assert "--count is for images that are drawn" in refused("--count=3")
     np.savez(tmp_path / "s.npz", mu=np.zeros(3), sigma=np.eye(3))
     assert "holds statistics of 3 features" in refused(f"--reference={tmp_path / 's.npz'}", "--size=64")
+    other = Statistics(np.zeros(160), np.eye(160), 9, "00", "another")
+    save_statistics(tmp_path / "s.safetensors", other)
+    assert "holds statistics of another (00), and the features are autoencoder:emoji64's" in refused(
+        f"--reference={tmp_path / 's.safetensors'}", "--size=64")
 
 
 def test_words_that_say_nothing_to_measure_are_one_line(tmp_path, capsys):
