@@ -1,6 +1,7 @@
 """Feature networks by name or by file: what a metric compares images by, and the hash that says which features.
 
     efficientnet_lite0      comes with the package; trained on ImageNet's classes
+    emoji_contrastive       comes with the package; pictures and captions of emoji, trained on them
     inception:FILE          Inception-v3 of FID, resized as TensorFlow 1 did (torch-fidelity's numbers)
     inception_torch:FILE    the same network, resized as pytorch-fid does
     inception_clean:FILE    the same network, resized as clean-fid does
@@ -94,7 +95,7 @@ class Features:
         """Float32 [B, D] of captions, to be compared with images' by their angle. Raises ValueError for a network
         without a text tower."""
         if self.source.text is None:
-            raise ValueError(f"{self.name} reads no captions; a CLIP score needs clip:FOLDER or contrastive:FOLDER")
+            raise ValueError(f"{self.name} reads no captions; a CLIP score needs clip:FOLDER or emoji_contrastive")
         encode, params, tokenize = self.source.text
         act = _jitted(encode)
         found = []

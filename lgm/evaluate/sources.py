@@ -12,7 +12,7 @@ from lgm.evaluate.networks import folders
 from lgm.evaluate.networks.contrastive import contrastive
 from lgm.evaluate.networks.efficientnet import efficientnet, efficientnet_preparation
 from lgm.evaluate.networks.inception import Inception, InceptionConfig, inception_rules
-from lgm.evaluate.networks.source import Source, loaded
+from lgm.evaluate.networks.source import Source, loaded, shipped_weights
 from lgm.evaluate.preparation import Filter, Preparation
 from lgm.files import local
 from lgm.interop.components import read_json
@@ -61,9 +61,10 @@ def _classifier(model: Model, params: Any, preparation: Preparation, bias: bool 
     return Source(len(last["kernel"]), preparation, params, model.apply, classes)
 
 
-SHIPPED = ("efficientnet_lite0",)
+SHIPPED = ("efficientnet_lite0", "emoji_contrastive")
 SOURCES: dict[str, Callable[[str], Source]] = {
     "efficientnet_lite0": _efficientnet,
+    "emoji_contrastive": lambda path: contrastive(shipped_weights("emoji_contrastive")),
     "inception": _inception("bilinear_tf1"),
     "inception_torch": _inception("bilinear_torch"),
     "inception_clean": _inception("bicubic_pillow"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lgm.evaluate import distance, features
+from lgm.data import open_images
+from lgm.evaluate import distance, features, metrics
 from lgm.evaluate.features import load_features
 from lgm.parsing import ConfigError
 
@@ -96,3 +97,18 @@ def test_names_that_say_nothing_are_one_line(tmp_path):
         with pytest.raises(ConfigError, match=words) as error:
             load_features(name)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_emoji_model_finds_captions_of_pictures_it_has_not_seen(monkeypatch):
+    """Of 48 held-out pictures among their captions: most of them, and more the better the pictures."""
+    monkeypatch.setattr(features, "BATCH", 24)
+    images = open_images("emoji64", {"split": "heldout"}).take(range(0, 192, 4))
+    ours, pictures = load_features("emoji_contrastive"), images.images()
+    captions = ours.text(images.captions)
+    found = ours.features(pictures)
+    noisy = np.clip(pictures + np.random.default_rng(0).normal(0, 60, pictures.shape), 0, 255).astype(np.uint8)
+    noise = ours.features(noisy)
+    recall = lambda x: metrics.retrieval(x, captions)["image_to_text_R@1"]
+    assert recall(found) > 0.7 > recall(noise)
+    assert metrics.clip_score(found, captions).mean() > metrics.clip_score(noise, captions).mean()
