@@ -63,7 +63,8 @@ class Features:
         """Float32 [B, D] of uint8 images [B, H, W, 3], on this process's devices.
 
         Every device computes batches of `BATCH` images, the last ones repeated, so that an image's features do not
-        depend on how many devices or images there are.
+        depend on how many devices or images there are. On CPUs they depend, by 2e-7 of the largest, on how many threads
+        XLA divides products among: as many as cores, or as devices where those are made to be more.
         """
         images = np.asarray(images_BHWC)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
