@@ -15,7 +15,7 @@ ORDER = """
     gaussian
     losses sampling
     models
-    data pictures
+    plotting data pictures
     config objective describing
     interop
     weights systems

@@ -1,17 +1,15 @@
 """Figures of curves, as PNG bytes."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from PIL import Image
 
 from lgm.evaluate.curves import AXES, HIGHER, front
+from lgm.plotting import png
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKS = "osD^vP*"
@@ -106,14 +104,3 @@ def _ticks(axis, values: Sequence[float]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
     axis.set_minor_formatter(NullFormatter())
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
-
-
-def png(figure: Figure) -> bytes:
-    """PNG with a palette, a third of the bytes of one without: all figures stand in one page."""
-    figure.set_dpi(120)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    buffer = io.BytesIO()
-    pixels.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -1,17 +1,15 @@
 """Figures of a fit, as PNG bytes."""
 
-import io
 import re
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-from PIL import Image
 
+from lgm.plotting import png
 from lgm.scaling import parametric, predicting, solver
 from lgm.scaling.bootstrap import interval
 from lgm.scaling.families import Family, Settings
@@ -55,7 +53,7 @@ def draw(analysed: list[Family], settings: Settings, budgets) -> dict[str, bytes
         able = [family for family in analysed if not family.refusal(settings.method)]
         if len(able) > 1:
             figures["comparison"] = comparison(able, settings, budgets)
-        return {name: _bytes(figure) for name, figure in figures.items()}
+        return {name: png(figure) for name, figure in figures.items()}
 
 
 def slugs_of(names: list[str]) -> dict[str, str]:
@@ -67,17 +65,6 @@ def slugs_of(names: list[str]) -> dict[str, str]:
             slug += "_"
         slugs[name] = slug
     return slugs
-
-
-def _bytes(figure: Figure) -> bytes:
-    """PNG with a palette, a third of the bytes of one without: all figures stand in one report."""
-    figure.set_dpi(120)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    buffer = io.BytesIO()
-    pixels.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _sizes(family: Family) -> tuple[np.ndarray, ScalarMappable]:
