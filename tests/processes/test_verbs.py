@@ -107,7 +107,7 @@ def after(root, config, base):
     cache = f"data.cache={root / 'cache'}"
     assert main(["encode", f"--config={config}", f"--out={root / 'cache'}", *(f"--config.{w}" for w in WORDS)]) == 0
     jobs = [
-        train(config, root / "cached", *plain, cache, "mesh.data=2", "mesh.fsdp=2"),
+        train(config, root / "cached", *WORDS, "sampling.count=0", cache, "mesh.data=2", "mesh.fsdp=2"),
         train(config, resumed, *WORDS, "mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"),
         train(config, root / "lora", *short, f"init_from={base}", "lora.rank=2", "mesh.data=1", "mesh.fsdp=4"),
         train(config, root / "reflow", *short, f"init_from={base}", "loss.name=reflow", by_base),

@@ -174,7 +174,8 @@ def test_metrics_in_the_place_of_which_a_folder_lies_are_refused(tmp_path):
 
 FULL = """
 import sys
-from tests.train.test_checkpoint_faults import *
+sys.path.insert(0, sys.argv[2])
+from test_checkpoint_faults import *
 from lgm.cli import main
 import lgm.train.main
 def train(spec, workdir, *words):
@@ -202,8 +203,8 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(size, tmp_path):
     if mounted.returncode:
         pytest.skip(f"only root may mount a small disk to fill: {mounted.stderr.decode().strip()}")
     try:
-        done = subprocess.run([sys.executable, "-c", FULL, str(place / "run")], capture_output=True, text=True,
-                              timeout=200)
+        done = subprocess.run([sys.executable, "-c", FULL, str(place / "run"), os.path.dirname(__file__)], text=True,
+                              capture_output=True, timeout=200)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1 and "no space is left" in done.stderr, done.stderr[-3000:]
         if newest_checkpoint(place / "run") is not None:
