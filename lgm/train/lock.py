@@ -1,8 +1,9 @@
 """A run's folder is held by one process at a time: `lock.json` in it says by which, since when, and that it lives.
 
 The holder writes a beat every few seconds. A lock whose holder is a process of this machine is judged by that process:
-it lives or it is dead. Any other is watched: whoever sees its beat change leaves it alone, and whoever does not for
-`SILENCE` seconds takes it over. No clock is compared with another's.
+it lives or it is dead, and one whose supervisor is dead is about to end and waited for. Any other is watched: whoever
+sees its beat change leaves it alone, and whoever does not for `SILENCE` seconds takes it over. No clock is compared
+with another's.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import jax
 
 from lgm import files
 from lgm.parsing import ConfigError
+from lgm.processes import member
 
 NAME = "lock.json"
 BEAT, SILENCE = 5.0, 30.0  # seconds between beats, and without one after which a holder elsewhere is dead
@@ -32,7 +34,7 @@ class Lock:
     def __init__(self, path: Path):
         self.path, self.lost, self._ended = path, False, threading.Event()
         self.mine = {"host": socket.gethostname(), "machine": _machine(), "process": os.getpid(),
-                     "started": _started(os.getpid()), "id": uuid.uuid4().hex, "beat": 0,
+                     "started": _started(os.getpid()), "supervisor": _supervisor(), "id": uuid.uuid4().hex, "beat": 0,
                      "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
 
     def check(self) -> None:
@@ -88,6 +90,10 @@ def wait_for(path: Path) -> dict | None:
     found, since = _read(path), time.monotonic()
     while found is not None:
         alive = _lives(found)
+        if alive and _left_alone(found) and time.monotonic() - since < SILENCE:
+            time.sleep(0.05)
+            found = _read(path)
+            continue
         if alive is None:  # a process elsewhere, whose beat is watched
             time.sleep(min(1.0, SILENCE / 10))
             again = _read(path)
@@ -130,6 +136,19 @@ def _lives(found: dict) -> bool | None:
         return None
     process = found.get("process")
     return isinstance(process, int) and process > 0 and _started(process) == found.get("started")
+
+
+def _supervisor() -> list | None:
+    """[process, when it was started] of who supervises this process; None of one that is alone."""
+    return [os.getppid(), _started(os.getppid())] if member.joined() else None
+
+
+def _left_alone(found: dict) -> bool:
+    """Whether a holder of this machine, which lives, has lost its supervisor: it ends by itself then."""
+    match found.get("supervisor"):
+        case [int(process), started]:
+            return _started(process) != started
+    return False
 
 
 def _machine() -> str:

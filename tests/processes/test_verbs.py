@@ -32,6 +32,7 @@ WORDS = ["batch_size=4", "total_images=24", "data.where.subcategory=face-hat", "
          "evaluation.distance=4", "sampling.steps=2", "sampling.count=2", "log.every_images=4", "log.keep=9",
          "log.checkpoint_every_images=8", "optimizer.warmup_images=0", "optimizer.lr=1e-3"]  # fmt: skip
 CLOSE = dict(rel=2e-4)  # six steps of Adam, whose sums over devices are taken in another order
+PIXELS = dict(rel=5e-3)  # a distance of four images of 8 bits: an error of 1e-7 may turn a pixel by a whole level
 PROMPTS = ["--prompt=cowboy hat face", "--prompt=a red hat"]
 
 
@@ -129,7 +130,8 @@ def assert_alike(ours, theirs, tolerance, first=0):
     assert len(ours) == len(theirs) > 0
     for one, other in zip(ours, theirs, strict=True):
         for key in {"loss", "heldout_loss", "v_loss", "frechet_distance"} & other.keys():
-            assert one[key] == pytest.approx(other[key], **tolerance), (one["step"], key)
+            bound = PIXELS if key == "frechet_distance" else tolerance
+            assert one[key] == pytest.approx(other[key], **bound), (one["step"], key)
 
 
 def test_four_processes_train_what_one_does(base, alone):

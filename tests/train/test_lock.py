@@ -44,6 +44,18 @@ def test_the_lock_of_a_process_that_is_gone_or_was_another_is_taken_over(tmp_pat
         assert os.listdir(tmp_path) == []
 
 
+def test_a_holder_whose_supervisor_was_killed_is_waited_for_and_one_that_is_supervised_is_not(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
+    found = Lock(tmp_path / NAME).mine | {"process": holder.pid, "started": lock._started(holder.pid)}
+    supervised = found | {"supervisor": [os.getpid(), lock._started(os.getpid())]}
+    (tmp_path / NAME).write_text(json.dumps(supervised))
+    with pytest.raises(ConfigError, match=f"held by process {holder.pid}"), hold(tmp_path):
+        pass
+    (tmp_path / NAME).write_text(json.dumps(supervised | {"supervisor": [os.getpid(), "5"]}))
+    with hold(tmp_path):
+        assert holder.poll() is not None
+
+
 @pytest.mark.parametrize("content", ["", "7", "[]", "{", "[" * 100_000, json.dumps(OTHERS)])
 def test_a_lock_from_elsewhere_without_a_beat_is_taken_over_after_a_while(content, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "SILENCE", 0.2)
