@@ -246,6 +246,8 @@ def text_to_image(
     Raises ValueError, one line, for what cannot be.
     """
     defaults = pipeline.defaults
+    if (guidance or 0.0) > 1.0 and not pipeline.extrapolates and not pipeline.conditioning.guidance:
+        warnings.warn(f"guidance={guidance} changes nothing: this model was distilled to draw without it", stacklevel=2)
     steps, guidance = steps or defaults.steps, defaults.guidance if guidance is None else guidance
     strength = defaults.strength if strength is None else strength
     autoencoder = pipeline.models["vae"].config

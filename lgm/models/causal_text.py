@@ -137,15 +137,15 @@ class CausalText(nnx.Module):
         x = self.tokens(tokens_BL, config.dtype)
         table = rotary_line(np.arange(length), config.head_width, config.rotary_period)
 
-        def step(carry, numbered):
-            (x, kept), (number, block) = carry, numbered
-            x = block(x, table, mask_BL)
+        def step(carry, number):
+            x, kept = carry
+            x = jax.tree.map(lambda leaf: leaf[number - 1], self.blocks)(x, table, mask_BL)
             kept = tuple(jnp.where(number == state, x, old) for state, old in zip(config.states, kept, strict=True))
             return (x, kept), None
 
         step = jax.checkpoint(step) if config.remat else step
-        blocks = jnp.arange(1, config.depth + 1), self.blocks
-        (last, kept), _ = jax.lax.scan(step, (x, (x,) * len(config.states)), blocks, unroll=config.unroll)
+        numbers = jnp.arange(1, max(config.states) + 1)  # blocks above the last state that is read are not computed
+        (last, kept), _ = jax.lax.scan(step, (x, (x,) * len(config.states)), numbers, unroll=config.unroll)
         last = self.norm(last)
         kept = [last if state == config.depth else old for state, old in zip(config.states, kept, strict=True)]
         return jnp.concatenate(kept, -1)

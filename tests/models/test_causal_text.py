@@ -206,3 +206,9 @@ def test_a_window_bounds_the_text():
     model = build(config)
     with pytest.raises(ValueError, match="17 tokens are more than max_length=16"):
         jax.eval_shape(model.apply, model.abstract(), jax.ShapeDtypeStruct((1, 17), np.int32))
+
+
+def test_blocks_above_the_last_state_that_is_read_are_not_computed():
+    tokens = jax.ShapeDtypeStruct((1, 5), "int32")
+    flops = [build(CausalTextConfig(99, 32, 4, 4, 2, 12, 48, hidden=(state,))).flops(tokens) for state in (1, 2, 3, 4)]
+    assert flops == [flops[0] * blocks for blocks in (1, 2, 3, 4)]
