@@ -137,14 +137,15 @@ def _decoded(tf, side, antialias=True):
     return decoded
 
 
-def alone(sides, times, forms, tries=60):
-    """Print the least processor time that each loader's reading of one image takes, which other work on the machine
-    disturbs least: of several tries, by turns."""
+def alone(sides, times, forms, tries=40):
+    """Print the processor time that each loader's reading of one image takes, of several tries by turns the least,
+    which other work on the machine disturbs least; the better peer's over lgm's, of the least and of the medians."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    print(f"milliseconds of a core an image, least of {tries}{'':8s}lgm    torch       tf   the better's / lgm's")
+    print(f"milliseconds of a core an image, least of {tries}{'':8s}lgm    torch       tf   the better's / lgm's "
+          "(of medians)")
     for side in sides:
         graph = tf.function(_decoded(tf, side), input_signature=[tf.TensorSpec([], tf.string)])
         for form, by in ((form, by) for form in forms for by in times):
@@ -153,14 +154,15 @@ def alone(sides, times, forms, tries=60):
                 file.write_bytes(next(photographs(1, round(side * by), form)))
                 images, files, name = open_images(folder, resolution=side), _Files([file], side), tf.constant(str(file))
                 ways = [lambda: images.image(0), lambda: files[0], lambda: graph(name).numpy()]
-                least = [1e9] * len(ways)
-                for _ in range(tries):
+                taken = np.zeros((tries, len(ways)))
+                for one in taken:
                     for way, act in enumerate(ways):
                         start = time.process_time()
                         act()
-                        least[way] = min(least[way], time.process_time() - start)
+                        one[way] = time.process_time() - start
+            least, median = taken.min(0), np.median(taken, 0)
             print(f"{side:5d} px {form:5s} of {by:4g}x{'':20s}" + "".join(f"{1e3 * one:9.2f}" for one in least)
-                  + f"{min(least[1:]) / least[0]:12.2f}", flush=True)
+                  + "{:12.2f} ({:.2f})".format(*(found[1:].min() / found[0] for found in (least, median))), flush=True)
 
 
 def table(sides, times, forms, images, size, rounds):

@@ -8,9 +8,11 @@ import functools
 import io
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
 from lgm.data import png
+from lgm.data.resizing import covering
 
 ORIENTATION, WIDTH, LENGTH = 0x0112, 0x0100, 0x0101  # tags of EXIF and TIFF
 SIDEWAYS = range(5, 9)  # orientations that swap height and width
@@ -21,6 +23,7 @@ _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
 _TURNING = (b"eXIf", b"Raw profile type", b"adobe:ns:meta", b"adobe.xmp")  # what a PNG with an orientation holds
 MOST_PIXELS = 1 << 27  # of an image that is decoded: 400 MB in RGB
+_CUT = ("premature end", "found marker 0xd9 instead")  # what libjpeg says of a JPEG that ends before its last row
 _PROFILED = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}  # colour spaces of profiles
 
 
@@ -30,17 +33,21 @@ def decode(content: bytes, size: tuple[int, int], name: str, centre: tuple[float
 
     Raises ValueError, one line with `name`, for what cannot be read.
     """
-    return fitted(picture(content, name, size), size, centre)
+    return fitted(_read(content, name, size), size, centre)
 
 
-def fitted(image: Image.Image, size: tuple[int, int], centre: tuple[float, float] = (0.5, 0.5),
-           by: str = "lanczos") -> np.ndarray:
-    """uint8 [*size, ...]: an image scaled to cover `size` = (height, width) and cut at `centre`, (down, right); `by` is
-    one of Pillow's filters."""
+def fitted(image: Image.Image | np.ndarray, size: tuple[int, int], centre: tuple[float, float] = (0.5, 0.5),
+           by: str | None = None) -> np.ndarray:
+    """uint8 [*size, ...]: an image, Pillow's or uint8 [H, W, 3], scaled to cover `size` = (height, width) and cut at
+    `centre`, (down, right); `by` is one of Pillow's filters, by default Lanczos as `covering` has it."""
     height, width = size
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling[by.upper()], centering=centre[::-1])
-    return np.asarray(image)
+    if isinstance(image, Image.Image) and (by or image.mode != "RGB"):
+        if image.size != (width, height):
+            filtered = Image.Resampling[(by or "lanczos").upper()]
+            image = ImageOps.fit(image, (width, height), filtered, centering=centre[::-1])
+        return np.asarray(image)
+    there = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+    return np.asarray(image) if there == (height, width) else covering(image, size, centre)
 
 
 def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
@@ -49,6 +56,12 @@ def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> I
 
     Raises ValueError, one line with `name`, for what cannot be read.
     """
+    image = _read(content, name, size)
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
+
+
+def _read(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image | np.ndarray:
+    """`picture`, or its pixels: uint8 [H, W, 3]."""
     try:
         if content.startswith(png.SIGNATURE):
             content = png.stored(content, MOST_PIXELS)
@@ -57,19 +70,43 @@ def picture(content: bytes, name: str, size: tuple[int, int] | None = None) -> I
             # once that it is damaged; a TIFF is turned by Pillow as it is read
             jpeg = image.format in ("JPEG", "MPO")
             turn = _orientation(image) if jpeg else None
+            whole = image.size
             if size is not None and jpeg:
                 # a large one is decoded at the smallest scale that covers the size: 12 MP to 512 px in 65 ms, not 360
                 image.draft(None, size if turn in SIDEWAYS else size[::-1])
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
-            image.load()
             profile = image.info.get("icc_profile")
+            pixels = _jpeg(content, image.size, whole) if jpeg and image.mode == "RGB" else None
+            if pixels is None:
+                image.load()
+                profile = image.info.get("icc_profile")
+            elif turn not in _TURNS and not (profile and _to_srgb(profile, "RGB")):
+                return pixels
+            else:
+                image = Image.fromarray(pixels)
             turn = _TURNS.get(turn if jpeg else _orientation(image))
             image = _in_rgb(_eight_bits(image), profile)
             # not ImageOps.exif_transpose, which writes the EXIF anew and fails where any of it is malformed
             return image if turn is None else image.transpose(turn)
     except Exception as error:  # Pillow raises whatever its readers meet in a damaged file
         raise _undecodable(name, error) from None
+
+
+def _jpeg(content: bytes, size: tuple[int, int], whole: tuple[int, int]) -> np.ndarray | None:
+    """A colour JPEG of `whole` = (width, height), scaled as it is decoded to `size`: uint8 [H, W, 3], of the same
+    values as Pillow's in two thirds of the time. None where Pillow must read it.
+
+    Raises ValueError where its data ends before its last row, which Pillow takes for grey.
+    """
+    width, height = size if size != whole else (0, 0)
+    try:
+        pixels = simplejpeg.decode_jpeg(content, min_height=height, min_width=width)
+    except ValueError as error:
+        if any(words in str(error).lower() for words in _CUT):
+            raise
+        return None  # damage that leaves pixels, or a kind of JPEG that libjpeg's own interface alone reads
+    return pixels if pixels.shape[1::-1] == size else None
 
 
 def stored_size(content: bytes, name: str) -> tuple[int, int]:
