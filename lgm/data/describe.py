@@ -11,6 +11,7 @@ from lgm.data.decoding import stored_size
 from lgm.data.grid import save_grid
 from lgm.data.images import ImageSet, open_images
 from lgm.data.near_duplicates import hash_image, joined, nearest, told
+from lgm.data.rows import REPEATS
 from lgm.data.sources import Bad
 from lgm.data.wordpiece import Tokenizer
 
@@ -37,6 +38,8 @@ def describe(source: str, *, caption: str = "text", resolution: int = 512, step:
     lines = [f"{source}: {images.records.kind}, {len(images):,} images, metadata of "
              f"{rows.table.nbytes / len(rows):,.0f} bytes an image",
              f"columns   {', '.join(rows.fields)}"]
+    if REPEATS in rows.table.column_names:
+        lines.append(f"repeats   {_counted(rows.values(REPEATS))} (how often an epoch serves an image, and how many)")
     if "split" in rows.fields:
         lines.append(f"splits    {_counted(rows.values('split'))}")
         lines += _near(images, {place: hashed for place, (_, hashed) in found.items()})

@@ -15,7 +15,7 @@ import numpy as np
 from lgm.data.batches import cores
 from lgm.data.decoding import decode, stored_size
 from lgm.data.filters import MEASURED, condition, nothing_left, select
-from lgm.data.rows import JOINED_FROM, Rows
+from lgm.data.rows import JOINED_FROM, REPEATS, Rows
 from lgm.data.sources import Bad, Source, open_source
 from lgm.data.varying import View
 from lgm.parsing import ConfigError, near_miss
@@ -172,18 +172,20 @@ def open_two(source: str, where: Mapping[str, Any], other: Mapping[str, Any], da
     `lgm.config.Data` has them read.
 
     Where `other` says nothing, a share of those that match `where` is held out, `data.heldout_share`, by their names:
-    which they are does not change as images are added, but for as many more. With a share of 0 all are in both.
+    which they are does not change as images are added, but for as many more. With a share of 0 all are in both. Those
+    to train on hold an image as often as its folder says (`lgm.data.sources.beside`): an epoch serves it so often.
     """
     images = open_images(source, where, data.resolution, caption, data.threads, bad)
     if other or not data.heldout_share:
-        return images, _chosen(source, images.records, other or where, data.resolution, caption, data.threads, bad)
+        heldout = _chosen(source, images.records, other or where, data.resolution, caption, data.threads, bad)
+        return _repeated(images), heldout
     count = min(max(round(data.heldout_share * len(images)), 1), MOST_HELD_OUT, len(images) - 1)
     if count == 0:
         raise ConfigError(f"config.data.source={source!r} has one image, of which none can be held out; set "
                           "config.data.heldout_share=0 to measure the loss on it")
     hashes = [zlib.crc32(str(name).encode()) for name in images.rows.values("file_name")]
     order = np.argsort(hashes, kind="stable")
-    return images.take(np.sort(order[count:])), images.take(np.sort(order[:count]))
+    return _repeated(images.take(np.sort(order[count:]))), images.take(np.sort(order[:count]))
 
 
 def _chosen(source: str, records: Source, where, resolution: int | tuple[int, int], caption, threads: int | None,
@@ -194,6 +196,13 @@ def _chosen(source: str, records: Source, where, resolution: int | tuple[int, in
     rows = _captioned(rows, caption, source, bad)
     images = ImageSet(source, records, rows, resolution, threads or cores(), tuple(left))
     return _measured(images, measured) if measured else images
+
+
+def _repeated(images: ImageSet) -> ImageSet:
+    if REPEATS not in images.rows.table.column_names:
+        return images
+    found = images.take(np.repeat(np.arange(len(images)), images.rows.values(REPEATS)))
+    return dataclasses.replace(found, left=(*images.left, ("repeating as the folders' names say", len(found))))
 
 
 def _measured(images: ImageSet, where: Mapping[str, Any]) -> ImageSet:

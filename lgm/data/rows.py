@@ -19,6 +19,7 @@ CHUNK = 1 << 14  # rows that are dicts at one time while columns are built
 PLAIN = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 JSON = {b"json": b"1"}
 JOINED_FROM, RECORD = "_from", "_record"  # columns of joined tables: number of the set, of the record in its source
+REPEATS = "_repeats"  # how often an epoch serves a record
 NO_UTF8 = "it holds text that is not UTF-8"
 
 

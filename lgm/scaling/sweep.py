@@ -78,8 +78,8 @@ class Sweep:
       also: further runs, dict(architecture=..., objective=..., size=..., images=...) each, for every seed.
       cooldown: the part of its images that a run lowers its rate over.
       stop_above: `config.optimizer.stop_above` of every run whose base says nothing: when a run has diverged.
-      near_duplicates: "refuse" trains nothing where held-out images are nearly training images, "keep" calls them held
-        out all the same.
+      near_duplicates: "refuse" trains nothing where held-out images are nearly training images or nobody looked, since
+        there are too many; "keep" calls them held out all the same.
       machine: what the runs are planned for. latent, text_tokens: where no autoencoder or encoder can be asked.
     """
 

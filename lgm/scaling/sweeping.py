@@ -87,7 +87,8 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
 
 
 def check_heldout(runs: list[Run]) -> None:
-    """Raise ConfigError, one line, where held-out images of a run are near duplicates of its training images."""
+    """Raise ConfigError, one line, where held-out images of a run are near duplicates of its training images, or may
+    be: there are too many to look at."""
     for config in {str(schema.to_dict(one.configs[0])["data"]): one.configs[0] for one in runs}.values():
         images, heldout = open_data(config.data)
         found, line = overlap(images, heldout.take(range(min(len(heldout), config.evaluation.max_images))))
@@ -95,7 +96,7 @@ def check_heldout(runs: list[Run]) -> None:
             raise ConfigError(f"{line}; their loss is not of unseen images: leave them out by config.base.data."
                               "heldout_where, or set config.near_duplicates='keep'")
         if line:
-            print(f"lgm sweep: {line}", flush=True)
+            raise ConfigError(f"{line}; to call them held out all the same set config.near_duplicates='keep'")
 
 
 def _filled(plan: Sweep, known, workdir: Path) -> tuple[list[Run], bool]:

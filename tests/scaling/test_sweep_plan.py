@@ -6,14 +6,17 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from tiny_sweep import write
 
 from lgm import config as schema
 from lgm.cli import main
+from lgm.data import kept_hashes
+from lgm.data.near_duplicates import overlap
 from lgm.models import build, classes
 from lgm.parsing import ConfigError
-from lgm.scaling import sweep
+from lgm.scaling import sweep, sweeping
 from lgm.train.optimizer import decay_start, learning_rate
 
 
@@ -220,3 +223,11 @@ def test_images_that_are_nearly_training_images_are_not_called_held_out_unless_t
     assert "8 of 8 held-out images are near duplicates of training images: emoji64/" in said and said.count("\n") == 1
     assert "set config.near_duplicates='keep'" in said and not (tmp_path / "runs").exists()
     assert sweep.load(str(path), [("near_duplicates", "keep")]).near_duplicates == "keep"
+
+
+def test_images_that_nobody_looked_at_are_not_called_held_out_unless_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweeping, "overlap", lambda *sets: overlap(*sets, most=5))
+    monkeypatch.setattr(kept_hashes, "read", lambda *words: np.zeros(0, kept_hashes.KEPT))
+    assert main(["sweep", f"--config={write(tmp_path)}", f"--workdir={tmp_path / 'runs'}", "--only=0"]) == 2
+    said = capsys.readouterr().err
+    assert "are not looked for" in said and "set config.near_duplicates='keep'" in said and said.count("\n") == 1

@@ -2,19 +2,21 @@
 
 A caption lies in NAME.txt or NAME.caption (kohya's way), metadata in NAME.json. Without any, the folder that an image
 lies in is its class and caption (of 10_cat, where all are so named, "cat"); images in no folder but that of a split
-have no caption.
+have no caption. Where all folders are so named their numbers say how often an image comes in an epoch.
 """
 
 import json
+import math
 import posixpath
 import re
 from typing import Any
 
-from lgm.data.rows import build
+from lgm.data.rows import REPEATS, build
 from lgm.data.sources.places import Place
 from lgm.data.sources.source import SPLITS, Bad, is_image, is_text, with_splits
 
 REPEATED = re.compile(r"[0-9]+_.")  # a folder's name in kohya's way: how often its images come, then what they show
+MOST_REPEATS = 999  # larger numbers are years and dates
 TEXTS = (".txt", ".caption")
 
 
@@ -28,6 +30,7 @@ class Beside:
             bad.add(f"{place.label}/{name}", f"{place.label}/{name}: its name is no Unicode text; rename it")
         stem = lambda name: posixpath.splitext(name)[0]
         stems = {stem(name) for name in images}
+        self.repeats = repeats({class_of(name) for name in images})
         texts = {}
         for name in names:
             if name.lower().endswith((*TEXTS, ".json")) and stem(name) in stems:
@@ -44,6 +47,8 @@ class Beside:
         else:
             self.kind = "images without captions"
             rows = ({"file_name": name, "text": ""} for name in images)
+        if self.repeats:
+            rows = ({**row, REPEATS: self.repeats[class_of(row["file_name"])]} for row in rows)
         self.rows = build(with_splits(rows, lambda row: row["file_name"]))
         bad.check(len(self.rows) + len(bad.found))
         self.files = self.rows.table["file_name"]
@@ -110,4 +115,16 @@ def class_of(name: str) -> str:
     """The folder that an image lies in, "" for the root and for a split's."""
     folder = posixpath.basename(posixpath.dirname(name))
     return "" if folder.lower() in SPLITS else folder
+
+
+def repeats(classes: set[str]) -> dict[str, int]:
+    """How often an epoch serves the images of each folder, in the smallest whole numbers of the folders' ratios; empty
+    where that is alike for all or their names say nothing of it."""
+    if not all(map(REPEATED.match, classes)):
+        return {}
+    said = {name: int(name.partition("_")[0]) for name in classes}
+    least = math.gcd(*said.values())
+    if not 0 < min(said.values()) < max(said.values()) <= MOST_REPEATS:
+        return {}
+    return {name: number // least for name, number in said.items()}
 

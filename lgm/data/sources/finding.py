@@ -70,6 +70,8 @@ def open_source(spec: str, caption: str | tuple[str, ...] = "text", bad: Bad | N
         return Beside(where, names, bad)
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     holds = f"it holds {some}" if names else "it is empty"
+    if zips := [name for name in names if name.lower().endswith(".zip")]:
+        holds += f"; of zips give one, {where.label}/{zips[0]}, or several as a list of sources"
     raise ValueError(f"{where.label} has no metadata.jsonl, .csv or .parquet, no images and no shards: {holds}; {WHAT}")
 
 
