@@ -156,6 +156,9 @@ def _in_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode in ("RGBa", "La"):  # colours multiplied by their opacity
         image = image.convert(image.mode.upper())
     alpha = None
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 0xFF:  # of a PNG of 16 bits, whose colours Pillow has in 8
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image if image.mode == "LA" else image.convert("RGBA")
         alpha = image.getchannel("A")

@@ -28,7 +28,11 @@ def describe(source: str, *, caption: str = "text", resolution: int = 512, step:
     buckets = bucket_sizes(resolution, step)
     words = Tokenizer(tokenizer, max_length=3)
     bad = Bad(share=1.0)
-    images = open_images(source, resolution=resolution, caption=caption, bad=bad)
+    try:
+        images = open_images(source, resolution=resolution, caption=caption, bad=bad)
+    except ValueError as error:  # that nothing is left, which what is bad explains
+        reasons = [reason for _, reason in bad.found if reason not in str(error)]
+        raise ValueError(f"{reasons[0]}; {error}" if reasons else str(error)) from None
     if not len(images):
         raise ValueError(f"{bad.found[0][1] if bad.found else source}; no image of {source} is left")
     some = np.unique(np.linspace(0, len(images) - 1, min(len(images), max(checked, 1))).astype(int))
@@ -40,6 +44,8 @@ def describe(source: str, *, caption: str = "text", resolution: int = 512, step:
              f"columns   {', '.join(rows.fields)}"]
     if REPEATS in rows.table.column_names:
         lines.append(f"repeats   {_counted(rows.values(REPEATS))} (how often an epoch serves an image, and how many)")
+    if others := getattr(images.records, "others", ()):
+        lines.append(f"left out  {_counted(others)} (files by what their names end in: no kind of image that is read)")
     if "split" in rows.fields:
         lines.append(f"splits    {_counted(rows.values('split'))}")
         lines += _near(images, {place: hashed for place, (_, hashed) in found.items()})

@@ -1,7 +1,7 @@
 """What is known of many images, by columns: a million rows cost what their text does and some bytes a value.
 
-A column holds values of one type; one of several types or of lists holds each as JSON. Rows become dicts when they are
-asked for, one at a time.
+A column holds values of one type; one of several types, of lists or of dates holds each as JSON. Rows become dicts when
+they are asked for, one at a time.
 """
 
 from __future__ import annotations
@@ -206,10 +206,12 @@ def _column(values: list[Any]) -> pa.Array:
             return pa.array(values, PLAIN[kind])
         except (OverflowError, UnicodeEncodeError, pa.ArrowInvalid):
             pass  # a whole number of more than 64 bits, half of a surrogate pair
-    return pa.array([None if value is None else json.dumps(value).encode() for value in values], pa.large_binary())
+    return pa.array([None if value is None else json.dumps(value, default=str).encode() for value in values],
+                    pa.large_binary())
 
 
 def _json(chunk: pa.Array) -> pa.Array:
     if chunk.type == pa.large_binary():
         return chunk.cast(pa.large_string())
-    return pa.array([None if value is None else json.dumps(value) for value in chunk.to_pylist()], pa.large_string())
+    return pa.array([None if value is None else json.dumps(value, default=str) for value in chunk.to_pylist()],
+                    pa.large_string())

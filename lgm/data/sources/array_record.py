@@ -51,6 +51,8 @@ class ArrayRecord:
             try:
                 reader = self._reader(number)
                 count = reader.num_records()
+                if not reader.ok():  # which has no records then, as an empty shard has
+                    raise ValueError("it is cut short or damaged")
             except (RuntimeError, ValueError) as error:
                 bad.add(str(path), f"{path} is no readable ArrayRecord ({str(error).splitlines()[0]}); write it anew")
                 continue

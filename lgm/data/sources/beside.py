@@ -18,6 +18,7 @@ from lgm.data.sources.source import SPLITS, Bad, is_image, is_text, with_splits
 REPEATED = re.compile(r"[0-9]+_.")  # a folder's name in kohya's way: how often its images come, then what they show
 MOST_REPEATS = 999  # larger numbers are years and dates
 TEXTS = (".txt", ".caption")
+KNOWN = {*TEXTS, ".json", ".md", ".db", ".ini", ""}  # ends of names that lie among images, and are none
 
 
 class Beside:
@@ -28,6 +29,8 @@ class Beside:
         images = [name for name in names if is_image(name)]
         for name in (ascii(name) for name in place.odd if name.endswith("/") or is_image(name)):
             bad.add(f"{place.label}/{name}", f"{place.label}/{name}: its name is no Unicode text; rename it")
+        ending = lambda name: posixpath.splitext(name)[1].lower()
+        self.others = [end for name in names if not is_image(name) and (end := ending(name)) not in KNOWN]
         stem = lambda name: posixpath.splitext(name)[0]
         stems = {stem(name) for name in images}
         self.repeats = repeats({class_of(name) for name in images})

@@ -22,6 +22,8 @@ SHIPPED = {"emoji64": "emoji64/emoji64.zip", "flags": "flags/flags.zip"}
 SHARDS = {"webdataset": WebDataset, "parquet": Parquet, "array_record": ArrayRecord}
 KINDS = ("metadata", "images", *SHARDS, "tfds")
 ENDINGS = {".tar": "webdataset", ".parquet": "parquet", ".arrayrecord": "array_record", ".array_record": "array_record"}
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
+UNPACK = " is packed as a whole, and images are read at random: unpack it to a folder or a .tar"
 WHAT = f"give {', '.join(SHIPPED)}, a folder, a zip, shards (.tar, .parquet, .arrayrecord), or tfds:NAME"
 
 
@@ -57,6 +59,8 @@ def open_source(spec: str, caption: str | tuple[str, ...] = "text", bad: Bad | N
         raise ValueError(f"config.data.source={spec!r} is not there; {WHAT}")
     if file and (kind in SHARDS or _kind_of(path.name)):
         return _shards(kind, [path], str(path), bad)
+    if file and path.name.lower().endswith(PACKED):
+        raise ConfigError(f"{path}{UNPACK}")
     where = Zip(path) if not folder else Store(path) if files.is_remote(path) else Folder(path)
     names = where.names()
     if folder and (not tables_of(names) or kind in SHARDS):
@@ -70,6 +74,8 @@ def open_source(spec: str, caption: str | tuple[str, ...] = "text", bad: Bad | N
         return Beside(where, names, bad)
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     holds = f"it holds {some}" if names else "it is empty"
+    if packed := [name for name in names if name.lower().endswith(PACKED)]:
+        holds += f"; {packed[0]}{UNPACK}"
     if zips := [name for name in names if name.lower().endswith(".zip")]:
         holds += f"; of zips give one, {where.label}/{zips[0]}, or several as a list of sources"
     raise ValueError(f"{where.label} has no metadata.jsonl, .csv or .parquet, no images and no shards: {holds}; {WHAT}")

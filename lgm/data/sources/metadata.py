@@ -6,9 +6,11 @@ folders' names become the field "split".
 
 import codecs
 import csv
+import functools
 import io
 import json
 import posixpath
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -50,17 +52,26 @@ class Metadata:
 
     def _table(self, table: str, there: set[str], caption: str | tuple[str, ...], bad: Bad) -> Iterator[dict[str, Any]]:
         folder, label = posixpath.dirname(table), f"{self.place.label}/{table}"
+        alike = functools.cache(lambda: {_plain(name): name for name in there})
         unit = "row" if table.endswith(".parquet") else "line"
         for number, row in checked(read_table(self.place.read(table), label, bad), label, unit, caption, bad):
             name = asked = row["file_name"]
             if folder or name not in there or "./" in name or "//" in name:
                 name = posixpath.normpath(posixpath.join(folder, name))
                 row = {**row, "file_name": name}
+            if name not in there and (meant := alike().get(_plain(name))):
+                name, row = meant, {**row, "file_name": meant}
             if name in there:
                 yield row
             else:
                 bad.add(f"{label} {unit} {number}", f"{label} {unit} {number} names {asked}, which is not there; "
                                                     "add the image or remove the line")
+
+
+def _plain(name: str) -> str:
+    """A name as other systems write it: with "/" for Windows' backslashes, its accents as one letter each, which macOS
+    keeps apart."""
+    return posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/")))
 
 
 def tables_of(names: list[str]) -> list[str]:
@@ -105,7 +116,9 @@ def _csv(content: bytes, label: str, bad: Bad) -> Iterator[tuple[int, Any]]:
         raise ValueError(f"{label} is UTF-16; save it as CSV in UTF-8")
     text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "surrogateescape", newline="")
     heading = next(filter(bytes.strip, io.BytesIO(content)), b"").decode("utf-8-sig", "replace")
-    lines = csv.reader(text, delimiter=max(SEPARATORS, key=heading.count))
+    # a quote that is not closed would take the lines behind it for one value's; others may stand inside of values
+    unclosed = content.count(b'"') % 2 == 1
+    lines = csv.reader(text, delimiter=max(SEPARATORS, key=heading.count), strict=unclosed)
     header = None
     while True:
         try:
