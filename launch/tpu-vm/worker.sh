@@ -64,7 +64,7 @@ CONFIG_{{ marker | verbatim }}
     export {{ variable.name | verbatim }}={{ variable.value }}
 {% endfor %}
 {% for variable, secret in secrets.items() %}
-    {{ variable | verbatim }}=$(gcloud secrets versions access latest --secret={{ secret }})
+    {{ variable | verbatim }}=$(gcloud secrets versions access latest --secret={{ secret }} --project={{ project }})
     export {{ variable | verbatim }}
 {% endfor %}
     mkdir -p {{ logs }}

@@ -9,6 +9,7 @@ from typing import Any
 from lgm.launching.flags import variable, variables_of
 from lgm.launching.job import Job, Request, counted, hand_over, plain_path
 from lgm.launching.machines import GPUS, TPUS
+from lgm.launching.networks import network_of
 from lgm.launching.render import render
 from lgm.parsing import ConfigError
 
@@ -34,19 +35,26 @@ def job(request: Request) -> Job:
     if settings.spot:
         selector["cloud.google.com/gke-spot"] = "true"
     cpu, memory = _part_of_a_node(settings, machines)
+    network = network_of(machines, settings.networks, settings.network_daemon) if settings.fast_network else None
     label, resource = request.label, "google.com/tpu" if tpu else "nvidia.com/gpu"
+    own = request.site.env | settings.env
     sweep, runs = request.runs is not None, []
     for number in request.runs if sweep else (None,):
         name = label if number is None else f"{label}-{number}"
         words = ["lgm", "sweep" if sweep else "train", "--config=/etc/lgm/config.json",
                  f"--workdir={settings.mount}/{plain_path(request.workdir, '--workdir').lstrip('/')}"]
-        variables = variables_of(machines.kind, request.site.env | settings.env)
-        if not tpu and not GPUS[machines.kind].infiniband:
-            variables = [one for one in variables if not one["name"].startswith("NCCL_IB_")]
+        words = words + ([f"--only={number}"] if sweep else [])
+        # InfiniBand joins none of GKE's nodes; what does brings what NCCL is to be told
+        theirs = () if tpu else ("NCCL_IB_",) if network is None else ("NCCL_IB_", "NCCL_NVLS_")
+        variables = [one for one in variables_of(machines.kind, own) if one["name"] in own or not theirs
+                     or not one["name"].startswith(theirs)]
+        if network is not None:
+            variables += [variable(name, value) for name, value in network.env.items() if name not in own]
         if not tpu and machines.processes > 1:
             variables += [variable("LGM_COORDINATOR", f"{name}-node-0-0.{name}:{PORT}"),
                           variable("LGM_PROCESSES", str(machines.processes))]
-        runs.append({"name": name, "command": words + ([f"--only={number}"] if sweep else []), "variables": variables})
+        command = words if network is None else network.command(words)
+        runs.append({"name": name, "command": command, "variables": variables})
     bound = request.at_once is not None
     if bound and not settings.flavor:
         raise ConfigError("--at-once on GKE is a queue of Kueue's; name the ResourceFlavor of these nodes as "
@@ -62,6 +70,7 @@ def job(request: Request) -> Job:
         groups=machines.groups if tpu else 1, hosts=machines.hosts if tpu else machines.groups, bucket=bucket,
         claim=claim, grace=settings.grace_seconds, service_account=settings.service_account, priority=settings.priority,
         selector=selector, image=image, processes=machines.processes, chips=machines.chips, mount=settings.mount,
+        network=network, mounts=network.mounts if network else (), volumes=network.volumes if network else (),
         ports=(TPU_PORTS if tpu else (PORT,)) if machines.processes > 1 else (), secrets=_secrets(settings.secrets),
     ), request.site.templates)
     path = Path(request.workdir) / "launch" / "jobset.yaml"

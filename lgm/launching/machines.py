@@ -56,11 +56,10 @@ class TPU:
 @dataclasses.dataclass(frozen=True)
 class GPU:
     """One kind of node, of eight. gke: the label cloud.google.com/gke-accelerator. host: vCPUs and GB of memory for
-    each GPU of a GKE node. infiniband: whether NCCL's InfiniBand (or RoCE) transport is what joins GKE's nodes."""
+    each GPU of a GKE node."""
 
     gke: str
     host: tuple[float, float]
-    infiniband: bool
 
 
 SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -75,9 +74,9 @@ TPUS = {
 }
 # https://cloud.google.com/compute/docs/accelerator-optimized-machines: A2 ultra, A3 high, A3 mega, A3 ultra, A4
 GPUS = {
-    "a100": GPU("nvidia-a100-80gb", (12, 170), False), "h100": GPU("nvidia-h100-80gb", (26, 234), False),
-    "h100-mega": GPU("nvidia-h100-mega-80gb", (26, 234), False),
-    "h200": GPU("nvidia-h200-141gb", (28, 369), True), "b200": GPU("nvidia-b200", (28, 496), True),
+    "a100": GPU("nvidia-a100-80gb", (12, 170)), "h100": GPU("nvidia-h100-80gb", (26, 234)),
+    "h100-mega": GPU("nvidia-h100-mega-80gb", (26, 234)),
+    "h200": GPU("nvidia-h200-141gb", (28, 369)), "b200": GPU("nvidia-b200", (28, 496)),
 }  # fmt: skip
 
 

@@ -50,8 +50,11 @@ class GKE:
     """[gke]. work: "gs://BUCKET" (mounted by the GCS FUSE driver) or "pvc:CLAIM", seen by the run as `mount`. queue: a
     LocalQueue of Kueue; flavor: the ResourceFlavor out of which a sweep's bound is made. grace_seconds: for the save at
     a preemption. ttl_seconds: how long a finished JobSet stays. spot: run on spot nodes. priority: a PriorityClass.
-    cpu, memory: asked for a pod, as "100" and "400Gi" (default: 80% of what its chips' part of a node has). env:
-    variables of runs here, besides the site's. secrets: variables by the Secret and key that hold them, "SECRET/KEY".
+    cpu, memory: asked for a pod, as "100" and "400Gi" (default: 80% of what its chips' part of a node has).
+    fast_network: join several whole GPU nodes by TCPX, TCPXO or RDMA, as their kind has it (launch/gke/networks.toml);
+    networks: what the cluster calls those networks, if not as GKE's guides do; network_daemon: the image of TCPX's or
+    TCPXO's daemon, in another version. env: variables of runs here, besides the site's.
+    secrets: variables by the Secret and key that hold them, "SECRET/KEY".
     """
 
     image: str = ""
@@ -70,6 +73,9 @@ class GKE:
     priority: str = ""
     cpu: str = ""
     memory: str = ""
+    fast_network: bool = True
+    networks: tuple[str, ...] = ()
+    network_daemon: str = ""
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     secrets: dict[str, str] = dataclasses.field(default_factory=dict)
 

@@ -42,7 +42,8 @@ def job(request: Request) -> Job:
     workdir = f"{settings.mount}/{plain_path(request.workdir, '--workdir').lstrip('/')}"
     script = render("tpu-vm/worker.sh", dict(
         title=f"{request.label}: {machines}, launched by lgm", label=request.label, commit=commit,
-        repository=repository, pythons=[settings.python] if settings.python else list(PYTHONS), setup=settings.setup, bucket=settings.work.removeprefix("gs://"),
+        repository=repository, pythons=[settings.python] if settings.python else list(PYTHONS), setup=settings.setup,
+        bucket=settings.work.removeprefix("gs://"), project=settings.project,
         mount=settings.mount, config=config, marker=hashlib.sha256(config.encode()).hexdigest()[:16],
         variables=[variable(name, value) for name, value in (request.site.env | settings.env).items()],
         secrets=_secrets(settings.secrets),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 
 import jobs
 import jobset_api
@@ -9,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lgm.launching import gke, machines
+from lgm.launching import gke, machines, networks
 from lgm.launching.job import Request
 from lgm.parsing import ConfigError
 
@@ -180,14 +181,69 @@ def test_a_site_says_what_a_pod_asks_for(values, monkeypatch):
         jobs.job("gke-tpu", values, monkeypatch, gke=dict(memory="3 GB"))
 
 
-@pytest.mark.parametrize(("kind", "label", "joined"), [
-    ("h100", "nvidia-h100-80gb", False), ("h100-mega", "nvidia-h100-mega-80gb", False),
-    ("h200", "nvidia-h200-141gb", True), ("b200", "nvidia-b200", True)])
-def test_infinibands_variables_are_for_nodes_that_it_joins(values, monkeypatch, kind, label, joined):
-    """A3 high and mega nodes are joined by Ethernet with Google's own plugins, later ones by RoCE."""
-    monkeypatch.setitem(jobs.ENGINES, "gke-gpu", (gke, machines.gpu_nodes(kind, 2, 8), {}))
-    text = next(iter(jobs.job("gke-gpu", values, monkeypatch).files.values()))
-    assert ("NCCL_IB_" in text) == joined and f'cloud.google.com/gke-accelerator: "{label}"' in text
+def pod_of(values, machine, **settings):
+    """(the text, the Pod, a container's variables) of a run on GPU nodes, each part held to the schema."""
+    request = Request("one", values, "runs/one", jobs.site(gke=dict(work="pvc:x", **settings)), machine)
+    text = next(iter(gke.job(request).files.values()))
+    for part in as_job(list(yaml.safe_load_all(text))[1]):
+        validate(part)
+    env = {entry["name"]: entry.get("value") for entry in part["spec"]["containers"][0]["env"]}
+    return text, part, env
+
+
+@pytest.mark.parametrize(("kind", "label", "names", "daemon", "profile"), [
+    ("h100", "nvidia-h100-80gb", ["vpc1", "vpc4"], "tcpx-daemon", None),
+    ("h100-mega", "nvidia-h100-mega-80gb", ["vpc1", "vpc8"], "tcpxo-daemon", "nccl-env-profile.sh"),
+    ("h200", "nvidia-h200-141gb", ["rdma-0", "rdma-7"], None, "set_nccl_env.sh"),
+    ("b200", "nvidia-b200", ["rdma-0", "rdma-7"], None, "set_nccl_env.sh"),
+])
+def test_nodes_are_joined_by_the_network_of_their_kind(values, kind, label, names, daemon, profile):
+    """A3 high, mega and ultra, and A4, as GKE's own tests of NCCL ask for them; InfiniBand joins none of them."""
+    text, pod, env = pod_of(values, machines.gpu_nodes(kind, 2, 8))
+    assert "NCCL_IB_" not in text and "NCCL_NVLS" not in text
+    assert pod["spec"]["nodeSelector"]["cloud.google.com/gke-accelerator"] == label
+    annotations = pod["metadata"]["annotations"]
+    joined = json.loads(annotations["networking.gke.io/interfaces"])
+    assert joined[0] == {"interfaceName": "eth0", "network": "default"}
+    assert [joined[1]["network"], joined[-1]["network"]] == names
+    mounts = {mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert env["LD_LIBRARY_PATH"].split(":")[-1] == "/usr/local/nvidia/lib64"
+    assert mounts & {"/usr/local/nvidia", "/usr/local/nvidia/lib64"}
+    beside = pod["spec"].get("initContainers", [])
+    assert [(one["name"], one["restartPolicy"]) for one in beside] == ([(daemon, "Always")] if daemon else [])
+    if daemon:
+        devices = yaml.safe_load(annotations[f"devices.gke.io/container.{daemon}"])
+        assert {"path": "/dev/nvidia7"} in devices
+        assert "NET_ADMIN" in beside[0]["securityContext"]["capabilities"]["add"]
+    command = pod["spec"]["containers"][0]["command"]
+    assert command[-4:-2] == ["lgm", "train"]
+    assert (command[:2] == ["bash", "-c"] and profile in command[2]) if profile else len(command) == 4
+    assert env.get("NCCL_GPUDIRECTTCPX_SOCKET_IFNAME") == ("eth1,eth2,eth3,eth4" if kind == "h100" else None)
+
+
+def test_a_network_is_for_several_whole_nodes_and_as_the_site_says(values):
+    for kind, nodes, gpus in (("h100", 1, 8), ("h100", 2, 4), ("a100", 2, 8)):
+        assert "networking.gke.io" not in pod_of(values, machines.gpu_nodes(kind, nodes, gpus))[0]
+    two = machines.gpu_nodes("h100", 2, 8)
+    assert "tcpx" not in pod_of(values, two, fast_network=False)[0].lower()
+    own = dict(networks=("a", "b", "c", "d"), network_daemon="x/y:1", env={"NCCL_ALGO": "Tree"})
+    text, pod, env = pod_of(values, two, **own)
+    assert '\\"network\\": \\"d\\"' in text and pod["spec"]["initContainers"][0]["image"] == "x/y:1"
+    assert env["NCCL_ALGO"] == "Tree" and text.count("NCCL_ALGO") == 1
+    with pytest.raises(ConfigError, match="site.gke.networks has 1 names; nodes of h100 have 4"):
+        pod_of(values, two, networks=("a",))
+
+
+def test_the_profile_leaves_no_shell_before_the_run(tmp_path):
+    """SIGTERM must reach the run itself."""
+    (tmp_path / "profile").write_text("export FROM_PROFILE=1\n")
+    network = networks.Network({}, {}, str(tmp_path / "profile"), None, (), ())
+    said = subprocess.run(network.command(["bash", "-c", 'echo $FROM_PROFILE $$ "$@"', "x", "a b", "$c"]),
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    first, pid, *rest = said.stdout.split()
+    assert first == "1" and rest == ["a", "b", "$c"]
+    absent = networks.Network({}, {}, str(tmp_path / "absent"), None, (), ())
+    assert subprocess.run(absent.command(["true"]), capture_output=True).returncode
 
 
 def test_the_config_can_be_read_in_the_manifest(values, monkeypatch):
