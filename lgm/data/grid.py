@@ -1,16 +1,18 @@
 """Pictures of pictures: images in a grid with their captions, as PNG."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from lgm.data import letters
 from lgm.files import write_atomically
 
-MARGIN, LETTERS, LINE = 8, 12, 15  # pixels: around a cell, height of the letters and of a line of them
-BLACK, GREY = (0, 0, 0), (120, 120, 120)
+MARGIN, LINE = 8, 15  # pixels: around a cell, height of a line of letters
+GREY = (120, 120, 120)
 
 
 def save_grid(path: str | Path | None, images: np.ndarray, captions: Sequence[str] | None = None, *,
@@ -25,12 +27,14 @@ def save_grid(path: str | Path | None, images: np.ndarray, captions: Sequence[st
     for name, things in (("captions", captions), ("beside", beside)):
         if things is not None and len(things) != count:
             raise ValueError(f"a grid of {count} images was given {len(things)} {name}; give one for each image")
-    font = ImageFont.load_default(LETTERS)
     gap = MARGIN // 2
     tiles = [images] if beside is None else [beside, images]
     cell_width, cell_height = len(tiles) * width * scale + (len(tiles) - 1) * gap, height * scale
     pitch_x = cell_width + 2 * MARGIN
-    lines = [_wrap(caption, font, cell_width) for caption in captions or []]
+    if missing := letters.without_a_font(captions or ()):
+        warnings.warn(f"captions in pictures show boxes for {missing!r}: no font here has these letters; install "
+                      "one of the system's that has, such as fonts-noto", stacklevel=2)
+    lines = [_wrap(caption, cell_width) for caption in captions or []]
     if columns is None:
         tallest = max(map(len, lines), default=0) * LINE
         pitch_y = cell_height + tallest + 2 * MARGIN
@@ -42,17 +46,16 @@ def save_grid(path: str | Path | None, images: np.ndarray, captions: Sequence[st
         text = max(map(len, lines[row * columns : (row + 1) * columns]), default=0) * LINE
         tops.append(tops[-1] + cell_height + text + 2 * MARGIN)
     canvas = Image.new("RGB", (columns * pitch_x, tops[-1]), "white")
-    draw = ImageDraw.Draw(canvas)
     for column in range(columns if head else 0):
         for label, x in (("real", 0), ("drawn", width * scale + gap)):
-            draw.text((column * pitch_x + MARGIN + x, gap), label, fill=GREY, font=font)
+            letters.write(canvas, (column * pitch_x + MARGIN + x, gap), label, GREY)
     for i in range(count):
         x, y = i % columns * pitch_x + MARGIN, tops[i // columns] + MARGIN
         for j, tile in enumerate(tiles):
             image = Image.fromarray(tile[i]).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
             canvas.paste(image, (x + j * (width * scale + gap), y))
         for number, line in enumerate(lines[i] if lines else []):
-            draw.text((x, y + cell_height + 3 + number * LINE), line, fill=BLACK, font=font)
+            letters.write(canvas, (x, y + cell_height + 3 + number * LINE), line)
     if path is not None:
         buffer = io.BytesIO()
         canvas.save(buffer, "PNG")
@@ -70,18 +73,18 @@ def same_size(images: Sequence[np.ndarray]) -> np.ndarray:
     return tiles
 
 
-def _wrap(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(caption: str, width: int) -> list[str]:
     """Lines no wider than `width` pixels, broken between words, and inside one only where it alone is too wide."""
     lines = [""]
     for word in caption.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
+        if letters.width(longer) <= width:
             lines[-1] = longer
             continue
         if lines[-1]:
             lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+        for letter in letters.whole(word):
+            if lines[-1] and letters.width(lines[-1] + letter) > width:
                 lines.append("")
             lines[-1] += letter
     return lines

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw
 
-from lgm.data import save_grid
-from lgm.data.grid import LETTERS, _wrap
+from lgm.data import letters, save_grid
+from lgm.data.grid import _wrap
 
 
 def colours(*values, size=16):
@@ -28,11 +28,38 @@ def test_every_image_is_there_once_and_whole(tmp_path):
 
 
 def test_captions_wrap_within_their_cell():
-    font = ImageFont.load_default(LETTERS)
-    for caption in ("a smiling face with sunglasses, fluent-3d style", "Donaudampfschifffahrtsgesellschaft yes", "a"):
-        lines = _wrap(caption, font, 64)
-        assert all(font.getlength(line) <= 64 for line in lines)
+    for caption in ("a smiling face with sunglasses, fluent-3d style", "Donaudampfschifffahrtsgesellschaft yes", "a",
+                    "一只红狐狸在雪地里 🦊🦊🦊🦊🦊🦊"):
+        lines = _wrap(caption, 64)
+        assert all(letters.width(line) <= 64 for line in lines)
         assert "".join(lines).replace(" ", "") == caption.replace(" ", "")
+    assert _wrap("👩‍🚀👩‍🚀👩‍🚀👩‍🚀", 30) == ["👩‍🚀👩‍🚀"] * 2  # never within one of several code points
+
+
+def ink(text):
+    canvas = Image.new("RGB", (200, 24), "white")
+    letters.write(canvas, (2, 4), text)
+    return np.asarray(canvas)
+
+
+def test_letters_of_other_scripts_are_drawn_and_no_boxes():
+    """A box is what a font draws for a letter that it has not: the same for all."""
+    latin = Image.new("RGB", (200, 24), "white")
+    ImageDraw.Draw(latin).text((2, 4), "a fox, noto (gy)", fill="black", font=letters.base())
+    np.testing.assert_array_equal(ink("a fox, noto (gy)"), latin)
+    box = ink("\U000130ed")
+    drawn = [ink(letter) for letter in "红狐東京タ한국Жλ😀🦊❤"]
+    assert all((one != other).any() for i, one in enumerate(drawn) for other in (*drawn[:i], box))
+    coloured = [np.ptp(one.astype(int), -1).max() > 60 for one in drawn]
+    assert coloured == [False] * 9 + [True] * 3  # emoji from the shipped images
+    np.testing.assert_array_equal(ink("❤\ufe0f x"), ink("❤ x"))
+    assert letters.width("🇩🇪") == letters.width("👩‍🚀") == letters.EMOJI
+
+
+def test_letters_that_no_font_has_are_said_once(tmp_path):
+    with pytest.warns(UserWarning, match="boxes for '\U000130ed': no font here") as said:
+        save_grid(None, colours(RED, RED), ["\U000130ed\U000130ed", "a \U000130ed 红"])
+    assert len(said) == 1
 
 
 def test_real_images_stand_beside_the_drawn(tmp_path):
