@@ -40,7 +40,7 @@ def get_config():
         loss=dict(target="flow", density=dict(name="logit_normal", mean=1.5, std=1.3)),
         optimizer=dict(name="muon", lr=8e-3, warmup_images=1_000, schedule="cosine", b2=0.99),
         ema=dict(half_life_images=1_000),
-        sampling=dict(solver="euler", steps=30, guidance=2.0, count=16, every_images=8_000),
+        sampling=dict(steps=30, guidance=2.0, count=16, every_images=8_000),
         evaluation=dict(every_images=8_000),
         log=dict(every_images=800, checkpoint_every_images=8_000),
     ))

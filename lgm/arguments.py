@@ -36,6 +36,7 @@ EXAMPLES = {
     "presets": "lgm presets",
     "encode": "lgm encode --config=configs/flags.py --out=caches/flags --part=0/4\n"
               "         lgm encode --config=configs/pod.py:flux_dev --out=gs://bucket/cache --text-dtype=bfloat16",
+    "pairs": "lgm pairs --config=configs/few_steps/reflow.py:runs/quickstart --out=caches/pairs --part=0/4",
     "data": "lgm data photos --caption=description --resolution=1024 --sheet=photos.png\n"
             "         lgm data --config=configs/emoji.py --config.data.flip=True",
     "inspect": "lgm inspect --preset=flux_dev --preset=t5_v1_1_xxl\n"
@@ -204,6 +205,15 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--text-dtype", choices=("float32", "float16", "bfloat16", "int8"),
                         help="of what frozen text encoders say, on disk (default: what they compute in, which loses "
                              "nothing)")
+
+    pairs = verb("pairs", "encode:pairs",
+                 "Draw a teacher's pairs of noise and data once, for config.loss.teacher.cache; run again to go on.")
+    pairs.add_argument("--config", required=True, help="file.py or file.py:arg of the run that they are for; override "
+                                                       "with --config.KEY=VALUE")
+    pairs.add_argument("--out", required=True, help="the cache's folder")
+    pairs.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side")
+    pairs.add_argument("--rows", type=int, default=1024, help="pairs a shard (default: 1024)")
+    pairs.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of both on disk")
 
     data = verb("data", "info:data",
                 "Say what a collection of images is: kind, sizes, buckets, captions, bad files.")

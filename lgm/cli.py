@@ -11,7 +11,8 @@ from lgm.parsing import ConfigError
 from lgm.processes import member
 
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # as Linux shows them
-CONFIGURED = ("train", "encode", "sweep", "launch", "plan", "config", "data")  # verbs that take --config.KEY=VALUE
+# verbs that take --config.KEY=VALUE
+CONFIGURED = ("train", "encode", "pairs", "sweep", "launch", "plan", "config", "data")
 LONGEST = 1000  # letters of an error's line
 DEFECT = 70  # the exit code of what should not happen, as in sysexits.h
 DISTRIBUTED = ("train", "sweep", "sample", "evaluate", "export")  # several processes where the cluster starts several

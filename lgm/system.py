@@ -144,6 +144,10 @@ class System:
 
     def sampler(self, options: Sampling) -> Sampler:
         """How `options` draw. Raises ConfigError, one line, for what cannot be drawn."""
+        alone = self.config.loss.steps
+        if alone not in (None, options.steps):
+            raise ConfigError(f"config.sampling.steps={options.steps}: config.loss.name={self.config.loss.name!r} "
+                              f"trains a network to be drawn in {alone} alone; set it to {alone}")
         timesteps, solver, scale, schedule = self._resolved(options)
         if solver.variance and not self.config.loss.variance:
             raise ConfigError("config.sampling: the solver 'ddpm:variance=learned' takes the variances that a model of "

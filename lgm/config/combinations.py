@@ -181,6 +181,12 @@ def _check_loss(config: Config, spec: ConditioningSpec) -> None:
     need(not record.forward or config.attention == "xla",
          f"config.loss.name={record.name!r} takes a forward derivative of the network; set config.attention='xla'")
     if config.loss.teacher is not None:
+        need(not record.guidance or config.loss.teacher.guidance == 1.0,
+             f"config.loss.teacher.guidance={config.loss.teacher.guidance}: config.loss.name={record.name!r} draws the "
+             "scale from config.loss.scales; set it to 1.0")
+        need(record.teacher == "pairs" or config.loss.teacher.cache is None,
+             f"config.loss.teacher.cache={config.loss.teacher.cache!r} is of pairs, and config.loss.name="
+             f"{record.name!r} asks its teacher in every step; leave it out")
         need(config.loss.teacher.pairs >= config.batch_size,
              f"config.loss.teacher.pairs={config.loss.teacher.pairs} is less than "
              f"config.batch_size={config.batch_size}")

@@ -174,15 +174,16 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A finished run whose averaged weights teach. `pairs` of the noise and the data that its ODE joins, for as many
-    captions of the training images in turn, are drawn by `solver` in `steps` with `guidance` before training starts or
-    goes on."""
+    """A finished run whose averaged weights teach, with `guidance`. `pairs` of the noise and the data that its ODE
+    joins, for as many captions of the training images in turn, are drawn by `solver` in `steps` before training starts
+    or goes on, or read from `cache`, a folder that `lgm pairs` made of the same."""
 
     workdir: str
     pairs: Count = 4096
     solver: str | dict[str, Any] = "heun"
     steps: Count = 50
     guidance: Finite = 1.0
+    cache: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,13 +192,12 @@ class DenoisingLoss:
 
     name: "denoising"; "contrastive" (weight); "reflow" and, in one step from the noise, "one_step" (distance), on a
     `teacher`'s pairs; of mean velocities, which need config.model.jump, "mean_flow" (same, power, offset, scale, kappa,
-    interval) and "shortcut" (share, levels, scale, averaged), drawn from by the solver "jump"; "consistency" (offset),
-    with a `teacher` its distillation, drawn from by the solver "consistency", as is "discrete_consistency" (distance,
-    start, end, growth, mean, std, even, rho, weighted, solver), between noise levels; "progressive" (steps), which does
-    in one step what its `teacher` does in two; "guidance_distillation" (scales), with config.model.guidance, in one
-    pass what its `teacher` does with guidance in two. What stands in brackets stands beside the name as options;
-    `lgm.losses` says what each does. One of your own is named by its record, "package.module:RECORD"
-    (`lgm.losses.Loss`).
+    interval) and "shortcut" (share, levels, scale, averaged); "consistency" (offset, warmup), with a `teacher` its
+    distillation, as "discrete_consistency" (distance, start, end, growth, mean, std, even, rho, weighted, solver),
+    between noise levels; "progressive" (steps), which does in one step what its `teacher` does in two;
+    "guidance_distillation" (scales), with config.model.guidance, in one pass what its `teacher` does with guidance in
+    two. What stands in brackets stands beside the name as options; `lgm.losses` says what each does. One of your own is
+    named by its record, "package.module:RECORD" (`lgm.losses.Loss`).
 
     density: a name and options of `losses.density`, or dict(name="weighting"): t is drawn in proportion to the
     weighting instead, which leaves the expectation alone. weighting: a name and options of `losses.weighting`, or
@@ -229,7 +229,17 @@ class DenoisingLoss:
     @property
     def asks(self) -> bool:
         """Whether its teacher is asked in every step."""
-        return self.teacher is not None and losses.loss(self.name).teacher == "predictions"
+        return self.teacher is not None and self.record.teacher == "predictions"
+
+    @property
+    def record(self) -> losses.Loss:
+        """What the loss is."""
+        return losses.loss(self.name)
+
+    @property
+    def steps(self) -> int | None:
+        """In how many steps alone it trains the network to be drawn; None for any."""
+        return self.record.steps(self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,10 +309,12 @@ class Sampling:
     name or a section dict(name=..., **options). Guidance acts for t in `interval`, away from the `negative` prompt if
     there is one. `schedule` is what `sampling.times` takes, dict(spacing=..., shift=...), or a scheduler_config.json.
     `clip` bounds the data that a prediction implies, in standardised latents; eps predictions need it.
+    By default the loss says the solver, "jump" and "consistency" of what they draw with and "euler" of all others, and
+    the steps of one that trains for so many alone, of all others 30.
     """
 
-    solver: str | dict[str, Any] = "euler"
-    steps: Count = 30
+    solver: str | dict[str, Any] | None = None
+    steps: Count | None = None
     guidance: Finite = 2.0
     rule: str | dict[str, Any] = "plain"
     interval: tuple[Share, Share] = (0.0, 1.0)
@@ -403,6 +415,18 @@ class Config:
     log: Log = Log()
     mesh: Mesh = Mesh()
     attention: Implementation = "auto"
+
+    def __post_init__(self):
+        own = {}  # a run's config.json says how it draws
+        if self.sampling.solver is None:
+            own["solver"] = self.loss.record.solver if self._denoises else "euler"
+        if self.sampling.steps is None:
+            own["steps"] = self.loss.steps or 30 if self._denoises else 30
+        object.__setattr__(self, "sampling", dataclasses.replace(self.sampling, **own))
+
+    @property
+    def _denoises(self) -> bool:
+        return isinstance(self.loss, DenoisingLoss)
 
     @property
     def steps(self) -> int:

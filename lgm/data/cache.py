@@ -66,8 +66,8 @@ def verify(folder: str | Path) -> None:
     index = json.loads((folder / INDEX).read_text())
     for number, wanted in enumerate(index["sha256"]):
         if _hash(folder / _shard(number)) != wanted:
-            raise ValueError(f"{folder / _shard(number)} is damaged: it is not as it was written; remove it and encode "
-                             "again, which makes what is missing")
+            raise ValueError(f"{folder / _shard(number)} is damaged: it is not as it was written; remove it and make "
+                             "the cache again, which makes what is missing")
 
 
 def _hash(path: Path) -> str:
@@ -98,7 +98,7 @@ def open_shards(folder: str | Path, made_of: Mapping[str, str]) -> list[Shard]:
     shards = [_open_shard(folder / _shard(number), made_of) for number in range(len(rows))]
     for number, shard in enumerate(shards):
         if shard.rows != rows[number]:
-            raise ValueError(f"{shard.path} is not the shard that {INDEX} counts; encode the images again")
+            raise ValueError(f"{shard.path} is not the shard that {INDEX} counts; make the cache again")
     return shards
 
 
@@ -131,8 +131,8 @@ class Shard:
     def _checked(self, name: str, start: int, stop: int) -> np.ndarray:
         found = self.slices[name][start:stop]
         if not np.array_equal(checksums(found), self.sums[name][start:stop]):
-            raise ValueError(f"{self.path} is damaged: {name} is not as it was written; remove it and encode again, "
-                             "which makes what is missing")
+            raise ValueError(f"{self.path} is damaged: {name} is not as it was written; remove it and make the "
+                             "cache again, which makes what is missing")
         return found
 
 
@@ -141,12 +141,12 @@ def _index(folder: Path) -> tuple[dict[str, str], list[int]]:
     if not (folder / INDEX).is_file():
         begun = any(path.name.startswith("shard-") for path in files.folders(folder))
         state = "is unfinished: its index is not there" if begun else "is not there"
-        raise ValueError(f"the cache {folder} {state}; encode the images again")
+        raise ValueError(f"the cache {folder} {state}; make the cache again")
     try:
         index = json.loads((folder / INDEX).read_text())
         return dict(index["made_of"]), [int(rows) for rows in index["rows"]]
     except (KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError):
-        raise ValueError(f"{folder / INDEX} is no cache's index; encode the images again") from None
+        raise ValueError(f"{folder / INDEX} is no cache's index; make the cache again") from None
 
 
 class CachedArray:
@@ -190,9 +190,9 @@ def _open_shard(path: Path, made_of: Mapping[str, str]) -> Shard:
         theirs = json.loads((file.metadata() or {})["made_of"])
         shard = Shard(path, file)
     except FileNotFoundError:
-        raise ValueError(f"{path} is not there; encode the images again") from None
+        raise ValueError(f"{path} is not there; make the cache again") from None
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(f"{path} is no whole shard of a cache ({error}); encode the images again") from None
+        raise ValueError(f"{path} is no whole shard of a cache ({error}); make the cache again") from None
     _check(path, theirs, made_of)
     return shard
 
@@ -201,6 +201,6 @@ def _check(place: Path, theirs: Mapping[str, str], ours: Mapping[str, str]) -> N
     for key in {**ours, **theirs}:
         if ours.get(key) != theirs.get(key):
             raise ValueError(
-                f"{place} was made with {key}={theirs.get(key)}, not {ours.get(key)}; encode the images again, into "
+                f"{place} was made with {key}={theirs.get(key)}, not {ours.get(key)}; make the cache again, into "
                 "another folder or over this one"
             )

@@ -152,4 +152,5 @@ def _of_config(setting: Setting, distance: Distance | None = None, start=10, end
                                 weighted, solver)
 
 
-DISCRETE_CONSISTENCY = Loss("discrete_consistency", _of_config, of=("edm", "edm"), teacher="predictions", optional=True)
+DISCRETE_CONSISTENCY = Loss("discrete_consistency", _of_config, of=("edm", "edm"), teacher="predictions", optional=True,
+                            solver="consistency")

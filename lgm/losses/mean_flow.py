@@ -118,5 +118,5 @@ def _of_config(setting: Setting, same=0.75, power=1.0, offset=0.01, scale=1.0, k
     return mean_flow(setting.process, setting.density, same, power, offset, scale, kappa, interval)
 
 
-MEAN_FLOW = Loss("mean_flow", _of_config, of=("rectified_flow", "flow"), jump=True, forward=True,
+MEAN_FLOW = Loss("mean_flow", _of_config, of=("rectified_flow", "flow"), jump=True, forward=True, solver="jump",
                  extra=lambda loss: ("uncond", "dropped") if loss.guided else ())

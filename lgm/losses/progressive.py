@@ -80,4 +80,4 @@ def latest(process: Process) -> float:
 
 PROGRESSIVE = Loss(
     "progressive", lambda setting, steps=8: progressive(setting.process, setting.target, setting.weighting, steps),
-    teacher="predictions")  # fmt: skip
+    teacher="predictions", steps=lambda options: options.get("steps", 8))  # fmt: skip

@@ -6,7 +6,7 @@ A loss from outside the package is named in a config by where its record stands,
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -65,6 +65,8 @@ class Loss:
       jump: predict(x_t, t_B, s_B, cond) is told where the step ends.
       guidance: the network is told a scale of guidance, which the loss draws.
       forward: it takes a forward derivative of the network.
+      solver: what draws with a network that it trained, where a config says nothing else.
+      steps: of a config's options, in how many steps alone it trains the network to be drawn; None for any.
       extra: what else `given` takes of one that is made: "uncond", the condition without a caption; "dropped" [B],
         whose caption is left out; "unguided", the teacher's prediction without one; "averaged", (predict, cond, uncond)
         of the network whose weights are the average over training.
@@ -79,6 +81,8 @@ class Loss:
     jump: bool = False
     guidance: bool = False
     forward: bool = False
+    solver: str = "euler"
+    steps: Callable[[Mapping[str, Any]], int | None] = lambda options: None
     extra: Callable[[Any], Collection[str]] = lambda loss: ()
 
 

@@ -57,4 +57,4 @@ def one_step(process: Process, target: str, between: Distance | None = None) -> 
 # the loss on pairs is the plain one: what is straighter is the lines between their ends
 REFLOW = Loss("reflow", lambda setting: denoising(*setting), teacher="pairs")
 ONE_STEP = Loss("one_step", lambda setting, distance=None: one_step(setting.process, setting.target, distance),
-                teacher="pairs")
+                teacher="pairs", steps=lambda options: 1)

@@ -110,5 +110,5 @@ def _of_config(setting: Setting, share=0.25, levels=7, scale=1.0, averaged=True)
     return shortcut(setting.process, setting.density, share, levels, scale, averaged)
 
 
-SHORTCUT = Loss("shortcut", _of_config, of=("rectified_flow", "flow"), jump=True, extra=lambda loss: (
+SHORTCUT = Loss("shortcut", _of_config, of=("rectified_flow", "flow"), jump=True, solver="jump", extra=lambda loss: (
     *(["averaged"] if loss.averaged else []), *(["uncond"] if loss.scale != 1.0 else [])))

@@ -79,12 +79,13 @@ class Linear(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Linear, activation, linear."""
+    """Linear, activation, linear; with `zero` it says nothing before it is trained."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, bias: bool = True, rngs: Keys):
+    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, bias: bool = True, zero: bool = False,
+                 rngs: Keys):  # fmt: skip
         self.activation = activation
         self.fc1 = Linear(inputs, hidden, ("embed", "mlp"), bias=bias, rngs=rngs)
-        self.fc2 = Linear(hidden, outputs, ("mlp", "embed"), bias=bias, rngs=rngs)
+        self.fc2 = Linear(hidden, outputs, ("mlp", "embed"), bias=bias, zero=zero, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(self.activation(self.fc1(x)))

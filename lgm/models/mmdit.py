@@ -165,7 +165,7 @@ class MMDiT(nnx.Module):
         width, patch = config.width, config.patch_size**2 * config.channels
         self.patches = Linear(patch, width, (None, "embed"), rngs=rngs)
         self.time = MLP(256, width, width, jax.nn.silu, rngs=rngs)
-        self.jump = MLP(256, width, width, jax.nn.silu, rngs=rngs) if config.jump else None
+        self.jump = MLP(256, width, width, jax.nn.silu, zero=True, rngs=rngs) if config.jump else None
         self.pooled = MLP(config.pooled_dim, width, width, jax.nn.silu, rngs=rngs)
         self.text = Linear(config.text_dim, width, (None, "embed"), rngs=rngs)
         # every kind of block is a stack of its own

@@ -208,7 +208,7 @@ class UNet(nnx.Module):
         layer = lambda i, in_channels: Layer(in_channels, widths[i], heads[i], depths[i], config, rngs=rngs)
 
         self.time = Embedder(widths[0], embedding, rngs=rngs)
-        self.jump = Embedder(widths[0], embedding, rngs=rngs) if config.jump else None
+        self.jump = Embedder(widths[0], embedding, zero=True, rngs=rngs) if config.jump else None
         self.added = Embedder(config.added_dim, embedding, rngs=rngs) if config.added_dim else None
         self.conv_in = Conv(config.channels + config.beside, widths[0], rngs=rngs)
 
@@ -284,11 +284,12 @@ class UNet(nnx.Module):
 
 
 class Embedder(nnx.Module):
-    """Two products with a SiLU between: features [B, F] to an embedding [B, E]."""
+    """Two products with a SiLU between: features [B, F] to an embedding [B, E]; with `zero` it says nothing before it
+    is trained."""
 
-    def __init__(self, features: int, width: int, *, rngs: Keys):
+    def __init__(self, features: int, width: int, *, zero: bool = False, rngs: Keys):
         self.fc1 = Linear(features, width, (None, "embed"), rngs=rngs)
-        self.fc2 = Linear(width, width, ("embed", "features"), rngs=rngs)
+        self.fc2 = Linear(width, width, ("embed", "features"), zero=zero, rngs=rngs)
 
     def __call__(self, x_BF: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.silu(self.fc1(x_BF)))

@@ -40,7 +40,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     bad = Bad(config.data.bad_share)
     images, heldout = open_data(config.data, bad)
     record, teacher = losses.loss(config.loss.name), open_teacher(config, system, layout)
-    in_memory = config.data.latents == "memory"
+    in_memory = config.data.latents == "memory" and record.teacher != "pairs"  # which are of captions alone
     heldout, kept, kept_heldout = encoding.measured(config, heldout), None, None
     if from_cache:
         images, buckets, kept = encoding.cached(config, images, "train")
@@ -87,7 +87,7 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     return Task(
         init=system.init,
         logical_axes=system.logical_axes(),
-        loss=make_loss(config, system, teacher),
+        loss=make_loss(config, system, teacher if config.loss.asks else None),
         frozen=frozen,
         batches=iterator,
         flops=training_flops(system, frozen),
@@ -176,7 +176,9 @@ def make_loss(config: Config, system: System, teacher: Teacher | None = None):
             averaged = system.whole(frozen["averaged"], frozen)
             extra["averaged"] = predictor(averaged), *conditions(averaged)
         if "teacher" in frozen:
-            extra["teacher"] = teacher.predictor(frozen["teacher"], tokens, mask)
+            scale = config.loss.teacher.guidance
+            extra["teacher"] = (teacher.predictor(frozen["teacher"], tokens, mask) if scale == 1.0 else
+                                teacher.guided(frozen["teacher"], tokens, mask, scale))
         if "unguided" in wanted:
             extra["unguided"] = teacher.predictor(frozen["teacher"], *nothing)
         return objective.given(predictor(params), x, cond, *(batch[name] for name in names), **extra)

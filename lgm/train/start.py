@@ -73,7 +73,8 @@ def _from_folder(config: Config, system: System) -> Start:
 
 
 def _from_run(config: Config, system: System) -> Start:
-    """The EMA weights of the run that `config.init_from` names, whose models must be those of `config`."""
+    """The EMA weights of the run that `config.init_from` names, whose models must be those of `config`; a denoiser that
+    is told jumps starts from one that is not, whose predictions it makes before it is trained."""
     name, theirs = config.init_from, schema.read(config.init_from)
     if theirs.lora:
         raise ConfigError(f"config.init_from={name!r} is a LoRA's run; give the weights that it starts from")
@@ -84,9 +85,29 @@ def _from_run(config: Config, system: System) -> Start:
     ):
         if type(mine) is not type(other):
             raise ConfigError(f"config.{key} is not that of config.init_from={name!r}; start from a run of the same")
-        _check_same(mine, other, f"config.{key}", f"config.init_from={name!r}")
+        new = ("jump",) if key == "model" and _gains_jumps(mine, other) else ()
+        _check_same(mine, other, f"config.{key}", f"config.init_from={name!r}", new)
     abstract = {part: model.abstract() for part, model in _models(config, system).items()}
-    return lambda shardings: restore_weights(name, abstract, "ema", shardings)[0]
+    if not _gains_jumps(config.model, theirs.model):
+        return lambda shardings: restore_weights(name, abstract, "ema", shardings)[0]
+    known = build(theirs.model).abstract()
+    kept = lambda part: {key: leaf for key, leaf in part.items() if key in known}
+    new = lambda part: {key: leaf for key, leaf in part.items() if key not in known}
+    fresh = lambda: new(build(config.model).init(jax.random.key(config.seed)))
+
+    def start(shardings: Any) -> Params:
+        places = None if shardings is None else shardings | {"denoiser": kept(shardings["denoiser"])}
+        params = restore_weights(name, abstract | {"denoiser": kept(abstract["denoiser"])}, "ema", places)[0]
+        added = jax.jit(fresh, out_shardings=None if shardings is None else new(shardings["denoiser"]))()
+        return params | {"denoiser": params["denoiser"] | added}
+
+    return start
+
+
+def _gains_jumps(mine: Any, theirs: Any) -> bool:
+    """Whether a denoiser is told jumps and another not."""
+    told = [family_of(one).conditioning(one).jump for one in (mine, theirs)]
+    return told == [True, False]
 
 
 def _models(config: Config, system: System) -> dict[str, Model]:
@@ -94,11 +115,11 @@ def _models(config: Config, system: System) -> dict[str, Model]:
     return {"denoiser": build(config.model)} | ({"text": system.text} if system.text else {})
 
 
-def _check_same(mine: Any, theirs: Any, key: str, source: str) -> None:
+def _check_same(mine: Any, theirs: Any, key: str, source: str, free: tuple[str, ...] = ()) -> None:
     """Raise ConfigError, one line, for the first field in which two configurations of one class differ, but for how
-    they compute."""
+    they compute and what is `free`."""
     for name, value in (as_dict(theirs) if theirs else {}).items():
-        if name not in FREE and (own := as_dict(mine)[name]) != value:
+        if name not in (*FREE, *free) and (own := as_dict(mine)[name]) != value:
             raise ConfigError(f"{key}.{name}={own!r}, but that of {source} is {value!r}")
 
 

@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lgm import losses
+from lgm.casting import cast
 from lgm.config import Config, digest
 from lgm.data import read_cache, write_index, write_shard
-from lgm.data.cache import CachedArray, has_shard
+from lgm.data.cache import CachedArray, has_shard, read_made_of, verify
 from lgm.drawing import draw_latents
+from lgm.files import place
 from lgm.models import Params
 from lgm.parallel import Layout, agreed, fetch
 from lgm.parsing import ConfigError
@@ -35,6 +38,16 @@ class Teacher(NamedTuple):
         """`predict(x_t, t_B, cond)` with `params`, which knows its own condition of those captions."""
         known = self.system.condition(params, tokens, mask)
         return lambda x_t, t_B, cond: self.system.denoise(params, x_t, t_B, known)
+
+    def guided(self, params: Params, tokens: jax.Array, mask: jax.Array, scale: float):
+        """`predictor` with classifier-free guidance of that scale."""
+        asked = [self.predictor(params, *words) for words in ((tokens, mask), self.system.unconditional(len(tokens)))]
+
+        def predict(x_t, t_B, cond):
+            given, free = (one(x_t, t_B, cond) for one in asked)
+            return free + scale * (given - free)
+
+        return predict
 
 
 def open_teacher(config: Config, system: System, layout: Layout) -> Teacher | None:
@@ -66,34 +79,64 @@ def open_teacher(config: Config, system: System, layout: Layout) -> Teacher | No
 
 def pairs(config: Config, teacher: Teacher, captions: list[str],
           workdir: Path) -> tuple[list[str], dict[str, CachedArray]]:
-    """(captions, {"latent", "noise"}) of pairs that the teacher's ODE joins, a function of config and weights.
-
-    They are drawn once, over all devices of all processes, and kept in `workdir/pairs`, shard by shard: a run that was
-    stopped meanwhile goes on with the next. They are drawn anew where they were made of anything else.
+    """(captions, {"latent", "noise"}) of the pairs of a run, from `config.loss.teacher.cache` or, where there is none,
+    drawn once and kept in `workdir/pairs`: a run that was stopped meanwhile goes on with the next shard, and those that
+    were made of anything else are drawn anew. Raises ValueError, one line, for a cache of other pairs, by what differs.
     """
+    chosen, made_of = asked(config, teacher, captions)
     options = config.loss.teacher
-    chosen = [captions[i % len(captions)] for i in range(options.pairs)]
-    changes = dict(solver=options.solver, steps=options.steps, guidance=options.guidance)
-    made_of = {"teacher": weights_digest(teacher.params), "run": digest(teacher.system.config),
-               "captions": _hash(chosen), "drawn": _hash([changes, config.seed])}
-    folder, first = workdir / "pairs", jax.process_index() == 0
+    if options.cache is not None:
+        folder = place(options.cache, "config.loss.teacher.cache")
+        stored = read_made_of(folder).get("stored", "float32")
+        return chosen, read_cache(folder, made_of | {"stored": stored})
+    folder, made_of = workdir / "pairs", made_of | {"stored": "float32"}
     if not agreed(_complete(folder, made_of)):
-        if first:
+        if jax.process_index() == 0:
             print(f"drawing {options.pairs:,} pairs with {options.workdir} in {options.steps} steps each", flush=True)
         rows = max(64, SHARD // (8 * math.prod(teacher.system.latent_shape())))
-        starts = range(0, options.pairs, rows)
-        for number, start in enumerate(starts):
-            some = chosen[start : start + rows]
-            if agreed(has_shard(folder, number, len(some), made_of)):
-                continue
-            latents, noise = draw_latents(teacher.system, teacher.params, teacher.frozen, some, config.seed, start,
-                                          **changes)
-            if first:
-                write_shard(folder, number, {"latent": latents, "noise": noise}, made_of)
-        if first:
-            write_index(folder, len(starts), made_of)
-        agreed(0)  # the others wait for the index
+        draw_pairs(config, teacher, captions, folder, rows)
     return chosen, read_cache(folder, made_of)
+
+
+def asked(config: Config, teacher: Teacher, captions: list[str]) -> tuple[list[str], dict[str, str]]:
+    """(the caption of each pair, all that the pairs are made of)."""
+    options, key = config.loss.teacher, "config.loss.teacher"
+    chosen = [captions[i % len(captions)] for i in range(options.pairs)]
+    return chosen, {
+        f"the weights of {key}.workdir": weights_digest(teacher.params),
+        f"the config of {key}.workdir": digest(teacher.system.config),
+        **{f"{key}.{name}": str(getattr(options, name)) for name in ("solver", "steps", "guidance", "pairs")},
+        "config.seed": str(config.seed), "the captions' hash": _hash(chosen)}  # fmt: skip
+
+
+def draw_pairs(config: Config, teacher: Teacher, captions: list[str], folder: Path, rows: int, part: int = 0,
+               parts: int = 1, dtype=np.float32) -> bool:
+    """Write the shards of a part of the pairs, of `rows` each, that are not there yet; whether all are there now.
+
+    They are a function of config and weights, drawn over all devices of all processes that run this together; those of
+    other parts may be drawn at the same time.
+    """
+    options, first = config.loss.teacher, jax.process_index() == 0
+    chosen, made_of = asked(config, teacher, captions)
+    made_of |= {"stored": np.dtype(dtype).name}
+    whole = lambda number: has_shard(folder, number, len(chosen[number * rows : (number + 1) * rows]), made_of)
+    shards = range(-(-len(chosen) // rows))
+    for number in shards:
+        if number % parts != part or agreed(whole(number)):
+            continue
+        start = number * rows
+        latents, noise = draw_latents(teacher.system, teacher.params, teacher.frozen, chosen[start : start + rows],
+                                      config.seed, start, solver=options.solver, steps=options.steps,
+                                      guidance=options.guidance)
+        if first:
+            write_shard(folder, number, {name: cast(name, array, dtype) for name, array in
+                                         (("latent", latents), ("noise", noise))}, made_of)
+    complete = agreed(all(map(whole, shards)))
+    if complete and first:
+        write_index(folder, len(shards), made_of)
+        verify(folder)
+    agreed(0)  # the others wait for the index
+    return bool(complete)
 
 
 def _complete(folder: Path, made_of: Mapping[str, str]) -> bool:

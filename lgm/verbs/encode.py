@@ -1,12 +1,12 @@
-"""`lgm encode`: the latents of a config's images and the states of their captions, made once and kept
-(`train.encoding`)."""
+"""What is made once and kept: `lgm encode`, the latents of a config's images and the states of their captions
+(`train.encoding`), and `lgm pairs`, a teacher's noise and data (`train.teaching`)."""
 
 import json
 
 import numpy as np
 
 from lgm import config as schema
-from lgm import files
+from lgm import files, losses
 from lgm.data import Bad, open_data
 from lgm.models import family_of
 from lgm.parsing import ConfigError
@@ -15,6 +15,7 @@ from lgm.train import encoding
 from lgm.train.feeding import said
 from lgm.train.opening import over_all_devices
 from lgm.train.start import open_system
+from lgm.train.teaching import draw_pairs, open_teacher
 
 STORED = {"float32": np.float32, "float16": np.float16}
 STATE = {True: "complete and verified", False: "not complete yet"}
@@ -27,9 +28,7 @@ def run(arguments, overrides) -> int:
     --part=I/N encodes the I-th share of N, for processes side by side; the last to finish completes the cache. Raises
     ValueError, one line, for what cannot be encoded and for a folder that is a cache of something else.
     """
-    if arguments.rows < 1:
-        raise ConfigError(f"--rows={arguments.rows} must be at least 1")
-    index, parts = _part(arguments.part)
+    index, parts = _share(arguments)
     config = schema.load(arguments.config, overrides)
     if family_of(config.model).role == "autoencoder":
         raise ConfigError("config.model.family='autoencoder' learns from pixels; `lgm encode` is for denoisers")
@@ -63,7 +62,30 @@ def run(arguments, overrides) -> int:
     return 0
 
 
-def _part(text: str) -> tuple[int, int]:
+def pairs(arguments, overrides) -> int:
+    """Draw the pairs that a config's teacher gives it into --out, shards of --rows each; run again to go on.
+
+    --part is as `run` has it. Raises ValueError, one line, for a config that takes no pairs.
+    """
+    index, parts = _share(arguments)
+    config = schema.load(arguments.config, overrides)
+    if family_of(config.model).role == "autoencoder" or config.loss.record.teacher != "pairs":
+        taking = " or ".join(name for name in losses.LOSSES if losses.loss(name).teacher == "pairs")
+        raise ConfigError(f"--config={arguments.config} takes no pairs of a teacher; config.loss.name={taking} would")
+    folder, layout = files.place(arguments.out, "--out"), over_all_devices()
+    system, _, _ = open_system(config, layout)
+    teacher = open_teacher(config, system, layout)
+    images, _ = open_data(config.data, Bad(config.data.bad_share))
+    whole = draw_pairs(config, teacher, images.captions, folder, arguments.rows, index, parts, STORED[arguments.dtype])
+    print(f"{folder}: {config.loss.teacher.pairs:,} pairs, {STATE[whole]}", flush=True)
+    return 0
+
+
+def _share(arguments) -> tuple[int, int]:
+    """(which, of how many) shares --part says; --rows is looked at too."""
+    if arguments.rows < 1:
+        raise ConfigError(f"--rows={arguments.rows} must be at least 1")
+    text = arguments.part
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ConfigError(f"--part={text} is no share; write I/N, as 0/4 to 3/4")

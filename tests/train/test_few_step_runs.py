@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+import types
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from lgm.parsing import ConfigError
 from lgm.system import build_system
 from lgm.train import denoise, teaching
 from lgm.train.opening import load_run
+from lgm.train.start import _check_same, open_system
 from lgm.train.state import init_state, make_step
 
 JUMP = (("model.jump", "True"), ("attention", "xla"))
@@ -152,6 +154,98 @@ def test_pairs_of_a_teacher_are_the_ends_of_its_paths_and_what_a_reflow_learns(t
     assert len(calls) == 2  # and pairs of other noise are others
 
 
+@pytest.fixture(scope="module")
+def reflowing(tiny_run):
+    """What a config says of a reflow on 40 pairs of the tiny run, by one Euler step each."""
+    return (("loss.name", "reflow"), ("text.caption_dropout", "0.0"), ("sampling.count", "0"),
+            ("loss.teacher", str({"workdir": str(tiny_run), "pairs": 40, "solver": "euler", "steps": 1})))  # fmt: skip
+
+
+@pytest.mark.slow
+def test_pairs_drawn_beforehand_in_parts_are_those_that_a_run_draws(tiny_config, tiny_run, reflowing, tmp_path, capsys):
+    """Written by two processes' words, one killed between, they are the same bits; training takes them as its own, and
+    as the pairs that the teacher's step joins at that noise. Those of anything else are one line with its key."""
+    cache = tmp_path / "cache"
+    draw_them = lambda part, *more: main(["pairs", f"--config={tiny_config}", f"--out={cache}", f"--part={part}",
+                                          "--rows=16", *words(reflowing), *more])  # fmt: skip
+    assert draw_them("1/2") == 0 and "40 pairs, not complete yet" in capsys.readouterr().out
+    left = cache / "shard-00001.safetensors"
+    before = left.stat().st_mtime_ns
+    assert draw_them("0/2") == 0 and "40 pairs, complete and verified" in capsys.readouterr().out
+    (cache / "shard-00002.safetensors").unlink()
+    assert draw_them("0/1") == 0  # what a kill left undone, and no more
+    assert left.stat().st_mtime_ns == before
+
+    batches, values = [], []
+    for more in ((), (("loss.teacher.cache", str(cache)),)):
+        config = schema.load(tiny_config, (*reflowing, *more))
+        task = denoise.make_task(config, task_layout(), tmp_path / str(len(batches)))
+        batches.append(next(task.batches))
+        batch = batches[-1] | task.draw(batches[-1], jax.random.key(0))
+        if not values:
+            params, value = task.init(jax.random.key(0)), jax.jit(task.loss)
+        values.append(float(value(params, task.frozen, batch, None)[0]))
+    for name in ("latent", "noise", "tokens", "index"):
+        np.testing.assert_array_equal(batches[0][name], batches[1][name])
+    system, trained, _, _ = load_run(str(tiny_run), "ema")
+    ones = jnp.ones(len(batch["noise"]))
+    ended = batch["noise"] - system.denoise(trained, batch["noise"], ones, system.condition(
+        trained, batch["tokens"], batch["mask"]))  # fmt: skip
+    values.append(float(value(params, task.frozen, batch | {"latent": ended}, None)[0]))
+    # a step that is compiled with its network in one call more rounds otherwise
+    assert values[0] == values[1] and values[2] == pytest.approx(values[0], rel=1e-5)
+
+    for key, text in (("loss.teacher.steps", "2"), ("loss.teacher.solver", "heun"), ("loss.teacher.guidance", "2.0"),
+                      ("seed", "1"), ("loss.teacher.pairs", "41")):  # fmt: skip
+        config = schema.load(tiny_config, (*reflowing, ("loss.teacher.cache", str(cache)), (key, text)))
+        with pytest.raises(ValueError, match=rf"was made with config\.{key}=\S+, not {text}; ") as error:
+            denoise.make_task(config, task_layout(), tmp_path)
+        assert "\n" not in str(error.value)
+    assert main(["pairs", f"--config={tiny_config}", f"--out={cache}"]) == 2
+    assert "takes no pairs of a teacher; config.loss.name=reflow or one_step would" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_network_that_is_told_jumps_starts_from_one_that_is_not(tiny_config, tiny_run):
+    """Whatever jump it is told, it says at first what the other says."""
+    config = schema.load(tiny_config, (*JUMP, ("loss.name", "shortcut"), ("init_from", str(tiny_run))))
+    system, frozen, start = open_system(config, task_layout())
+    theirs, params, _, _ = load_run(str(tiny_run), "ema")
+    mine = system.whole(start(None), frozen)
+    x, t = jax.random.normal(jax.random.key(0), (2, *system.latent_shape())), jnp.array([0.3, 0.9])
+    cond = theirs.condition(params, *system.tokenize(CAPTION * 2))
+    told = dataclasses.replace(cond, jump=jnp.array([0.0, 0.7]))
+    np.testing.assert_array_equal(system.denoise(mine, x, t, told), theirs.denoise(params, x, t, cond))
+    moved = jax.tree.map(lambda leaf: leaf + 0.05, mine["denoiser"]["jump"])
+    other = system.denoise(mine | {"denoiser": mine["denoiser"] | {"jump": moved}}, x, t, told)
+    assert float(jnp.abs(other - theirs.denoise(params, x, t, cond)).max()) > 1e-3
+    with pytest.raises(ConfigError, match=r"config.model.jump=False, but that of config.init_from=.* is True"):
+        _check_same(theirs.config.model, config.model, "config.model", "config.init_from='x'")
+
+
+def test_a_teacher_is_asked_with_guidance():
+    """Of a network that says what it is told plus t: twice what the caption says, less what none says."""
+    system = types.SimpleNamespace(
+        condition=lambda params, tokens, mask: tokens.sum(1), unconditional=lambda count: (jnp.ones((count, 3)), None),
+        denoise=lambda params, x, t, cond: x + (params * cond + t)[:, None])  # fmt: skip
+    tokens, t = jnp.array([[1.0, 2.0], [5.0, 0.0]]), jnp.array([0.25, 0.5])
+    found = teaching.Teacher(system, 10.0, None).guided(10.0, tokens, None, 2.0)(jnp.zeros((2, 1)), t, None)
+    np.testing.assert_allclose(found[:, 0], 10.0 * (2.0 * jnp.array([3.0, 5.0]) - 3.0) + t)
+
+
+def test_how_a_network_is_drawn_from_follows_its_loss(tiny_config):
+    unsaid = lambda *more: schema.load(tiny_config, [("sampling", "{'count': 0}"), *more]).sampling
+    of = {"mean_flow": (*JUMP,), "shortcut": JUMP, "consistency": TRIGONOMETRIC, "discrete_consistency": EDM}
+    drawn = {name: unsaid(*more, ("loss.name", name)).solver for name, more in of.items()}
+    assert drawn == {"mean_flow": "jump", "shortcut": "jump", "consistency": "consistency",
+                     "discrete_consistency": "consistency"}  # fmt: skip
+    assert (unsaid().solver, unsaid().steps) == ("euler", 30)
+    taught = ("loss.teacher", "{'workdir': 'x'}")
+    assert unsaid(taught, ("loss.name", "one_step")).steps == 1
+    assert unsaid(taught, ("loss.name", "progressive"), ("loss.steps", "4")).steps == 4
+    assert schema.load(tiny_config, [("sampling.solver", "heun")]).sampling.solver == "heun"
+
+
 def test_a_digest_of_weights_tells_every_bit_and_every_place():
     tree = {"a": jax.random.normal(jax.random.key(0), (4, 3)), "b": jnp.zeros(2)}
     digests = {teaching.weights_digest(tree)}
@@ -183,7 +277,7 @@ def _captions(config):
 ], ids=lambda value: value if isinstance(value, str) else dict(value)["loss.name"])  # fmt: skip
 def test_a_run_of_each_kind_of_few_step_loss_draws_in_one_step(tiny_config, tiny_run, tmp_path, overrides, solver):
     if dict(overrides)["loss.name"] == "progressive":
-        overrides += (("loss.teacher", {"workdir": str(tiny_run), "pairs": 24, "steps": 2}),)
+        overrides += (("loss.teacher", {"workdir": str(tiny_run)}), ("sampling.steps", "1"))
     run, out = tmp_path / "run", tmp_path / "x.png"
     assert main(["train", f"--config={tiny_config}", f"--workdir={run}", *words(overrides + BARE)]) == 0
     assert main(["sample", f"--workdir={run}", f"--prompt={CAPTION[0]}", f"--out={out}", "--steps=1", "--guidance=1",
@@ -234,9 +328,15 @@ def test_a_consistency_model_is_distilled_of_a_run(tiny_config, tmp_path):
     ([("loss.name", "own_loss:Absolute")], "Absolute of own_loss is no lgm.losses.Loss"),
     ([("loss.name", "own_loss:ABSOLUTE"), ("loss.facto", "2.0")], "has no option 'facto'; did you mean 'factor'"),
     ([("sampling.solver", "jump")], "is for models of mean velocities"),
+    ([("loss.name", "one_step"), ("loss.teacher", "{'workdir': 'x'}")],
+     "config.sampling.steps=2: config.loss.name='one_step' trains a network to be drawn in 1 alone; set it to 1"),
+    ([*TRIGONOMETRIC, ("loss.name", "consistency"), ("loss.teacher", "{'workdir': 'x', 'cache': 'y'}")],
+     "config.loss.teacher.cache='y' is of pairs, and .*'consistency' asks its teacher in every step"),
+    ([*TRIGONOMETRIC, ("loss.name", "consistency"), ("loss.warmup", "2.0")], "warmup=2.0 is a share of the training"),
     ([("loss.targt", "v")], "config.loss.targt is an unknown key; did you mean 'target'"),
     ([("loss.name", "contrastive"), ("loss.weight", "1.0")], "weight=1.0 must lie between 0 and 1"),
-    ([("loss.name", "one_step"), ("loss.teacher", "{'workdir': 'x'}"), ("loss.distance", "hubber")],
+    ([("loss.name", "one_step"), ("loss.teacher", "{'workdir': 'x'}"), ("sampling.steps", "1"),
+      ("loss.distance", "hubber")],
      "config.loss.distance: unknown distance 'hubber'"),
 ])  # fmt: skip
 def test_losses_that_cannot_be_are_one_line(tiny_config, overrides, part):
