@@ -175,6 +175,8 @@ def parser() -> argparse.ArgumentParser:
     import_.add_argument("--from", dest="folder", required=True, help="a folder of diffusers")
     import_.add_argument("--workdir", required=True, help="the new run's folder")
     import_.add_argument("--data", help="images to train on, as config.data.source takes them (default: the shipped)")
+    import_.add_argument("--dtype", choices=("float32", "bfloat16"), help="what the run computes in; weights that are "
+                         "trained are float32 (default: bfloat16 where the folder's are of 16 bits)")
 
     plan = verb("plan", "cluster:plan",
                 "Compile a config's train step for a machine that is not here: does it fit, how fast?")

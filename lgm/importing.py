@@ -11,14 +11,16 @@ from lgm.data import open_images
 from lgm.files import write_atomically, write_json
 from lgm.interop.components import open_checked
 from lgm.interop.schedulers import write_schedule
+from lgm.interop.tensor_files import open_weights
 from lgm.models import family_of
 from lgm.parsing import ConfigError, as_dict
 from lgm.systems.folders import load_pipeline
 
 
-def import_folder(folder: str, workdir: str, data: str | None = None) -> Path:
+def import_folder(folder: str, workdir: str, data: str | None = None, dtype: str | None = None) -> Path:
     """Make `workdir` a run that starts from a diffusers folder: config.json, and config.py to train it with, on the
-    images of `data` (what config.data.source takes; by default the shipped ones).
+    images of `data` (what config.data.source takes; by default the shipped ones), computed with in `dtype`, by default
+    as `computes_in` says.
 
     The denoiser is what is trained; the folder's text encoders and autoencoder stay frozen, and are read from it.
     Returns the path of config.py. Raises ValueError, one line, for a folder that cannot be read or a run that is there.
@@ -27,10 +29,12 @@ def import_folder(folder: str, workdir: str, data: str | None = None) -> Path:
     source = str(source if files.is_remote(source) else source.resolve())
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConfigError(f"--workdir={workdir} is there already; give the name of a new folder")
+    files.check_writable(run, "--workdir")
     if data is not None:
         open_images(data)  # what is none shows now, not when it trains
         data = str(Path(data).resolve()) if Path(data).exists() else data
     values = config_of(source, run.name, data)
+    values["model"]["dtype"] = dtype or computes_in(source)
     config = schema.from_dict(values)
     pipeline, _ = load_pipeline(source, only=())
     for place, model in pipeline.models.items():  # what is damaged shows now, not when it trains
@@ -39,6 +43,17 @@ def import_folder(folder: str, workdir: str, data: str | None = None) -> Path:
     path = run / "config.py"
     write_atomically(path, _page(values, folder, workdir).encode())
     return path
+
+
+def computes_in(folder: str) -> str:
+    """What a folder's denoiser is to compute in: "bfloat16" where most of its weights are of 16 bits or fewer, as its
+    text encoders then do too; float16, which overflows in training, as well."""
+    pipeline, _ = load_pipeline(folder, only=())
+    place = pipeline.system.denoiser
+    sizes = {2: 0, 4: 0}
+    for entry in open_weights(files.local(folder) / place).entries.values():
+        sizes[2 if entry.dtype.itemsize <= 2 else 4] += entry.nbytes // entry.dtype.itemsize
+    return "bfloat16" if sizes[2] > sizes[4] else "float32"
 
 
 def config_of(folder: str, name: str, images: str | None = None) -> dict[str, Any]:

@@ -83,6 +83,6 @@ def _export_autoencoder(workdir: str, out: str, weights: str, wanted: Wanted) ->
 
 
 def import_(arguments, overrides) -> int:
-    path = import_folder(arguments.folder, arguments.workdir, arguments.data)
+    path = import_folder(arguments.folder, arguments.workdir, arguments.data, arguments.dtype)
     print(f"wrote {path}; train it with `lgm train --config={path} --workdir={arguments.workdir}`")
     return 0

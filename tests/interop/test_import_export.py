@@ -111,6 +111,19 @@ def test_the_weights_of_an_imported_run_are_the_folders_bit_for_bit(released, im
     assert f"started from | {released.name} |" in card and str(released.parent) not in card
 
 
+def test_a_run_computes_in_what_the_folders_weights_are_of(released, tmp_path):
+    """And says so in its config; float16's is bfloat16, whatever the autoencoder is of."""
+    for type_, told, expected in ((np.float32, [], "float32"), (np.float16, [], "bfloat16"),
+                                  (np.float16, ["--dtype=float32"], "float32")):
+        folder, run = (tmp_path / f"{name}-{np.dtype(type_).name}{len(told)}" for name in ("sd", "run"))
+        shutil.copytree(released, folder)
+        tensors = {name: tensor.astype(type_) for name, tensor in weights_of(folder).items()}
+        safetensors.numpy.save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors")
+        assert main(["import", f"--from={folder}", f"--workdir={run}", *told]) == 0
+        assert schema.read(run).model.dtype == expected
+        assert f"'dtype': '{expected}'" in (run / "config.py").read_text()
+
+
 @pytest.mark.slow
 def test_once_trained_the_config_may_not_change(tuned, capsys):
     assert train(tuned, "optimizer.lr=1e-3") != 0
