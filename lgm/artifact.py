@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 
 from lgm import artifact_runner, sampling
 from lgm.casting import cast
-from lgm.drawing import solve_as_one
+from lgm.drawing import folder_sampler, solve_as_one
 from lgm.files import write_json
 from lgm.interop.keymap import flatten, unflatten
 from lgm.interop.tensor_files import save
@@ -28,7 +29,7 @@ from lgm.models import Params
 from lgm.parallel import make_layout, using
 from lgm.parsing import ConfigError
 from lgm.registry import section
-from lgm.sampler import Sampler, resolve
+from lgm.sampler import Sampler
 from lgm.system import System
 from lgm.systems.release import Pipeline, latent_size
 from lgm.systems.text import text_of
@@ -58,6 +59,8 @@ class Drawing:
         for name in ("steps", "count"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"--{name}={value} must be at least 1")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ConfigError(f"--guidance={self.guidance} is no finite number")
 
     @property
     def given(self) -> str | None:
@@ -109,22 +112,21 @@ def program_of_run(system: System, params: Params, drawing: Drawing) -> Program:
             cond = dataclasses.replace(cond, guidance=jnp.full(len(given["ids"]), float(options.guidance)))
         return _drawn(system, sampler, (params, (cond, none)), given)
 
-    captions = list(options.prompts[:MOST]) or [""]
-    ids, mask = (np.asarray(part) for part in system.tokenize(captions))
+    captions = list(options.prompts[:MOST])
     if options.negative:
         nothing = tuple(np.asarray(part)[0] for part in system.tokenize([options.negative]))
     else:
         nothing = tuple(np.asarray(part)[0] for part in system.unconditional(1))
-    if not options.prompts:  # nothing is drawn at first
-        ids, mask = (part[None] for part in nothing)
+    # without prompts nothing in particular is drawn at first
+    ids, mask = map(np.asarray, system.tokenize(captions)) if captions else (part[None] for part in nothing)
     parts = {"sampler": [name for name in ("denoiser", "text") if name in params], "decoder": ["autoencoder"]}
     about = f"{system.config.name}: a {system.config.family} with the solver {options.solver}, {options.steps} steps, "
     about += f"guidance {options.guidance:g}, {' x '.join(map(str, system.config.data.size))} pixels"
     task = "text-to-image" if system.text or system.folder and not system.conditioning.classes else (
         "unconditional-image-generation")  # fmt: skip
     shape = (drawing.count or 1, *system.latent_shape())
-    return Program(f"{about}, as StableHLO programs.", task, params, parts, sample, system.decode, shape, captions,
-                   (ids, mask), nothing)  # fmt: skip
+    return Program(f"{about}, as StableHLO programs.", task, params, parts, sample, system.decode, shape,
+                   captions or [""], (ids, mask), nothing)  # fmt: skip
 
 
 def program_of_folder(pipeline: Pipeline, params: Mapping[str, Params], drawing: Drawing) -> Program:
@@ -139,9 +141,7 @@ def program_of_folder(pipeline: Pipeline, params: Mapping[str, Params], drawing:
     text = text_of(pipeline, size)
     scale = float(guidance) if pipeline.extrapolates else 1.0
     rule = sampling.rule(scale=scale, **section(defaults.rule, "rule")) if scale > 1.0 else None
-    times, method, factor = resolve(pipeline.process, pipeline.target, steps, pipeline.schedule, None,
-                                    rows * columns // 4, pipeline.system.even, pipeline.system.log_shift)
-    sampler = Sampler(times, *sampling.guided(method, rule), factor, pipeline.schedule)
+    sampler = folder_sampler(pipeline, rows * columns, steps, rule)
 
     def sample(params: Params, given: Mapping[str, jax.Array]) -> jax.Array:
         cond = text.condition(params, given["ids"], given["mask"])

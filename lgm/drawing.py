@@ -281,18 +281,7 @@ def text_to_image(
                              "interval")
         away = functools.partial(skipped, pipeline.denoiser.config, read_skip(skip_layers))
 
-    if solver is not None and sampling.solver(**section(solver, "solver")).jumps:
-        raise ValueError(f"solver={solver!r} is for models of mean velocities, which no released system is")
-    own = solver is None and schedule is None
-    times, method, factor = resolve(
-        pipeline.process, pipeline.target, steps, pipeline.schedule if schedule is None else schedule,
-        solver if schedule is None else solver or pipeline.schedule.solver,
-        shape[1] * shape[2] // 4, pipeline.system.even, pipeline.system.log_shift,  # flow models have patches of 2 x 2
-    )  # fmt: skip
-    if method.variance and not pipeline.conditioning.variance:
-        raise ValueError("the variances of the solver 'ddpm:variance=learned' are not among what this network gives; "
-                         "take 'ddpm', whose variance is the posterior's")
-    sampler = Sampler(times, *sampling.guided(method, how, tuple(interval)), factor, pipeline.schedule if own else None)
+    sampler = folder_sampler(pipeline, shape[1] * shape[2], steps, how, solver, schedule, tuple(interval))
     vae = {"vae": params["vae"]}
     if pipeline.inpaints:
         beside = _beside(pipeline, vae, image, mask)
@@ -312,6 +301,25 @@ def text_to_image(
     if not np.isfinite(images).all():
         raise ValueError(NOT_FINITE)
     return np.clip(images, 0.0, 1.0)
+
+
+def folder_sampler(pipeline: Pipeline, pixels: int, steps: int, rule: sampling.Rule | None = None,
+                   solver: str | Mapping[str, Any] | None = None, schedule: Mapping[str, Any] | None = None,
+                   interval: tuple[float, float] = (0.0, 1.0)) -> Sampler:
+    """How a folder's system draws images of so many latent pixels, guided by a rule in an interval; solver and schedule
+    as `text_to_image` has them. Raises ValueError, one line, for a solver that it cannot draw by."""
+    if solver is not None and sampling.solver(**section(solver, "solver")).jumps:
+        raise ValueError(f"solver={solver!r} is for models of mean velocities, which no released system is")
+    own = solver is None and schedule is None
+    times, method, factor = resolve(
+        pipeline.process, pipeline.target, steps, pipeline.schedule if schedule is None else schedule,
+        solver if schedule is None else solver or pipeline.schedule.solver,
+        pixels // 4, pipeline.system.even, pipeline.system.log_shift,  # flow models have patches of 2 x 2
+    )  # fmt: skip
+    if method.variance and not pipeline.conditioning.variance:
+        raise ValueError("the variances of the solver 'ddpm:variance=learned' are not among what this network gives; "
+                         "take 'ddpm', whose variance is the posterior's")
+    return Sampler(times, *sampling.guided(method, rule, interval), factor, pipeline.schedule if own else None)
 
 
 def _beside(pipeline: Pipeline, vae: Params, image, mask_HW) -> jax.Array:

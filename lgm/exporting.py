@@ -188,9 +188,11 @@ def _export_program(program: Program, out: str, dtype: Any, say: Callable[..., s
 
 
 def check_new(out: str) -> None:
-    """Raise ConfigError, one line, where something is at `out` already."""
-    if files.place(out, "--out").exists():
+    """Raise ConfigError, one line, where something is at `out` already, or nothing can be."""
+    path = files.place(out, "--out")
+    if path.exists():
         raise ConfigError(f"--out={out} is there already; give the name of a new folder")
+    files.check_writable(path, "--out")
 
 
 def _export_lora(system: System, adapter: Params, out: str, form: Form, dtype: Any, say: Callable[..., str]) -> str:

@@ -99,6 +99,22 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
         raise
 
 
+def check_writable(path: Path, flag: str) -> None:
+    """Raise ConfigError, one line, where nothing can be written at `path`, before what would be is made: under a file,
+    or in a folder that takes none. A store is not asked."""
+    if is_remote(path):
+        return
+    above = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{flag}={path}: {above} is a file; give a name in a folder")
+    try:
+        with tempfile.TemporaryDirectory(dir=above, prefix=".lgm-"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{flag}={path}: nothing can be written in {above} ({error.strerror}); give another place"
+                          ) from None  # fmt: skip
+
+
 def read_json(path: str | os.PathLike, instead: str = "the file is damaged") -> Any:
     """What a JSON file holds. Raises ConfigError, one line, where it cannot be read or is no JSON."""
     path = place(path)

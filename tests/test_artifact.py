@@ -1,5 +1,6 @@
 """A sampler and decoder as StableHLO: run where there is jax alone, they draw what `lgm sample` draws."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent / "interop"))
 import tiny_systems  # noqa: E402
 
-from lgm import artifact_runner  # noqa: E402
+from lgm import artifact, artifact_runner  # noqa: E402
 from lgm.cli import main  # noqa: E402
 from lgm.drawing import draw, text_to_image  # noqa: E402
 from lgm.systems.folders import load_pipeline  # noqa: E402
@@ -66,6 +67,10 @@ def test_a_runs_program_has_its_own_text_encoder_and_its_stochastic_solvers_nois
                  f"--out={folder}"]) == 0  # fmt: skip
     system, params, frozen, _ = load_run(str(run), "ema")
     expected = draw(system, params, frozen, ["a", "a b", "b"], seed=3)
+    bare = dataclasses.replace(system.config, sampling=dataclasses.replace(system.config.sampling, prompts=()))
+    bare = dataclasses.replace(system, config=bare)
+    program = artifact.program_of_run(bare, {**params, **frozen}, artifact.Drawing())
+    assert program.captions == [""] and (program.examples[0] == program.nothing[0]).all()
     drawn = artifact_runner.draw(folder, seed=3)  # in calls of two
     assert drawn.shape == expected.shape and expected.std() > 5
     assert np.abs(drawn.astype(int) - expected.astype(int)).max() <= 1

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lgm.drawing import draw_rows, text_to_image
+from lgm import sampling
+from lgm.drawing import draw_rows, folder_sampler, text_to_image
 from lgm.evaluate.evaluations import evaluations
 from lgm.evaluate.features import Features
 from lgm.evaluate.preparation import Preparation
@@ -21,6 +22,7 @@ from lgm.models import Model, Params, family_of
 from lgm.parallel import fetch
 from lgm.parsing import ConfigError
 from lgm.pictures import drawing_words
+from lgm.registry import section
 from lgm.system import System
 from lgm.systems.release import Pipeline, latent_size
 
@@ -31,7 +33,7 @@ class Drawer:
     on None where its networks are `split` over several.
 
     system: its denoiser's family or its pipeline. drawing: how it draws, in full. evaluations: of the network for an
-    image; None where they are not counted. weights: what is known of them, with their hash. own: the features that its
+    image. weights: what is known of them, with their hash. own: the features that its
     autoencoder has.
     """
 
@@ -39,7 +41,7 @@ class Drawer:
     system: str
     size: tuple[int, int]
     drawing: dict[str, Any]
-    evaluations: Callable[[], int | None]
+    evaluations: Callable[[], int]
     weights: dict[str, Any]
     own: Callable[[], Features]
     split: bool = False
@@ -83,7 +85,7 @@ def of_pipeline(pipeline: Pipeline, params: Mapping[str, Params], protocol: Prot
                           "protocol has none; give another folder")
     vae = pipeline.models["vae"]
     size = protocol.size or (pipeline.sample_size * vae.config.factor,) * 2
-    latent_size(pipeline, size)
+    rows, columns = latent_size(pipeline, size)
     if asked.get("negative") == "":
         del asked["negative"]
     placed = _placed(params)
@@ -95,9 +97,14 @@ def of_pipeline(pipeline: Pipeline, params: Mapping[str, Params], protocol: Prot
     usual = pipeline.defaults
     full = {"solver": pipeline.schedule.solver, "steps": usual.steps, "guidance": usual.guidance, "rule": usual.rule,
             "schedule": write_schedule(pipeline.schedule)} | asked  # fmt: skip
+    guided = pipeline.extrapolates and full["guidance"] > 1.0
+    rule = sampling.rule(scale=float(full["guidance"]), **section(full["rule"], "rule")) if guided else None
+    sampler = folder_sampler(pipeline, rows * columns, full["steps"], rule, asked.get("solver"), asked.get("schedule"),
+                             tuple(asked.get("interval", (0.0, 1.0))))
     known = {"kind": "folder", "hash": hash_of([params[place] for place in sorted(params)])}
     own = lambda: autoencoder_features("autoencoder", vae, params["vae"], min(size))
-    return Drawer(draw, pipeline.name, tuple(size), full, lambda: None, known, own, split)
+    return Drawer(draw, pipeline.name, tuple(size), full,
+                  lambda: evaluations(sampler, pipeline.process, pipeline.target), known, own, split)
 
 
 def autoencoder_features(name: str, model: Model, params: Params, size: int) -> Features:
@@ -107,6 +114,9 @@ def autoencoder_features(name: str, model: Model, params: Params, size: int) -> 
     They rank blur, grey images, loss of variety and strong noise, and compare runs on one autoencoder with each other;
     with no published number.
     """
+    if size % model.config.factor:
+        raise ConfigError(f"pictures of {size} pixels do not divide by the {model.config.factor} that one of {name}'s "
+                          "latents is of; give another --size, or other features")
     image = functools.partial(model.apply, method="features")
     dim = jax.eval_shape(image, model.abstract(), jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).shape[-1]
     preparation = Preparation(size, "bicubic_pillow", True)

@@ -229,6 +229,9 @@ class Schedule:
             mu = base_shift + (most_shift - base_shift) * (tokens - base) / (most - base)
             mu = mu if log_shift is None else log_shift(tokens, steps)
             t = shift_time(t, math.exp(mu) if self.dynamic_kind == "exponential" else mu)
+        if self.terminal and steps == 1:
+            raise ValueError(f"steps=1: a scheduler of shift_terminal={self.terminal} places the last of several; give "
+                             "2 or more")
         if self.terminal:
             t = 1.0 - (1.0 - t) * (1.0 - self.terminal) / (1.0 - t[-1])
         if self.levels != "table":

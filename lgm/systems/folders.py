@@ -154,6 +154,8 @@ def _scored(config: Any) -> dict[str, int]:
 def _read_index(folder: Path) -> tuple[dict[str, Any], dict[str, list]]:
     """(model_index.json, its parts that are there). Raises ValueError where a necessary one is not."""
     path = folder / "model_index.json"
+    if not path.exists() and (folder / "checkpoints").is_dir():
+        raise ValueError(f"{path} is not there: {folder} is a run's folder; give it by --workdir, or export it first")
     index = read_json(path)
     name = index.get("_class_name", "")
     name = name if isinstance(name, str) else ""

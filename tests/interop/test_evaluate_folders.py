@@ -23,7 +23,8 @@ def test_a_folder_of_others_by_protocol(tmp_path, capsys):
     words = ["evaluate", f"--from={tmp_path / 'released'}", f"--protocol={path}", f"--out={out}"]
     assert main([*words, f"--pictures={tmp_path / 'drawn'}"]) == 0
     found = json.loads(out.read_text())
-    assert found["drawn"]["images"] == 3 and found["found"]["drawing"]["steps"] == 2
+    assert found["drawn"]["images"] == 3 and found["drawn"]["evaluations"] == 4  # two steps, guided
+    assert found["found"]["drawing"]["steps"] == 2
     assert found["found"]["drawing"]["schedule"]["_class_name"] == "FlowMatchEulerDiscreteScheduler"
     sample = ["sample", f"--from={tmp_path / 'released'}", f"--out={tmp_path / 'x.png'}", "--steps=2", "--guidance=2",
               *(f"--prompt={prompt}" for prompt in PROMPTS)]  # fmt: skip

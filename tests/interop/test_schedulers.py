@@ -119,6 +119,11 @@ FLOWS = {
 }  # fmt: skip
 
 
+def test_a_terminal_shift_of_one_step_is_refused():
+    with pytest.raises(ValueError, match="shift_terminal=0.1 places the last of several"):
+        read_schedule(dict(_class_name="FlowMatchEulerDiscreteScheduler", **FLOWS["terminal"][0])).timesteps(1)
+
+
 # a terminal shift of one single step is a division by zero in diffusers
 @pytest.mark.parametrize("case, steps", [(c, n) for c in FLOWS for n in (1, 4, 28) if c != "terminal" or n > 1])
 def test_times_of_flows_equal_diffusers(case, steps):
