@@ -40,6 +40,7 @@ NonNegative = Annotated[float, Bound(0)]
 Positive = Annotated[float, Bound(0, above=True)]
 Share = Annotated[float, Bound(0, 1)]
 Proper = Annotated[float, Bound(0, 1, below=True)]  # a share that is not all
+Within = Annotated[float, Bound(0, 1, above=True, below=True)]  # a share that is neither none nor all
 Finite = Annotated[float, Bound()]
 FINITE = Bound()
 

@@ -113,14 +113,17 @@ def _evaluations(workdir: str) -> list[str]:
         try:
             values = json.loads(path.read_text())
             metrics = values.get("metrics", values)
-            rows = [(name, _number(value)) for name, value in metrics.items() if not isinstance(value, list | dict)]
-            rows += [(f"{name}.{key}", _number(value)) for name, inner in metrics.items() if isinstance(inner, dict)
+            around = values.get("intervals", {})
+            between = lambda name: f"{_number(around[name]['low'])} to {_number(around[name]['high'])}"  # noqa: B023
+            rows = [(name, _number(value), between(name) if name in around else "") for name, value in metrics.items()
+                    if not isinstance(value, list | dict)]  # fmt: skip
+            rows += [(f"{name}.{key}", _number(value), "") for name, inner in metrics.items() if isinstance(inner, dict)
                      for key, value in inner.items() if not isinstance(value, list | dict)]  # fmt: skip
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, LookupError, TypeError):
             continue  # a file of another kind
-        text = _table(("metric", "value"), rows)
+        text = _table(("metric", "value", "interval"), rows)
         if "protocol" in values:
-            rest = {name: value for name, value in values.items() if name not in ("metrics", "made_on")}
+            rest = {name: value for name, value in values.items() if name not in ("metrics", "intervals", "made_on")}
             text += f"\n\nBy this protocol:\n\n```json\n{json.dumps(_stripped(rest), indent=1)}\n```"
         found.append(text)
     return found

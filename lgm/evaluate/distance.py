@@ -16,7 +16,26 @@ def frechet(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
     1 / N, so compare samples of one size only. Raises ValueError for samples of fewer than two.
     """
     x, y = pair(x_ND, y_MD, 2)
-    return frechet_of_normals(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    return frechet_of_roots(x.mean(0), root(x), y.mean(0), root(y))
+
+
+def root(x_ND: np.ndarray) -> np.ndarray:
+    """[min(N, D), D] R of a sample's unbiased covariance R^T R."""
+    centred = (x_ND - x_ND.mean(0)) / np.sqrt(len(x_ND) - 1)
+    return np.linalg.qr(centred, mode="r") if len(x_ND) > x_ND.shape[1] else centred
+
+
+def root_of_covariance(covariance: np.ndarray) -> np.ndarray:
+    """[D, D] R of a covariance R^T R, which may be singular."""
+    values, vectors = np.linalg.eigh(np.atleast_2d(covariance))
+    return np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
+
+
+def frechet_of_roots(mean_x: np.ndarray, root_x: np.ndarray, mean_y: np.ndarray, root_y: np.ndarray) -> float:
+    """`frechet_of_normals` of covariances R^T R, R [any, D]: the trace of the root of their product is the sum of the
+    singular values of R_x R_y^T, which is small where vectors are few."""
+    shared = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()
+    return float(((mean_x - mean_y) ** 2).sum() + (root_x**2).sum() + (root_y**2).sum() - 2 * shared)
 
 
 def frechet_of_normals(mean_x: np.ndarray, cov_x: np.ndarray, mean_y: np.ndarray, cov_y: np.ndarray) -> float:
@@ -76,6 +95,16 @@ def cmmd(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
     rows = lambda a: (a[i : i + 1024] for i in range(0, len(a), 1024))
     mean = lambda a, b: sum(np.exp(squared(part, b) / -200).sum() for part in rows(a)) / (len(a) * len(b))
     return float(1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y)))
+
+
+def cmmd_bias(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
+    """By how much `cmmd` is too large on average: what its means take in of each vector with itself."""
+    total = 0.0
+    for part in pair(x_ND, y_MD, 2):
+        unit = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+        kernels = sum(np.exp(squared(unit[i : i + 1024], unit) / -200).sum() for i in range(0, len(unit), 1024))
+        total += (1 - (kernels - len(unit)) / (len(unit) * (len(unit) - 1))) / len(unit)
+    return float(1000 * total)
 
 
 def squared(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:

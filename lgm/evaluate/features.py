@@ -79,14 +79,21 @@ class Features:
             found.append(fetch(act(params, images[rows]))[: len(images) - start])
         return np.concatenate(found)
 
+    def check(self, part: str) -> None:
+        """Raise ValueError, one line, for a network without `part`, "classes" or "text"."""
+        if part == "classes" and self.source.classes is None:
+            raise ValueError(f"{self.name} tells no classes apart; an Inception score needs inception:FILE or "
+                             "efficientnet_lite0")
+        if part == "text" and self.source.text is None:
+            raise ValueError(f"{self.name} reads no captions; CLIP score and retrieval need clip:FOLDER or "
+                             "emoji_contrastive")
+
     def probabilities(self, features_BD: np.ndarray) -> np.ndarray:
         """Float64 [B, classes] of features, for the Inception score. Raises ValueError for a network without classes.
 
         Inception's are without the bias of its last layer, as the score's authors have them.
         """
-        if self.source.classes is None:
-            raise ValueError(f"{self.name} tells no classes apart; an Inception score needs inception:FILE or "
-                             "efficientnet_lite0")
+        self.check("classes")
         kernel, bias = (np.asarray(part, np.float64) for part in self.source.classes)
         logits = np.asarray(features_BD, np.float64) @ kernel + bias
         odds = np.exp(logits - logits.max(1, keepdims=True))
@@ -95,8 +102,7 @@ class Features:
     def text(self, captions: Sequence[str]) -> np.ndarray:
         """Float32 [B, D] of captions, to be compared with images' by their angle. Raises ValueError for a network
         without a text tower."""
-        if self.source.text is None:
-            raise ValueError(f"{self.name} reads no captions; a CLIP score needs clip:FOLDER or emoji_contrastive")
+        self.check("text")
         encode, params, tokenize = self.source.text
         act = _jitted(encode)
         found = []

@@ -6,6 +6,7 @@ on how many devices there are, or which of them did what. It does depend on what
 another version of a compiler, rounds products otherwise; both stand in the evaluation.
 """
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from lgm.config import sections
 from lgm.evaluate.blocks import in_blocks
 from lgm.evaluate.drawers import Drawer, autoencoder_features, rows_of
 from lgm.evaluate.features import BATCH, Features, load_features
+from lgm.evaluate.intervals import intervals_of
 from lgm.evaluate.protocol import (
     OF_RUNS,
     Evaluation,
@@ -30,7 +32,7 @@ from lgm.evaluate.protocol import (
     digest,
 )
 from lgm.evaluate.references import Pictures, is_statistics, open_set, pixel_hashes
-from lgm.evaluate.scores import Measured, check, score
+from lgm.evaluate.scores import METRICS, Measured, check, score
 from lgm.evaluate.statistics import Statistics, of_features, read_statistics
 from lgm.files import local, sha256
 from lgm.parsing import ConfigError, as_dict
@@ -56,8 +58,8 @@ def evaluate(protocol: Protocol, drawer: Drawer, data: sections.Data | None = No
     check_metrics(protocol, of_run)
     check_system(protocol, drawer.system)
     agreed_hash("weights", protocol.weights.hash, drawer.weights["hash"])
-    metrics, found = {}, {"prompts": None, "features": None, "reference": None, "drawing": None, "size": None}
-    told = {}
+    found = {"prompts": None, "features": None, "reference": None, "drawing": None, "size": None}
+    metrics, intervals, told = {}, {}, {}
     if protocol.draws:
         captions, count = captions_of(protocol, data)
         check(of_images(protocol), count * len(protocol.seeds))
@@ -73,12 +75,13 @@ def evaluate(protocol: Protocol, drawer: Drawer, data: sections.Data | None = No
         found |= {"prompts": {"count": len(captions), "hash": digest(captions)}, "drawing": drawer.drawing,
                   "size": drawer.size} | _facts(network, against)  # fmt: skip
         told = {"images": len(hashes), "hash": digest(hashes.tobytes().hex()), "evaluations": drawer.evaluations()}
-        metrics |= _metrics(protocol, Measured(network, features, prompts * len(protocol.seeds)), against)
+        metrics, intervals = _metrics(protocol, Measured(network, features, prompts * len(protocol.seeds)), against)
     for metric in protocol.asked:
         if (name := metric.pop("name")) in of_run:
             metrics |= make("metric", of_run, name, metric)
     found = Found(system=drawer.system, weights=drawer.weights, versions=versions(), **found)
-    return Evaluation(protocol, found, metrics, told, made_on() | ({"split": True} if drawer.split else {}))
+    made = made_on() | ({"split": True} if drawer.split else {})
+    return Evaluation(protocol, found, metrics, told, made, intervals)
 
 
 def evaluate_pictures(protocol: Protocol, pictures: Pictures, source: str, captions: Sequence[str]) -> Evaluation:
@@ -89,19 +92,24 @@ def evaluate_pictures(protocol: Protocol, pictures: Pictures, source: str, capti
     network = network_of(protocol, None, pictures.size)
     against = reference_of(protocol, network, pictures.size, None)
     check(protocol.asked, len(pictures), against)
+    if any(METRICS[metric["name"]].asks == "text" for metric in protocol.asked) and not all(captions):
+        bare = pictures.images.name(list(map(bool, captions)).index(False))
+        raise ConfigError(f"{bare} has no caption, which CLIP score and retrieval need of each; leave them out")
     features, hashes = _of_pictures(network, pictures)
     told = {"images": len(pictures), "hash": digest(hashes.tobytes().hex())}
     found = Found(system=source, size=pictures.size, drawing=None, prompts=None,
                   weights={"kind": "pictures", "hash": told["hash"]}, versions=versions(), **_facts(network, against))
-    metrics = _metrics(protocol, Measured(network, features, list(captions)), against)
-    return Evaluation(protocol, found, metrics, told, made_on())
+    metrics, intervals = _metrics(protocol, Measured(network, features, list(captions)), against)
+    return Evaluation(protocol, found, metrics, told, made_on(), intervals)
 
 
 def statistics_of(protocol: Protocol, pictures: Pictures) -> Statistics:
     """Mean and covariance of pictures' features by a protocol's network, to be the reference of others. Raises as
     `evaluate` does."""
     network = network_of(protocol, None, pictures.size)
-    return of_features(_of_pictures(network, pictures)[0], network.hash, network.name)
+    found = of_features(_of_pictures(network, pictures)[0], network.hash, network.name)
+    by = "" if protocol.size is None else f" {protocol.resize}"
+    return dataclasses.replace(found, pictures=f"{pictures.size[0]}x{pictures.size[1]}{by}")
 
 
 def check_metrics(protocol: Protocol, of_run: Mapping[str, Any]) -> None:
@@ -109,7 +117,7 @@ def check_metrics(protocol: Protocol, of_run: Mapping[str, Any]) -> None:
     for metric in protocol.asked:
         if metric["name"] in OF_RUNS and metric["name"] not in of_run:
             raise ConfigError(f"protocol.metrics: {metric['name']!r} is of a run's held-out images; leave it out, or "
-                              "give --workdir=RUN")
+                              "give --workdir=RUN (`lgm import` makes a run of a folder of diffusers)")
     check(of_images(protocol))
 
 
@@ -157,7 +165,7 @@ def reference_of(protocol: Protocol, network: Features, size: tuple[int, int],
     source = protocol.reference.source
     if is_statistics(source):
         statistics = read_statistics(source)
-        check_statistics(statistics, network, source)
+        check_statistics(statistics, network, source, size, protocol.resize)
         found = Measured(network, None, [], statistics, sha256(local(source)))
     else:
         images = open_set(source, protocol.reference.where, None, data)
@@ -168,14 +176,19 @@ def reference_of(protocol: Protocol, network: Features, size: tuple[int, int],
     return found
 
 
-def check_statistics(statistics: Statistics, network: Features, source: str) -> None:
-    """Raise ConfigError, one line, for statistics of another network's features."""
+def check_statistics(statistics: Statistics, network: Features, source: str, size: tuple[int, int],
+                     resize: str) -> None:  # fmt: skip
+    """Raise ConfigError, one line, for statistics of another network's features, or of pictures at another size."""
     if statistics.features and statistics.features != network.hash:
         raise ConfigError(f"{source} holds statistics of {statistics.name} ({statistics.features}), and the features "
                           f"are {network.name}'s ({network.hash}); give statistics of these, or the network of those")
     if statistics.dim != network.dim:
         raise ConfigError(f"{source} holds statistics of {statistics.dim} features, and {network.name} gives "
                           f"{network.dim}; give statistics of this network")
+    at, _, by = statistics.pictures.partition(" ")
+    if at and (at != f"{size[0]}x{size[1]}" or by and by != resize):
+        raise ConfigError(f"{source} holds statistics of pictures at {statistics.pictures}, and what is measured is at "
+                          f"{size[0]}x{size[1]}{f' {resize}' if by else ''}; measure at one size, by one filter")
 
 
 def _drawn(drawer: Drawer, network: Features, protocol: Protocol, seed: int, prompts: list[str],
@@ -212,11 +225,14 @@ def _facts(network: Features, against: Measured) -> dict[str, Any]:
             "reference": {"count": count, "hash": against.hash}}  # fmt: skip
 
 
-def _metrics(protocol: Protocol, drawn: Measured, against: Measured) -> dict[str, Any]:
-    found = {}
+def _metrics(protocol: Protocol, drawn: Measured, against: Measured) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(values, intervals) of the metrics of images."""
+    found, around = {}, {}
     for metric in of_images(protocol):
-        found |= score(metric, drawn, against)
-    return found
+        values = score(metric, drawn, against)
+        found |= values
+        around |= intervals_of(metric, values, drawn, against, protocol.intervals)
+    return found, around
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ x are features of generated images, y of real ones. Frechet's and the kernel dis
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,17 +15,6 @@ from lgm.evaluate.distance import frechet_of_normals, pair, squared
 from lgm.evaluate.statistics import Statistics
 
 SEED = 2020  # of random choices, as torch-fidelity has it, whose numbers are those here
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A value, the bounds that a share `level` of resamples falls between, and their standard deviation."""
-
-    value: float
-    low: float
-    high: float
-    deviation: float
-    level: float = 0.95
 
 
 def inception_score(probabilities_NC: np.ndarray, splits: int = 10, seed: int | None = SEED) -> tuple[float, float]:
@@ -38,13 +27,17 @@ def inception_score(probabilities_NC: np.ndarray, splits: int = 10, seed: int | 
     if p.ndim != 2 or len(p) < splits or splits < 1:
         raise ValueError(f"an Inception score in {splits} parts needs as many images; there are {len(p)}")
     p = p if seed is None else p[np.random.RandomState(seed).permutation(len(p))]
-    scores = []
-    for i in range(splits):
-        part = p[i * len(p) // splits : (i + 1) * len(p) // splits]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            terms = np.where(part > 0, part * (np.log(part) - np.log(part.mean(0))), 0.0)
-        scores.append(np.exp(terms.sum(1).mean()))
+    scores = [np.exp(_divergences(part).mean()) for part in _splits(p, splits)]
     return float(np.mean(scores)), float(np.std(scores))
+
+
+def inception_score_error(probabilities_NC: np.ndarray, splits: int = 10, seed: int | None = SEED) -> float:
+    """The standard error of `inception_score`'s mean, by the delta method: the variance of a part's mean divergence is
+    that of its images' divergences over their number; that of p(y) is of second order."""
+    p = np.asarray(probabilities_NC, np.float64)
+    p = p if seed is None else p[np.random.RandomState(seed).permutation(len(p))]
+    found = [_divergences(part) for part in _splits(p, splits)]
+    return float(np.sqrt(sum(np.exp(2 * part.mean()) * part.var() / len(part) for part in found)) / splits)
 
 
 def precision_recall(x_ND: np.ndarray, y_MD: np.ndarray, neighbours: int = 3) -> tuple[float, float]:
@@ -121,25 +114,6 @@ def retrieval(images_ND: np.ndarray, captions_MD: np.ndarray, of_N: Sequence[int
     return found
 
 
-def bootstrap(metric: Callable[..., float], *samples: np.ndarray, resamples: int = 200, level: float = 0.95,
-              paired: bool = False, seed: int = 0) -> Interval:
-    """The percentile interval of metric(*samples) over samples drawn anew with replacement (Efron 1979).
-
-    samples: arrays whose rows are images; with `paired` they are drawn by the same rows. For means (scores, shares) it
-    is what it says. A distance between distributions is larger of resamples, where images repeat, than of the samples:
-    of those the width tells and the place does not, and `value` may lie outside.
-    """
-    value = float(metric(*samples))
-    rng = np.random.default_rng(seed)
-    found = np.empty(resamples)
-    for i in range(resamples):
-        rows = [rng.integers(0, len(part), len(part)) for part in samples[: 1 if paired else None]]
-        rows = rows * len(samples) if paired else rows
-        found[i] = metric(*(part[row] for part, row in zip(samples, rows, strict=True)))
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), float(found.std(ddof=1)), level)
-
-
 @dataclasses.dataclass(frozen=True)
 class Extrapolated:
     """A Frechet distance at `count` images, that of endlessly many by the line distance(N) = limit + slope / N, its
@@ -188,6 +162,16 @@ def frechet(x: Statistics, y: Statistics) -> float:
         raise ValueError(f"statistics of the features {x.features} ({x.name or 'x'}) and {y.features} "
                          f"({y.name or 'y'}) do not compare; take both of one network")
     return frechet_of_normals(x.mean, x.covariance, y.mean, y.covariance)
+
+
+def _splits(p_NC: np.ndarray, splits: int) -> list[np.ndarray]:
+    return [p_NC[i * len(p_NC) // splits : (i + 1) * len(p_NC) // splits] for i in range(splits)]
+
+
+def _divergences(p_NC: np.ndarray) -> np.ndarray:
+    """[N] KL(p(y|x) || p(y)) of each image."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(p_NC > 0, p_NC * (np.log(p_NC) - np.log(p_NC.mean(0))), 0.0).sum(1)
 
 
 def _directions(x: np.ndarray) -> np.ndarray:

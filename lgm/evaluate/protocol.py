@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lgm import registry
-from lgm.bounds import Count, Finite, Positive, Share, Whole
+from lgm.bounds import Count, Finite, Positive, Several, Share, Whole, Within
 from lgm.config import sections
+from lgm.evaluate.statistics import MOST
 from lgm.files import place, write_json
 from lgm.parsing import ConfigError, as_dict, parse
-from lgm.pictures import check_seed
+from lgm.pictures import LARGEST_SIDE, check_seed
 from lgm.untrusted import read_object
 
 VERSION = 1  # of the file's form
+MOST_BATCH, MOST_DRAWS = 4096, 100_000  # images of a program, parts that intervals are of
 OWN = ("train", "heldout")  # sources that are a run's own images
 OF_RUNS = ("heldout", "likelihood")  # metrics of a run's held-out images, of which nothing is drawn
 Filter = Literal["lanczos", "bicubic", "bilinear", "box"]
@@ -100,6 +102,16 @@ class Reference:
 
 
 @dataclasses.dataclass(frozen=True)
+class Intervals:
+    """How the metrics' intervals are made (`evaluate.intervals`): `draws` parts of the images, of the `seed`, and the
+    share `level` of values that an interval holds."""
+
+    draws: Several = 100
+    seed: Whole = 0
+    level: Within = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
 class Protocol:
     """All that a score depends on and that can be stated beforehand.
 
@@ -125,6 +137,7 @@ class Protocol:
     weights: Weights = Weights()
     features: Network = Network()
     reference: Reference = Reference()
+    intervals: Intervals = Intervals()
 
     def __post_init__(self):
         if not self.metrics:
@@ -133,6 +146,11 @@ class Protocol:
             raise ConfigError(f"protocol.seeds={list(self.seeds)} must be one or more that differ, as [0, 1]")
         for seed in self.seeds:
             check_seed(seed)
+        for name, value, most in (("count", self.count or 1, MOST // len(self.seeds)),
+                                  ("batch", self.batch, MOST_BATCH), ("size", max(self.size or (1, 1)), LARGEST_SIDE),
+                                  ("intervals.draws", self.intervals.draws, MOST_DRAWS)):
+            if value > most:
+                raise ConfigError(f"protocol.{name}: {value:,} is more than {most:,}, which is the most")
         names = [metric["name"] for metric in self.asked]
         if len(set(names)) < len(names):
             raise ConfigError(f"protocol.metrics names {max(names, key=names.count)} twice; once will do")
@@ -190,14 +208,16 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A score with all that it depends on: what was stated, what was found, and the metrics. `drawn` and `made_on`, the
-    hash of the pixels and the devices, tell of the run and are no part of the hash: they follow from it."""
+    """A score with all that it depends on: what was stated, what was found, the metrics, and their `intervals`. `drawn`
+    and `made_on`, the hash of the pixels and the devices, tell of the run and are no part of the hash: they follow from
+    it."""
 
     protocol: Protocol
     found: Found
     metrics: dict[str, Any]
     drawn: dict[str, Any]
     made_on: dict[str, Any]
+    intervals: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def hash(self) -> str:
@@ -208,7 +228,8 @@ class Evaluation:
         """What evaluation.json holds."""
         stated = as_dict(self.protocol)
         return {"hash": self.hash, "protocol_hash": digest(stated), "protocol": stated, "found": as_dict(self.found),
-                "metrics": self.metrics, "drawn": self.drawn, "made_on": self.made_on}  # fmt: skip
+                "metrics": self.metrics, "intervals": self.intervals, "drawn": self.drawn,
+                "made_on": self.made_on}  # fmt: skip
 
     def write(self, path: str | Path) -> None:
         """Write evaluation.json."""
@@ -225,12 +246,11 @@ def read_evaluation(path: str | Path) -> Evaluation:
         raise ConfigError(f"{words}; give an evaluation.json") from None
     if missing := [key for key in ("hash", "protocol", "found", "metrics") if key not in values]:
         raise ConfigError(f"{path} is no evaluation: it has no {missing[0]}; give what `lgm evaluate` wrote")
-    found = Evaluation(parse_protocol(values["protocol"]), parse(Found, values["found"], "found"), values["metrics"],
-                       values.get("drawn", {}), values.get("made_on", {}))
-    if found.hash != values["hash"]:
+    if digest(values["protocol"], values["found"]) != values["hash"]:
         raise ConfigError(f"{path} was changed after it was made: its hash is not that of its protocol and findings; "
                           "evaluate again")
-    return found
+    return Evaluation(parse_protocol(values["protocol"]), parse(Found, values["found"], "found"), values["metrics"],
+                      values.get("drawn", {}), values.get("made_on", {}), values.get("intervals", {}))
 
 
 def agreed_hash(what: str, stated: str | None, found: str) -> None:

@@ -63,6 +63,7 @@ def common_size(images: ImageSet) -> tuple[int, int]:
     first = stored_size(images.content(0), images.name(0))
     for row, size in enumerate(images.sizes()):
         if tuple(size) != first:
+            stored_size(images.content(row), images.name(row))  # one that cannot be read says so
             raise ConfigError(f"{images.name(row)} has {size[1]} x {size[0]} pixels, {images.name(0)} {first[1]} x "
                               f"{first[0]}; say a size, as --size={min(first)}, that all are brought to")
     return first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lgm.evaluate.networks.source import Source, loaded, shipped_weights
 from lgm.evaluate.preparation import Filter, Preparation
 from lgm.files import local
 from lgm.interop.components import read_json
+from lgm.interop.tensor_files import PICKLES
 from lgm.models.base import Model
 from lgm.parsing import ConfigError, near_miss
 
@@ -36,6 +38,11 @@ def source_of(name: str) -> tuple[str, str]:
                           "CLIPModel or a Dinov2Model")
     if path.suffix == ".safetensors" and path.is_file():
         return "inception", name
+    if name in SOURCES:
+        raise ConfigError(f"features={name} are read from a file or a folder; give {name}:PATH")
+    if path.suffix in PICKLES:
+        raise ConfigError(f"features={name} is a pickle, which can run code when read; lgm.evaluate.features has the "
+                          "line that converts one to safetensors")
     raise ConfigError(f"features={name} is neither a .safetensors file nor a folder with config.json"
                       f"{near_miss(name, SOURCES)}")
 
@@ -49,6 +56,9 @@ def _inception(filter: Filter) -> Callable[[str], Source]:
     def source(path: str) -> Source:
         model = Model(InceptionConfig(), Inception)
         levels = (127.5,) * 3 if filter == "bilinear_torch" else (128.0,) * 3  # pytorch-fid takes 2 x / 255 - 1
+        if Path(path).suffix in PICKLES:
+            raise ConfigError(f"{path} is a pickle, which can run code when read; lgm.evaluate.features has the line "
+                              "that converts one to safetensors")
         preparation = Preparation(299, filter, mean=levels, std=levels)
         return _classifier(model, loaded(inception_rules(), model, path), preparation, bias=False)
 

@@ -28,13 +28,15 @@ MOST = 1 << 23  # vectors, whose sums stay exact
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """count vectors' mean [D] and unbiased covariance [D, D], float64; `features` is the hash of the network that gave
-    them, "" where a file does not say; `name` is the network's, or the file's."""
+    them, `pictures` the size and the filter that brought pictures to it ("64x64", "64x64 lanczos"), each "" where
+    a file does not say; `name` is the network's, or the file's."""
 
     mean: np.ndarray
     covariance: np.ndarray
     count: int | None = None
     features: str = ""
     name: str = ""
+    pictures: str = ""
 
     @property
     def dim(self) -> int:
@@ -100,7 +102,8 @@ def of_features(features_ND: np.ndarray, features: str = "", name: str = "", row
 
 def save_statistics(path: str | Path, statistics: Statistics) -> None:
     """Write a safetensors file of mu and sigma, float64, with what they are of as metadata."""
-    said = {"count": json.dumps(statistics.count), "features": statistics.features, "name": statistics.name}
+    said = {"count": json.dumps(statistics.count), "features": statistics.features, "name": statistics.name,
+            "pictures": statistics.pictures}
     tensors = {"mu": np.ascontiguousarray(statistics.mean), "sigma": np.ascontiguousarray(statistics.covariance)}
     write_atomically(place(path), safetensors.numpy.save(tensors, metadata=said))
 
@@ -113,6 +116,8 @@ def read_statistics(path: str | Path) -> Statistics:
     path = local(path)
     try:
         found, said = _read_npz(regular(path)) if path.suffix == ".npz" else _read_safetensors(path)
+        if kinds := [key for key in ("mu", "sigma") if found[key].dtype.kind not in "fV"]:  # bfloat16 is a V to numpy
+            raise ValueError(f"{kinds[0]} is of {found[kinds[0]].dtype}; statistics are real numbers")
         mean, covariance = (np.asarray(found[key], np.float64) for key in ("mu", "sigma"))
     except FileNotFoundError:
         raise ConfigError(f"{path} is not there; give a .safetensors or .npz file with mu and sigma") from None
@@ -124,9 +129,12 @@ def read_statistics(path: str | Path) -> Statistics:
         raise ConfigError(f"{path}: mu {mean.shape} and sigma {covariance.shape} are not [D] and [D, D]")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ConfigError(f"{path} holds values that are not finite")
+    largest = np.abs(covariance).max()
+    if covariance.diagonal().min() < 0 or np.abs(covariance - covariance.T).max() > 1e-3 * largest:
+        raise ConfigError(f"{path}: sigma is no covariance: it is not symmetric, or has variances below 0")
     count = said.get("count", "null")
     return Statistics(mean, covariance, int(count) if count.isdigit() else None, said.get("features", ""),
-                      said.get("name") or path.name)
+                      said.get("name") or path.name, said.get("pictures", ""))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -142,3 +150,5 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             return {name: file[name] for name in ("mu", "sigma") if name in file.files}, {}
     except (zipfile.BadZipFile, OSError, EOFError, TypeError, AttributeError) as error:
         raise ValueError(f"it is no .npz of plain arrays ({' '.join(str(error).split())})") from None
+    except ValueError:  # NumPy takes any other file for a pickle
+        raise ValueError("it is no .npz of plain arrays; a pickle is not read") from None

@@ -42,7 +42,7 @@ DTYPES = {
     "BOOL": np.bool_,
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _MOST_AXES = 16
 _LONGEST_HEADER = 1 << 25  # bytes: a quarter of a million tensors
 
@@ -116,7 +116,7 @@ def open_weights(path: str | Path) -> Weights:
     path = local(path)
     if path.is_dir():
         path = _find(path)
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run code when read; convert it to safetensors")
     try:
         regular(path)
@@ -283,7 +283,7 @@ def _find(folder: Path) -> Path:
         return chosen[0]
     if chosen:
         raise ValueError(f"{folder} has several sets of weights ({', '.join(p.name for p in chosen)}); name one")
-    if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES):
+    if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES):
         refusal = "which can run code when read; convert them to safetensors"
         raise ValueError(f"{folder} has only pickled weights ({pickles[0]}), {refusal}")
     raise ValueError(f"{folder} has no .safetensors file and no index of them; give the folder of a model")

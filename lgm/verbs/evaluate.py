@@ -13,7 +13,7 @@ from lgm.evaluate.protocol import OF_RUNS, Evaluation, Protocol
 from lgm.evaluate.references import Pictures, common_size, is_statistics, open_set
 from lgm.evaluate.statistics import save_statistics
 from lgm.exporting import is_exported, open_exported
-from lgm.files import place, write_atomically
+from lgm.files import check_writable, place, write_atomically
 from lgm.parsing import ConfigError
 from lgm.systems.folders import load_pipeline
 from lgm.train.opening import open_parts, over_all_devices
@@ -81,6 +81,8 @@ def _images(arguments, folder: str) -> int:
     kept = None if arguments.statistics is None else place(arguments.statistics, "--statistics")
     if kept is not None and not is_statistics(str(kept)):
         raise ConfigError(f"--statistics={kept} should end in .safetensors")
+    if kept is not None:
+        _check_file(kept, "--statistics")
     if protocol.reference.source == "heldout" and kept is None:
         raise ConfigError("give --reference=FOLDER, a data set or a file of statistics, which the pictures are held to")
     out = None if kept is not None else _out(arguments, None)
@@ -96,18 +98,27 @@ def _images(arguments, folder: str) -> int:
 
 
 def _out(arguments, workdir: str | None) -> Path:
-    if arguments.out is not None:
-        return place(arguments.out, "--out")
-    if workdir is None:
+    if arguments.out is None and workdir is None:
         raise ConfigError("give --out=FILE.json, where the evaluation is written")
-    return place(workdir, "--workdir") / "evaluation.json"
+    out = place(workdir, "--workdir") / "evaluation.json" if arguments.out is None else place(arguments.out, "--out")
+    _check_file(out, "--out")
+    return out
+
+
+def _check_file(path: Path, flag: str) -> None:
+    """Raise ConfigError, one line, where no file can be written, before what would be in it is computed."""
+    if path.is_dir():
+        raise ConfigError(f"{flag}={path} is a folder; give a file's name")
+    check_writable(path, flag)
 
 
 def _keeper(folder: str, seeds: int):
     """Writes images as FOLDER/000012.png, of several seeds FOLDER/seed-3-000012.png."""
     path = place(folder, "--pictures")
-    if first() and path.exists() and any(path.iterdir()):  # others may find what the first has written
+    if first() and path.exists() and (not path.is_dir() or any(path.iterdir())):  # others may find what it has written
         raise ConfigError(f"--pictures={folder} is there already and not empty; give the name of a new folder")
+    if first():
+        check_writable(path, "--pictures")
 
     def keep(seed: int, number: int, image: np.ndarray) -> None:
         buffer = io.BytesIO()
@@ -125,10 +136,11 @@ def _said(result: Evaluation, out: Path) -> int:
 
 
 def in_words(result: Evaluation) -> str:
-    """The metrics in a line."""
-    shown = {name: value for name, value in result.metrics.items()
-             if isinstance(value, float) and not name.endswith("_error") and "_t0." not in name}
-    error = lambda name: f" +- {result.metrics[f'{name}_error']:.2g}" if f"{name}_error" in result.metrics else ""
+    """The metrics in a line, with what their intervals reach to."""
+    shown = {name: value for name, value in result.metrics.items() if isinstance(value, float)
+             and not name.endswith(("_error", "_deviation", "_bias")) and "_t0." not in name}
+    around = {name: f" ({part['low']:.4g} to {part['high']:.4g})" for name, part in result.intervals.items()}
+    errors = {name: f" +- {result.metrics[f'{name}_error']:.2g}" for name in shown if f"{name}_error" in result.metrics}
     of = f"{result.drawn['images']:,} images: " if result.drawn else ""
-    return of + ", ".join(f"{name.replace('_', ' ')} {value:.4g}{error(name)}" for name, value in shown.items())
-
+    return of + ", ".join(f"{name.replace('_', ' ')} {value:.4g}{(errors | around).get(name, '')}"
+                          for name, value in shown.items())

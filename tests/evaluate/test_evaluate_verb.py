@@ -51,7 +51,9 @@ def test_a_run_by_protocol_and_its_pictures_measured_again_say_the_same(evaluate
     words = [f"--protocol={tmp_path / 'p.json'}", f"--out={out}"]
     assert main(["evaluate", "images", str(tmp_path / "drawn"), *words]) == 0
     again = json.loads(out.read_text())
-    assert again["metrics"] == found["metrics"] and again["drawn"]["hash"] == found["drawn"]["hash"]
+    assert again["metrics"] == found["metrics"] and again["intervals"] == found["intervals"]
+    assert set(found["intervals"]) == {"frechet", "kernel"} and found["intervals"]["frechet"]["bias"] > 0
+    assert again["drawn"]["hash"] == found["drawn"]["hash"]
     assert again["found"]["reference"]["hash"] == found["found"]["reference"]["hash"]
     assert "8 images: frechet " in capsys.readouterr().out
     # and to the statistics of those, which are written first
@@ -96,6 +98,9 @@ def test_metrics_are_those_of_the_features(evaluated):
     (dict(metrics=["frechett"]), "'frechett' is no metric; did you mean 'frechet'?"),
     (dict(metrics=["frechet:x=1"]), "has no option 'x'"),
     (dict(metrics=["kernel"], count=2), "'kernel' needs 3 drawn images or more, and there are 2"),
+    (dict(metrics=["precision_recall:neighbours=8"]), "'precision_recall' needs 9 drawn images or more"),
+    (dict(metrics=["density_coverage:neighbours=0"]), "'density_coverage': neighbours=0 must lie in [1, 4294967295]"),
+    (dict(count=10**30), "which is the most"),
     (dict(reference=dict(source="heldout", hash="00")), "protocol.reference.hash=00 is not that of what was found"),
     (dict(weights=dict(hash="00")), "protocol.weights.hash=00 is not"),
     (dict(weights=dict(images=4)), "no multiple of config.batch_size=8"),
@@ -124,6 +129,19 @@ def test_pictures_that_cannot_be_measured_are_one_line(evaluated, tmp_path, caps
     assert "2.png has 48 x 64 pixels, " in refused("--reference=" + str(folder))
     (folder / "2.png").write_bytes((folder / "1.png").read_bytes()[:60])
     assert "2.png cannot be decoded" in refused("--reference=" + str(folder), "--size=64")
+    (folder / "2.png").write_text("no picture")
+    assert "2.png cannot be decoded" in refused("--reference=" + str(folder))
+    (folder / "2.png").write_bytes((folder / "1.png").read_bytes())
+    assert "pictures of 30 pixels do not divide by the 8" in refused("--reference=" + str(folder), "--size=30")
+    line = refused("--features=emoji_contrastive", "--metric=clip_score", "--reference=" + str(folder))
+    assert "0.png has no caption, which CLIP score" in line
+    assert "reads no captions" in refused("--metric=retrieval", "--reference=" + str(folder))
+    assert "is a pickle" in refused("--features=inception:w.pth") and "is a pickle" in refused("--features=w.pth")
+    assert "give inception:PATH" in refused("--features=inception")
+    assert "is a folder; give a file's name" in refused(f"--out={tmp_path}")
+    assert "0.png is a file; give a name in a folder" in refused(f"--out={folder / '0.png' / 'x.json'}")
+    if os.path.isdir("/proc/self"):
+        assert "nothing can be written in /proc" in refused("--out=/proc/absent/x.json")
     assert "are a run's own; give" in refused("--features=autoencoder")
     assert "'heldout' is of a run's held-out images" in refused("--metric=heldout")
     assert "--count is for images that are drawn" in refused("--count=3")
@@ -131,6 +149,9 @@ def test_pictures_that_cannot_be_measured_are_one_line(evaluated, tmp_path, caps
     assert "holds statistics of 3 features" in refused(f"--reference={tmp_path / 's.npz'}", "--size=64")
     other = Statistics(np.zeros(160), np.eye(160), 9, "00", "another")
     save_statistics(tmp_path / "s.safetensors", other)
+    save_statistics(tmp_path / "48.safetensors", Statistics(np.zeros(160), np.eye(160), 9, "", "", "48x48 lanczos"))
+    assert "statistics of pictures at 48x48 lanczos, and what is measured is at 64x64 lanczos" in refused(
+        f"--reference={tmp_path / '48.safetensors'}", "--size=64")
     assert "holds statistics of another (00), and the features are autoencoder:emoji64's" in refused(
         f"--reference={tmp_path / 's.safetensors'}", "--size=64")
 
@@ -149,10 +170,30 @@ def test_eight_devices_say_what_one_does_to_the_last_digit(evaluated, tiny_run, 
     """Pixels, features' sums and figures; a second run of one device too."""
     changes = {"metrics": ["heldout", "frechet", "kernel"]}
     found = [evaluated(**changes) for _ in range(2)]
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    words = [f"--workdir={tiny_run}", f"--protocol={tmp_path / 'protocol.json'}", f"--out={tmp_path / '8.json'}"]
-    subprocess.run([sys.executable, "-m", "lgm.cli", "evaluate", *words], check=True,
-                   env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags})  # fmt: skip
-    found.append(json.loads((tmp_path / "8.json").read_text()))
+    found.append(on_devices(8, tmp_path, f"--workdir={tiny_run}"))
     assert [one.pop("made_on")["devices"] for one in found] == [1, 1, 8]
     assert found[0] == found[1] == found[2]
+
+
+def on_devices(count, tmp_path, *words):
+    """The evaluation by tmp_path / protocol.json of a process of so many devices."""
+    words = [*words, f"--protocol={tmp_path / 'protocol.json'}", f"--out={tmp_path / 'devices.json'}"]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    subprocess.run([sys.executable, "-m", "lgm.cli", "evaluate", *words], check=True,
+                   env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags})  # fmt: skip
+    return json.loads((tmp_path / "devices.json").read_text())
+
+
+@pytest.mark.slow
+def test_networks_that_are_split_over_devices_draw_the_same_to_rounding(evaluated, tiny_run, tmp_path):
+    """On one device --split changes nothing, to the last digit."""
+    whole, one = (evaluated(f"--pictures={tmp_path / name}", *more, count=4) for name, more in (
+        ("whole", []), ("one", ["--split"])))
+    assert whole == one and "split" not in one["made_on"]
+    two = on_devices(2, tmp_path, f"--workdir={tiny_run}", "--split", f"--pictures={tmp_path / 'two'}")
+    assert two["made_on"]["split"] and two["made_on"]["devices"] == 2 and two["hash"] == whole["hash"]
+    for path in (tmp_path / "whole").iterdir():
+        ours, theirs = (np.asarray(Image.open(file)).astype(int) for file in (path, tmp_path / "two" / path.name))
+        assert np.abs(ours - theirs).max() <= 1  # sums of products in other parts, then rounded
+    for name, value in whole["metrics"].items():  # of images that differ by one level in some pixels
+        assert two["metrics"][name] == pytest.approx(value, rel=1e-2, abs=1e-2)

@@ -92,15 +92,6 @@ def test_retrieval():
         metrics.retrieval(images, captions, np.full(12, 6))
 
 
-def test_bootstrap_intervals_hold_as_often_as_they_say():
-    """The mean of 50 exponentials, 300 times: 95% intervals hold its expectation in 85 to 98%, as such do."""
-    draws = RNG.exponential(size=(300, 50))
-    found = [metrics.bootstrap(np.mean, draw, resamples=100, seed=i) for i, draw in enumerate(draws)]
-    assert 0.85 < np.mean([one.low <= 1 <= one.high for one in found]) < 0.98
-    pairs = metrics.bootstrap(lambda a, b: float((a - b).mean()), draws[0], draws[0] + 1, resamples=20, paired=True)
-    assert (pairs.low, pairs.high) == pytest.approx((-1, -1))  # the same rows of both
-
-
 def test_the_extrapolated_distance_has_less_bias():
     """Of samples of one distribution the distance is all bias, and the limit near that of the other sample alone."""
     x, y = RNG.standard_normal((1500, 12)), RNG.standard_normal((20000, 12))

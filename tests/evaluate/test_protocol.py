@@ -18,6 +18,7 @@ FULL = dict(
                  schedule={"shift": 3.0}, clip=4.0),
     weights=dict(kind="ema", images=96, half_life_images=32, hash="ab"), features=dict(name="inception:x", hash="cd"),
     reference=dict(source="photos", where={"category": "cats"}, hash="ef"),
+    intervals=dict(draws=20, seed=1, level=0.9),
 )  # fmt: skip
 FOUND = dict(system="mmdit", size=[64, 48], drawing={"solver": "heun"}, prompts={"count": 3, "hash": "a"},
              weights={"hash": "b"}, features={"hash": "c"}, reference={"hash": "d"}, versions={"jax": "0"})  # fmt: skip
@@ -51,7 +52,7 @@ def test_every_field_is_in_the_test_and_in_the_file():
             assert field.name in values, field.name
     for record, values in ((Protocol, FULL), (Found, FOUND), *(
             (type(getattr(parse_protocol(FULL), name)), FULL[name])
-            for name in ("prompts", "drawing", "weights", "features", "reference"))):
+            for name in ("prompts", "drawing", "weights", "features", "reference", "intervals"))):
         names(record, values)
     assert as_dict(parse_protocol(FULL)) == FULL
 
@@ -90,6 +91,8 @@ def test_an_evaluation_is_read_back_and_one_that_was_changed_is_refused(tmp_path
     ({"prompts": {"texts": [" "]}}, "which is empty"),
     ({"prompts": {"texts": ["a"], "source": "b"}}, "texts and a source"),
     ({"weights": {"kind": "raw", "half_life_images": 3}}, "of averaged weights"),
+    ({"intervals": {"level": 1.0}}, "protocol.intervals.level=1.0 must lie in (0, 1)"),
+    ({"intervals": {"draws": 1}}, "protocol.intervals.draws=1 must be at least 2"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(change, words):
     with pytest.raises(ConfigError) as error:

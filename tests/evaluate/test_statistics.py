@@ -46,10 +46,15 @@ def test_bad_files_are_one_line(tmp_path):
     np.savez(tmp_path / "shape.npz", mu=np.ones(3), sigma=np.eye(2))
     np.savez(tmp_path / "lacks.npz", mu=np.ones(3))
     np.savez(tmp_path / "nan.npz", mu=np.ones(1), sigma=np.full((1, 1), np.nan))
+    np.savez(tmp_path / "complex.npz", mu=np.ones(1, complex), sigma=np.ones((1, 1)))
+    np.savez(tmp_path / "negative.npz", mu=np.ones(2), sigma=-np.eye(2))
+    np.savez(tmp_path / "lopsided.npz", mu=np.ones(2), sigma=np.triu(np.ones((2, 2))))
     (tmp_path / "text.npz").write_text("no zip")
     (tmp_path / "text.safetensors").write_text("no tensors")
     for name, words in [("pickled.npz", "pickle"), ("shape.npz", "are not"), ("lacks.npz", "has no sigma"),
-                        ("nan.npz", "finite"), ("text.npz", "text.npz"), ("text.safetensors", "text.safetensors"),
+                        ("complex.npz", "complex128"), ("negative.npz", "no covariance"),
+                        ("lopsided.npz", "not symmetric"), ("nan.npz", "finite"),
+                        ("text.npz", "text.npz"), ("text.safetensors", "text.safetensors"),
                         ("absent.npz", "not there"), ("absent.safetensors", "not there")]:  # fmt: skip
         with pytest.raises(ConfigError, match=words) as error:
             read_statistics(tmp_path / name)
