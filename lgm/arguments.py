@@ -34,6 +34,8 @@ EXAMPLES = {
     "config": "lgm config\n"
               "         lgm config --config=configs/quickstart.py --diff",
     "presets": "lgm presets",
+    "completion": 'eval "$(lgm completion)"\n'
+                  "         lgm completion --shell=fish > ~/.config/fish/completions/lgm.fish",
     "encode": "lgm encode --config=configs/flags.py --out=caches/flags --part=0/4\n"
               "         lgm encode --config=configs/pod.py:flux_dev --out=gs://bucket/cache --text-dtype=bfloat16",
     "pairs": "lgm pairs --config=configs/few_steps/reflow.py:runs/quickstart --out=caches/pairs --part=0/4",
@@ -82,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--prompt", required=True, action="append", help="a caption; may be given several times")
     sample.add_argument("--out", required=True, help="the PNG to write; of several images a sheet, with each beside it "
                                                      "in a file of its own, OUT-1.png and so on")
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     sample.add_argument("--count", type=int, default=1, help="images a prompt")
     sample.add_argument("--steps", type=int, help="solver steps (default: the run's or the system's)")
     sample.add_argument("--guidance", type=float, help="guidance scale (default: the run's or the system's)")
@@ -196,14 +198,20 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--diff", action="store_true", help="those alone that are not the defaults")
     verb("presets", "info:presets", "Every published shape by name, for --preset of `lgm inspect` and for configs.")
 
+    completion = verb("completion", "info:completion", "Print what makes a shell complete verbs, flags and files.")
+    completion.add_argument("--shell", choices=("bash", "zsh", "tcsh", "fish", "powershell"), default="bash",
+                            help="for which; bash's is zsh's too (default: bash)")
+
     encode = verb("encode", "encode:run",
                   "Encode a config's images and captions once, for config.data.cache; run again to go on.")
     encode.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     encode.add_argument("--out", required=True, help="the cache's folder")
-    encode.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side")
+    encode.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side "
+                        "(default: 0/1, all)")
     encode.add_argument("--rows", type=int, default=1024,
                         help="images or captions a shard, of text at most 1 GiB (default: 1024)")
-    encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of latents on disk")
+    encode.add_argument("--dtype", choices=("float32", "float16"), default="float32",
+                        help="of latents on disk (default: float32)")
     encode.add_argument("--text-dtype", choices=("float32", "float16", "bfloat16", "int8"),
                         help="of what frozen text encoders say, on disk (default: what they compute in, which loses "
                              "nothing)")
@@ -256,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     launch = verb("launch", "cluster:launch", "Run a config on a cluster: Slurm, GKE, Cloud TPU VMs or this machine.")
     launch.add_argument("what", nargs="?", choices=("train", "sweep"), default="train",
                         help="one training run (default), or a sweep's runs, each a job of its own")
-    launch.add_argument("--on", required=True, choices=("slurm", "gke", "tpu-vm", "local"))
+    launch.add_argument("--on", required=True, choices=("slurm", "gke", "tpu-vm", "local"), help="where")
     launch.add_argument("--config", required=True, help="file.py or file.py:arg; override with --config.KEY=VALUE")
     launch.add_argument("--workdir", required=True, help="the run's folder, where the cluster sees it")
     launch.add_argument("--site", help="the site's TOML file (default: $LGM_SITE, or ~/.config/lgm/site.toml)")
@@ -292,7 +300,8 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--tokens-per-image", type=float, help="joins images and FLOPs by C = 6 params tokens")
     fit.add_argument("--budget", help="FLOPs to find the best N and D for, or a list: 1e21,1e22 (default: the "
                                       "largest run's, 10 and 100 times that)")
-    fit.add_argument("--max-params", type=float, default=float("inf"), help="that a recommended model may have")
+    fit.add_argument("--max-params", type=float, default=float("inf"), help="that a recommended model may have "
+                     "(default: any)")
     fit.add_argument("--predict", help="N,D whose loss is predicted, or several: '1e9,2e8;2e9,2e8'")
     fit.add_argument("--dataset", type=float, help="how many images (or tokens) there are, to be told of epochs")
     fit.add_argument("--sweep", help="the plan whose table this is: the next runs are of its ladders, and it is "
@@ -305,11 +314,11 @@ def parser() -> argparse.ArgumentParser:
                                                        "variable_projection (default: huber; all three are fitted)")
     fit.add_argument("--delta", type=float, default=1e-3, help="Huber's, of errors of ln loss (default: 1e-3)")
     fit.add_argument("--draws", type=int, default=1000, help="simulated tables that intervals are of (default: 1000)")
-    fit.add_argument("--seed", type=int, default=0, help="of the draws")
+    fit.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     fit.add_argument("--max-steps", type=int, default=4000, help="of each optimizer (default: 4000)")
     for name in ("min-params", "min-data", "min-flops"):
-        fit.add_argument(f"--{name}", type=float, default=0.0, help="drop rows below")
-    fit.add_argument("--max-loss", type=float, default=float("inf"), help="drop rows above")
+        fit.add_argument(f"--{name}", type=float, default=0.0, help="drop rows below (default: 0)")
+    fit.add_argument("--max-loss", type=float, default=float("inf"), help="drop rows above (default: none)")
     pod = fit.add_argument_group("budgets as pod-hours")
     pod.add_argument("--pod-hours", help="hours of the pod, or a list")
     pod.add_argument("--chips", type=int, help="chips in the pod")

@@ -24,6 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # apart, for argparse would take a word with a space in it for a path
     changes = [word for word in argv if word.startswith("--config.")]
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow (`lgm completion`)
+        import argcomplete
+
+        argcomplete.autocomplete(words.parser())
     arguments, rest = words.parser().parse_known_args([word for word in argv if word not in changes])
     try:
         overrides = _overrides([*rest, *changes], allowed=arguments.verb in CONFIGURED)

@@ -1,6 +1,7 @@
-"""Things made by name from config values: `make(kind, table, name, options)`."""
+"""Things made by name from config values: `make(kind, table, name, options)`; and names for things of one's own."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import math
@@ -11,6 +12,52 @@ from typing import Any
 from lgm.parsing import near_miss
 
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}  # of options, by their default
+# kind -> the module of its table of names, that table, and the record that it holds; without one, what makes the thing
+TABLES = {
+    "family": ("lgm.models.records", "FAMILIES", "Family"),
+    "loss": ("lgm.losses.records", "LOSSES", "Loss"),
+    "density": ("lgm.losses.densities", "DENSITIES", None),
+    "weighting": ("lgm.losses.weightings", "WEIGHTINGS", None),
+    "process": ("lgm.gaussian", "PROCESSES", None),
+    "solver": ("lgm.sampling.solvers", "SOLVERS", None),
+    "source": ("lgm.data.sources.finding", "SOURCES", None),
+}
+_own: set[tuple[str, str]] = set()  # (kind, name) of what was registered
+
+
+def register(kind: str, name: str, thing: Any) -> None:
+    """Give something of one's own a name, by which configs and the command line know it as they know the package's.
+
+    A module that does so is named in `config.imports`. Registering a name again replaces what it stood for.
+
+    Args:
+      kind: "family", "loss", "density", "weighting", "process", "solver" or "source".
+      name: a word, as in config.loss.name.
+      thing: of a family an `lgm.models.Family`, of a loss an `lgm.losses.Loss`. Otherwise what is called with the
+        options that stand beside the name in a config: it returns a `gaussian.Process`, a `sampling.Solver`, a density
+        `draw(key, shape)` of t, or a weighting, as the package's own of that kind do. A source is called as
+        `thing(rest, caption, bad)` for config.data.source="NAME:rest" and returns an `lgm.data.sources.Source`.
+
+    Raises:
+      ValueError: one line, for a kind that there is not, a name that is no word or the package's own, and a thing that
+        is no such record or cannot be called.
+    """
+    known("kind of thing to register", TABLES, kind)
+    module, table, record = TABLES[kind]
+    owner = importlib.import_module(module)
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{kind} {name!r} cannot be written in a config; give a name of letters, digits and _")
+    names = getattr(owner, table)
+    if name in names and (kind, name) not in _own:
+        raise ValueError(f"{kind} {name!r} is lgm's own; give yours another name")
+    if record is not None:
+        if not isinstance(thing, getattr(owner, record)):
+            raise ValueError(f"{kind} {name!r} must be an {'.'.join(module.split('.')[:2])}.{record}, not {thing!r}")
+        thing = dataclasses.replace(thing, name=name)
+    elif not callable(thing):
+        raise ValueError(f"{kind} {name!r} must be what makes one when it is called, not {thing!r}")
+    _own.add((kind, name))
+    names[name] = thing
 
 
 def make(kind: str, table: Mapping[str, Callable], name: str, options: Mapping[str, Any]):
@@ -39,13 +86,16 @@ def check_options(kind: str, act: Callable, name: str, options: Mapping[str, Any
             raise ValueError(f"{kind} {name!r} needs option {key!r}")
 
 
-def located(kind: str, name: str, places: Mapping[str, str], cls: type) -> Any:
-    """The record of a name among `places`, "package.module:RECORD" each, or of such a place itself, which imports that
-    module. Raises ValueError, one line, where there is none of the class `cls`."""
+def located(kind: str, name: str, places: Mapping[str, Any], cls: type) -> Any:
+    """The record of a name among `places`, "package.module:RECORD" each or a record that was registered, or of such a
+    place itself, which imports that module. Raises ValueError, one line, where there is none of the class `cls`."""
     place = places.get(name, name)
+    if isinstance(place, cls):
+        return place
     module, colon, attribute = place.partition(":")
     if not colon:
-        raise ValueError(f"unknown{near_miss(name, places)}; of a {kind} of your own give package.module:RECORD")
+        raise ValueError(f"unknown{near_miss(name, places)}; of a {kind} of your own give package.module:RECORD, "
+                         f"or a name that a module of config.imports registers")
     try:
         record = getattr(importlib.import_module(module), attribute, None)
     except (ImportError, ValueError) as error:

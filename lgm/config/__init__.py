@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lgm.config.combinations import check
+from lgm.config.imports import load_imports
 from lgm.config.reading import read_config_file
 from lgm.config.sections import (
     EMA,
@@ -34,9 +35,9 @@ from lgm.files import place, read_json
 from lgm.models import FAMILIES, family, family_of
 from lgm.parsing import ConfigError, as_dict, differences, parse
 
-# where and in which pieces a step is computed, not what: a run may go on with others
-PLACING = ("mesh", "attention", "accumulate", "optimizer.offload", "data.threads", "data.bad_share", "model.remat",
-           "model.group", "model.unroll")
+# where and in which pieces a step is computed and from where code comes, not what: a run may go on with others
+PLACING = ("imports", "mesh", "attention", "accumulate", "optimizer.offload", "data.threads", "data.bad_share",
+           "model.remat", "model.group", "model.unroll")
 
 
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -63,6 +64,7 @@ def _as_it_is(values: Mapping[str, Any]) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Parse a plain nested dict; every error is one line."""
     values = dict(values)
+    load_imports(values)
     values["model"] = _parse_model(values.get("model"), "config.model")
     if isinstance(values.get("text"), Mapping):
         text = dict(values["text"])

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lgm import files
+from lgm.config import imports
 from lgm.parsing import ConfigError
 
 
@@ -26,8 +27,9 @@ def read_config_file(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> di
     path = files.local(file, "--config") if scheme else Path(file)
     if not scheme and not path.exists() and path.parts[:1] == ("configs",):
         path = files.shipped(file) or path
+    folder = file.rpartition("/")[0] if scheme else str(path.parent)
     if path.suffix == ".json" and path.is_file():
-        return _with_overrides(_read_json(path), overrides)
+        return _with_overrides(_read_json(path), overrides, folder)
     if path.suffix != ".py" or not path.is_file():
         raise ConfigError(f"--config={spec}: {file} is not a config file; give a .py file with get_config(), or a "
                           "run's config.json")
@@ -43,7 +45,7 @@ def read_config_file(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> di
     except Exception as error:
         line = str(error).splitlines()[0] if str(error) else ""
         raise ConfigError(f"--config={spec}: {file} failed with {type(error).__name__}: {line}") from error
-    return _with_overrides(config.to_dict() if isinstance(config, ConfigDict) else config, overrides)
+    return _with_overrides(config.to_dict() if isinstance(config, ConfigDict) else config, overrides, folder)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -56,9 +58,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _with_overrides(config: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _with_overrides(config: dict[str, Any], overrides: Sequence[tuple[str, str]], folder: str) -> dict[str, Any]:
     for key, text in overrides:
         _override(config, key, text)
+    imports.resolve(config, folder)
     return config
 
 

@@ -392,7 +392,8 @@ class Config:
     init_from: a diffusers folder, or the folder of a run, whose denoiser's weights training starts from. lora: train
     low-rank changes to them instead of the weights themselves; all else is then frozen. accumulate: pieces of a batch
     whose gradients are summed before an update, for a batch that does not fit. attention: what computes it
-    (`lgm.models.attention`).
+    (`lgm.models.attention`). imports: modules of your own, which register what the config names (`lgm.register`), by
+    name or as .py files, from the config's folder.
     """
 
     name: str
@@ -415,6 +416,7 @@ class Config:
     log: Log = Log()
     mesh: Mesh = Mesh()
     attention: Implementation = "auto"
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self):
         own = {}  # a run's config.json says how it draws

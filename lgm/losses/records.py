@@ -1,11 +1,10 @@
 """What a loss is, said once in the file that has it, in a record that all ask who need to know of it.
 
 A loss from outside the package is named in a config by where its record stands,
-`loss.name="package.module:RECORD"`.
+`loss.name="package.module:RECORD"`, or by the name that it was given (`lgm.register`).
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -16,8 +15,8 @@ from lgm.gaussian import Process
 from lgm.losses.densities import Density
 from lgm.losses.weightings import Weighting
 
-# name -> where the record stands
-LOSSES: dict[str, str] = {
+# name -> where the record stands, or a record that was registered
+LOSSES: dict[str, "str | Loss"] = {
     "denoising": "lgm.losses.denoising:DENOISING",
     "contrastive": "lgm.losses.contrastive:CONTRASTIVE",
     "reflow": "lgm.losses.reflow:REFLOW",
@@ -86,7 +85,6 @@ class Loss:
     extra: Callable[[Any], Collection[str]] = lambda loss: ()
 
 
-@functools.cache
 def loss(name: str) -> Loss:
     """The loss of a name, or of "package.module:RECORD". Raises ValueError, one line, where there is none."""
     return dataclasses.replace(registry.located("loss", name, LOSSES, Loss), name=name)

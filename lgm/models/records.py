@@ -1,9 +1,9 @@
 """What a family of networks is, said once beside its module, in a record that all ask who need to know of it.
 
-A family from outside the package is named in a config by where its record stands,
-`model.family="package.module:RECORD"`, which is the module that defines its configuration class. That is a frozen
-dataclass with `channels`, those of the latents; the network is built as `module(config, rngs=...)` and called as
-`Model.apply` says.
+A family from outside the package is named in a config by the name that it was given (`lgm.register`), or by where its
+record stands, `model.family="package.module:RECORD"`, which is the module that defines its configuration class. That is
+a frozen dataclass with `channels`, those of the latents; the network is built as `module(config, rngs=...)` and called
+as `Model.apply` says.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from flax import nnx
 from lgm import registry
 from lgm.models.base import Conditioning
 
-# name -> where the record stands
-FAMILIES: dict[str, str] = {
+# name -> where the record stands, or a record that was registered
+FAMILIES: dict[str, str | Family] = {
     "autoencoder": "lgm.models.autoencoder:AUTOENCODER",
     "frame_autoencoder": "lgm.models.frame_autoencoder:FRAME_AUTOENCODER",
     "clip_text": "lgm.models.clip_text:CLIP_TEXT",
@@ -128,9 +128,14 @@ class Family:
         return like(*side, config.channels), like(), cond
 
 
-@functools.cache
 def family(name: str) -> Family:
     """The family of a name, or of "package.module:RECORD". Raises ValueError, one line, where there is none."""
+    found = FAMILIES.get(name)
+    return found if isinstance(found, Family) else _located(name)
+
+
+@functools.cache
+def _located(name: str) -> Family:
     record = registry.located("family", name, FAMILIES, Family)
     if record.config.__module__ != FAMILIES.get(name, name).partition(":")[0]:
         raise ValueError(f"{record.config.__name__} is defined in {record.config.__module__}, where its record must "
@@ -140,12 +145,13 @@ def family(name: str) -> Family:
 
 def family_of(config: Any) -> Family:
     """The family of a configuration. Raises TypeError for anything else."""
-    return _family_of(type(config))
+    registered = (found for found in FAMILIES.values() if isinstance(found, Family) and found.config is type(config))
+    return next(registered, None) or _family_of(type(config))
 
 
 @functools.cache
 def _family_of(cls: type) -> Family:
-    names = {place: name for name, place in FAMILIES.items()}
+    names = {place: name for name, place in FAMILIES.items() if isinstance(place, str)}
     for attribute, value in vars(sys.modules[cls.__module__]).items():
         if isinstance(value, Family) and value.config is cls:
             place = f"{cls.__module__}:{attribute}"
@@ -155,4 +161,4 @@ def _family_of(cls: type) -> Family:
 
 def families(role: str) -> tuple[Family, ...]:
     """The package's families of a role."""
-    return tuple(found for found in map(family, FAMILIES) if found.role == role)
+    return tuple(found for found in map(family, tuple(FAMILIES)) if found.role == role)

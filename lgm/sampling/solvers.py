@@ -66,13 +66,13 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
 def solver(name: str, **options) -> Solver:
     """The solver of that name, one object for one choice; ValueError, one line, for a name or option there is not."""
     try:
-        return _solver(name, **options)
+        return _solver(name, SOLVERS.get(name), **options)
     except TypeError:  # an option that cannot be hashed is none that there is
         return registry.make("solver", SOLVERS, name, options)
 
 
 @functools.cache  # so that a compiled step is found again
-def _solver(name: str, **options) -> Solver:
+def _solver(name: str, method: Callable | None, /, **options) -> Solver:
     return registry.make("solver", SOLVERS, name, options)
 
 

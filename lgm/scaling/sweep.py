@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from lgm import config as schema
 from lgm.config import Config
+from lgm.config.imports import load_imports
 from lgm.config.reading import read_config_file
 from lgm.config.sections import need
 from lgm.models import build
@@ -164,6 +165,7 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
 def parse_sweep(values: Mapping[str, Any]) -> Sweep:
     """The sweep of a file's values. Raises ConfigError, one line."""
     sweep = parse(Sweep, values, "config")
+    load_imports(sweep.base)
     tables = {}
     for table, kind in (("architectures", Architecture), ("objectives", Objective)):
         parts = getattr(sweep, table)

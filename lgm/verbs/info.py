@@ -1,4 +1,4 @@
-"""What there is: `lgm config`, `lgm presets`, `lgm inspect` and `lgm data`."""
+"""What there is: `lgm config`, `lgm presets`, `lgm completion`, `lgm inspect` and `lgm data`."""
 
 from lgm.parsing import ConfigError
 
@@ -19,6 +19,13 @@ def presets(arguments, overrides) -> int:
     from lgm import describing
 
     print(describing.presets())
+    return 0
+
+
+def completion(arguments, overrides) -> int:
+    import argcomplete
+
+    print(argcomplete.shellcode(["lgm"], shell="bash" if arguments.shell == "zsh" else arguments.shell))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import fnmatch
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -20,7 +20,11 @@ from lgm.parsing import ConfigError
 
 SHIPPED = {"emoji64": "emoji64/emoji64.zip", "flags": "flags/flags.zip"}
 SHARDS = {"webdataset": WebDataset, "parquet": Parquet, "array_record": ArrayRecord}
-KINDS = ("metadata", "images", *SHARDS, "tfds")
+# kind -> what opens KIND:REST, called with (REST, caption, bad); None where looking at the path REST says how
+SOURCES: dict[str, Callable[..., Source] | None] = {
+    **dict.fromkeys(("metadata", "images", *SHARDS)),
+    "tfds": lambda rest, caption, bad: TensorFlowDataset(rest),
+}
 ENDINGS = {".tar": "webdataset", ".parquet": "parquet", ".arrayrecord": "array_record", ".array_record": "array_record"}
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
 UNPACK = " is packed as a whole, and images are read at random: unpack it to a folder or a .tar"
@@ -29,19 +33,19 @@ WHAT = f"give {', '.join(SHIPPED)}, a folder, a zip, shards (.tar, .parquet, .ar
 
 def open_source(spec: str, caption: str | tuple[str, ...] = "text", bad: Bad | None = None) -> Source:
     """The collection at `spec`: a shipped name, a path, a pattern of shards (data-*.tar), or KIND:path, KIND being one
-    of `KINDS`, where looking would find another.
+    of `SOURCES`, where looking would find another or there is nothing to look at.
 
     Records of which no image can be made are left out and noted in `bad`; by default any is an error. `caption` are
     the fields that are wanted as captions. Raises ValueError, one line, for what is no collection.
     """
     bad = Bad() if bad is None else bad
     kind, colon, rest = spec.partition(":")
-    if colon and kind in KINDS and not rest.startswith("//"):
+    if colon and kind in SOURCES and not rest.startswith("//"):
+        if (opened := SOURCES[kind]) is not None:
+            return opened(rest, caption, bad)
         spec = rest
     else:
         kind = ""
-    if kind == "tfds":
-        return TensorFlowDataset(spec)
     if spec in SHIPPED and not kind:
         path = Path(str(resources.files("lgm.data") / SHIPPED[spec]))
     else:
