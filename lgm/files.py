@@ -26,7 +26,7 @@ UNREADABLE = re.compile(r"[][*?\\]")  # what globs and tensorstore's URLs read a
 LAST = ("config.json", "index.json", "commit_success.txt", "model_index.json")  # what says that a folder is whole
 
 
-def place(name: str | os.PathLike, flag: str = "") -> Path:
+def place(name: str | Path, flag: str = "") -> Path:
     """The path of a file or folder, of the file system or of a store; nothing is made or asked for.
 
     `flag` is what the user said it with, as "--workdir". Raises ConfigError, one line, for an empty name, one that is
@@ -189,9 +189,9 @@ def write_folder(out: str | os.PathLike, write: Callable[[Path], None]) -> None:
     say what the folder is come last."""
     out = place(out)
     if is_remote(out):
-        with tempfile.TemporaryDirectory(prefix="lgm-") as temporary:
-            write(Path(temporary))
-            copy(Path(temporary), out)
+        with tempfile.TemporaryDirectory(prefix="lgm-") as scratch:
+            write(Path(scratch))
+            copy(Path(scratch), out)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name[:100]}."))

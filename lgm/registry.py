@@ -106,7 +106,7 @@ def located(kind: str, name: str, places: Mapping[str, Any], cls: type) -> Any:
     return record
 
 
-def known(kind: str, table: Mapping[str, Callable], name: str) -> None:
+def known(kind: str, table: Mapping[str, Any], name: str) -> None:
     """Raise ValueError, one line, for a name that is not in the table."""
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {kind} {name!r}{near_miss(name, table)}")

@@ -234,7 +234,9 @@ def build_system(config: Config, layout: Layout | None = None, cached: bool = Fa
     frozen = {} if cached else read_autoencoder(config, layout)
     autoencoder = autoencoder_of(config.autoencoder)
     check_parts(config, autoencoder.config)
-    text = tokenizer = folder = None
+    text: Model | None = None
+    tokenizer: Any = None
+    folder: FolderText | CachedText | None = None
     if config.text and config.text.folder:
         folder, params = load_text(config.text.folder, config.data.size, config.model.dtype, shard,
                                    config.text.classes, only=() if cached else TEXT)

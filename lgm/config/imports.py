@@ -60,7 +60,7 @@ def _load_file(name: str) -> None:
         raise ConfigError(f"config.imports: {name} is not there; give the file's path from the config's folder")
     module = path.stem
     if (loaded := sys.modules.get(module)) is not None:
-        if getattr(loaded, "__file__", None) and Path(loaded.__file__).resolve() == path.resolve():
+        if (place := getattr(loaded, "__file__", None)) and Path(place).resolve() == path.resolve():
             return
         raise ConfigError(f"config.imports: {name} cannot be imported, for there is another module {module!r}; give "
                           "the file another name")

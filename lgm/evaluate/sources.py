@@ -29,14 +29,14 @@ def source_of(name: str) -> tuple[str, str]:
         return kind, path
     if colon and re.fullmatch(r"\w+", kind) and not path.startswith("//"):
         raise ConfigError(f"features={name} is of no kind that is known{near_miss(kind, SOURCES)}")
-    path = local(name)
-    if path.is_dir() and (path / "config.json").is_file():
-        said = str(read_json(path / "config.json").get("model_type"))
+    there = local(name)
+    if there.is_dir() and (there / "config.json").is_file():
+        said = str(read_json(there / "config.json").get("model_type"))
         if (kind := said.partition("_")[0]) in SOURCES:
             return kind, name
         raise ConfigError(f"features={name}: model_type={said!r} is of no feature network; give a folder of a "
                           "CLIPModel or a Dinov2Model")
-    if path.suffix == ".safetensors" and path.is_file():
+    if there.suffix == ".safetensors" and there.is_file():
         return "inception", name
     if name in SOURCES:
         raise ConfigError(f"features={name} are read from a file or a folder; give {name}:PATH")

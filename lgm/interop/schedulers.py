@@ -54,7 +54,7 @@ _LEVELS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas
 VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
 # what a class can do besides that has no equal here
 _REFUSED = ("trained_betas", "thresholding", "solver_p", "invert_sigmas")
-_FIXED = {
+_FIXED: dict[str, dict[str, tuple]] = {
     "DDPMScheduler": {"variance_type": tuple(VARIANCES)},
     "EulerDiscreteScheduler": {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
     "DEISMultistepScheduler": {"solver_order": (2, 1, 3), "use_flow_sigmas": (False,)},

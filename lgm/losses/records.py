@@ -34,6 +34,9 @@ class OfDraws:
     """`loss(predict, x, cond, key, **extra) -> (scalar, metrics)` of a loss that is `given` what it draws (`draw`), so
     that a batch that is taken in pieces draws for all of it first."""
 
+    draw: Callable[..., Any]
+    given: Callable[..., tuple[jax.Array, dict]]
+
     def __call__(self, predict: Callable, x: jax.Array, cond, key: jax.Array, **extra) -> tuple[jax.Array, dict]:
         return self.given(predict, x, cond, *self.draw(key, x.shape), **extra)
 

@@ -137,7 +137,7 @@ def family(name: str) -> Family:
 @functools.cache
 def _located(name: str) -> Family:
     record = registry.located("family", name, FAMILIES, Family)
-    if record.config.__module__ != FAMILIES.get(name, name).partition(":")[0]:
+    if record.config.__module__ != str(FAMILIES.get(name, name)).partition(":")[0]:
         raise ValueError(f"{record.config.__name__} is defined in {record.config.__module__}, where its record must "
                          "stand, too")
     return dataclasses.replace(record, name=name)

@@ -331,7 +331,7 @@ def rung(size: int, *, base: str = "sd15", head_size: int = 64, **options) -> UN
     """A U-Net that keeps the levels and depths of its `base`, at 8 `size` channels: 40 is the released width of 320."""
     if base not in LADDERS:
         raise ValueError(f"base={base!r} of a U-Net ladder is not one of {', '.join(LADDERS)}")
-    fields = dict(LADDERS[base])
+    fields: dict[str, Any] = dict(LADDERS[base])
     widths = tuple(8 * size * times for times in fields.pop("times"))
     heads = tuple(max(h for h in range(1, max(width // head_size, 1) + 1) if width % h == 0) for width in widths)
     groups = math.gcd(widths[0], 32)

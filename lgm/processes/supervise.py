@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from lgm.parsing import ConfigError
 from lgm.processes.hub import BEAT, SETTLE, Hub, _send
@@ -34,7 +35,9 @@ class Supervisor:
         self.place, self.bounds, self.command = place, bounds, command
         self.standby, self.shrunk, self.step, self.fits, self.peers = standby, shrunk, -1, 0, []
         self.stopped = False
-        self.hub = self.child = self.to_hub = None
+        self.hub: Any = None
+        self.child: Any = None
+        self.to_hub: Any = None
         self.heard_hub = self.heard_child = time.monotonic()
 
     async def run(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 from lgm.parsing import ConfigError
 
@@ -24,13 +25,13 @@ class Bounds:
     @staticmethod
     def read(given: dict[str, float | None]) -> Bounds:
         """From the command line (`given`), else LGM_PATIENCE, LGM_WAIT and LGM_REPORT, else the defaults."""
-        values = {}
+        values: dict[str, Any] = {}
         for field in dataclasses.fields(Bounds):
             name = f"LGM_{field.name.upper()}"
-            word = given.get(field.name)
+            word: Any = given.get(field.name)
             word = os.environ.get(name) if word is None else word
             try:
-                value = field.default if word is None else float(word)
+                value: Any = field.default if word is None else float(word)
             except ValueError:
                 value = -1.0
             if not 0 < value < float("inf"):

@@ -1,5 +1,7 @@
 """DDPM's ancestral step with each of the variances that the released codes know."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from lgm.gaussian import Process
@@ -24,7 +26,7 @@ def ddpm(variance: str = "small") -> Solver:
         return ancestral()
 
     def step(process: Process, denoise: Denoise, x, memory, t, s, key):
-        ends = denoise(x, t)
+        ends: Any = denoise(x, t)  # a `Spread`, where the network gives variances
         at, to = level(process, t), arrival(process, s)
         shrink = decay(at, to)
         mean = to.a * ends.x + to.b * shrink * ends.eps

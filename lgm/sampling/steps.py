@@ -41,7 +41,7 @@ class Solver(NamedTuple):
     """
 
     step: Callable
-    start: Callable[[jax.Array], Any] = lambda x: ()
+    start: Callable[..., Any] = lambda x: ()
     jumps: bool = False
     counts: bool = False
     variance: bool = False

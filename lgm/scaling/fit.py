@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -249,7 +250,7 @@ def _isoflop(family: Family, budgets) -> dict | None:
         return None
     slices = [{"budget": s.budget, "points": len(s.rows), "params": s.n if s.reason is None else None,
                "loss": s.loss if s.reason is None else None, "reason": s.reason} for s in found.slices]
-    result = {"slices": slices, "reason": found.reason, "lost": found.lost,
+    result: dict[str, Any] = {"slices": slices, "reason": found.reason, "lost": found.lost,
               "N": None, "D": None, "predictions": []}
     if found.reason is None:
         p, slope, drawn = family.cost.p, found.line[1], found.draws[:, 1]

@@ -112,8 +112,8 @@ def test_what_cannot_be_imported_is_one_line(imports, line, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_ones_own_parts_goes_on_and_draws_from_another_folder(tmp_path):
-    """Each command is a process of its own, which knows the parts by the run's config.json alone; the first two train as
-    one run, as a cluster's would."""
+    """Each command is a process of its own, which knows the parts by the run's config.json alone; the first two
+    train as one run, as a cluster's would."""
     here, there = tmp_path / "project", tmp_path / "elsewhere"
     there.mkdir()
     shutil.copytree(EXAMPLES, here, ignore=shutil.ignore_patterns("*.ipynb", "__pycache__"))

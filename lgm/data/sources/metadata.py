@@ -22,7 +22,7 @@ from lgm.data.sources.source import Bad, is_unicode, with_splits
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SEPARATORS = (",", ";", "\t")  # of a CSV: that which its heading has most of
-SCAN = json.JSONDecoder().scan_once
+SCAN = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # which has no name in its documentation
 
 
 class Metadata:
