@@ -1,10 +1,11 @@
 """What a family's fits predict, each quantity on its own evidence, and one family against another.
 
 A prediction may be well known where no exponent is: along the valley of equally good laws they trade places and the
-from typing import Any
 loss that they give stays. So what is asked of a quantity is how far it spreads over draws and methods, not of what it
 was made.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,8 @@ def compare(first: Family, second: Family, settings: Settings, budgets: list[flo
 
     The families' draws are independent, so that a draw of each makes a draw of the difference.
     """
-    result: dict[str, Any] = {"families": [first.runs.family, second.runs.family], "exponents": {}, "budgets": [], "reason": None}
+    result: dict[str, Any] = {"families": [first.runs.family, second.runs.family], "exponents": {}, "budgets": [],
+                              "reason": None}
     for family in (first, second):
         reason = family.refusal(settings.method)
         if reason:

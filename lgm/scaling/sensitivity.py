@@ -1,8 +1,9 @@
 """How much a fit depends on what was fitted: sizes, points, budgets left out, Huber's delta, and the largest budget.
 
 Leaving out is a weight of zero, so each table here is one batch of fits.
-from typing import Any
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -115,8 +116,8 @@ def held_out(runs: Runs, whole: Fit, delta: float, draws: int, seed: int,
     """
     top, what, name, limit = largest(runs, above)
     rest, held = runs.take(~np.isin(runs.run, runs.run[top])), runs.take(top)
-    result: dict[str, Any] = {"budget": limit, "unit": name, "what": what, "fitted": len(rest), "runs": [], "inside": 0, "of": 0,
-              "worst": None, "reason": None}
+    result: dict[str, Any] = {"budget": limit, "unit": name, "what": what, "fitted": len(rest), "runs": [],
+                              "inside": 0, "of": 0, "worst": None, "reason": None}
     if not top.any():
         return result | {"reason": f"no run has {name} above {limit:g}: nothing to hold out"}
     reason = identify.unfittable(rest) or next(iter(identify.by_design(rest).values()), None)

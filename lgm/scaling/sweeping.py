@@ -149,7 +149,7 @@ def totals(plan: Sweep, runs: list[Run]) -> list[str]:
 
 def candidates(given: dict, family: Family, most: float) -> Candidates:
     """Runs of a family's ladder of at most so many FLOPs, seeds counted: sizes about those of the plan that is given,
-    amounts from the table's least to four times its most. Raises ConfigError, one line, where the plan has no such family."""
+    amounts from the table's least to four times its most. Raises ConfigError, one line, where it has no such family."""
     plan = parse_sweep(given)
     pairs = {f"{name} {objective}": (name, objective) for name in plan.architectures for objective in plan.objectives}
     if family.runs.family not in pairs:
