@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", required=True, help="the PNG to write; of several images a sheet, with each beside it "
                                                      "in a file of its own, OUT-1.png and so on")
     sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    sample.add_argument("--count", type=int, default=1, help="images a prompt")
+    sample.add_argument("--count", type=int, default=1, help="images a prompt (default: 1)")
     sample.add_argument("--steps", type=int, help="solver steps (default: the run's or the system's)")
     sample.add_argument("--guidance", type=float, help="guidance scale (default: the run's or the system's)")
     sample.add_argument("--solver", help="NAME or NAME:OPTION=VALUE, as unipc:order=3 (default: the run's or the "
@@ -221,9 +221,10 @@ def parser() -> argparse.ArgumentParser:
     pairs.add_argument("--config", required=True, help="file.py or file.py:arg of the run that they are for; override "
                                                        "with --config.KEY=VALUE")
     pairs.add_argument("--out", required=True, help="the cache's folder")
-    pairs.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side")
+    pairs.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side "
+                       "(default: 0/1, all)")
     pairs.add_argument("--rows", type=int, default=1024, help="pairs a shard (default: 1024)")
-    pairs.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of both on disk")
+    pairs.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of both on disk (default: float32)")
 
     data = verb("data", "info:data",
                 "Say what a collection of images is: kind, sizes, buckets, captions, bad files.")
