@@ -224,7 +224,8 @@ def parser() -> argparse.ArgumentParser:
     pairs.add_argument("--part", default="0/1", metavar="I/N", help="the I-th of N shares, for processes side by side "
                        "(default: 0/1, all)")
     pairs.add_argument("--rows", type=int, default=1024, help="pairs a shard (default: 1024)")
-    pairs.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of both on disk (default: float32)")
+    pairs.add_argument("--dtype", choices=("float32", "float16"), default="float32",
+                       help="of both on disk (default: float32)")
 
     data = verb("data", "info:data",
                 "Say what a collection of images is: kind, sizes, buckets, captions, bad files.")
