@@ -17,20 +17,28 @@ import pytest
 from lgm.launching import machines, tpu_vm
 
 pytestmark = pytest.mark.slow
-READ_BY_GCLOUD = """
-import contextlib, io, json, sys
+READ_BY_GCLOUD = """  # loaded once; each command in a process of its own
+import json, os, sys, tempfile
 root = sys.argv[1]
 sys.path[:0] = [f"{root}/lib", f"{root}/lib/third_party"]
 from googlecloudsdk import gcloud_main
-client = gcloud_main.CreateCLI([])
+client, told = gcloud_main.CreateCLI([]), []
 for words in json.load(sys.stdin):
-    text, code = io.StringIO(), None
-    with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
-        try:
-            client.Execute(words[1:])
-        except SystemExit as end:
-            code = end.code
-    print(json.dumps([code, text.getvalue()]))
+    with tempfile.TemporaryFile("w+") as file:
+        child = os.fork()
+        if not child:
+            os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+            code = 0
+            try:
+                client.Execute(words[1:])
+            except SystemExit as end:
+                code = end.code
+            finally:
+                sys.stderr.flush(), os._exit(code)
+        _, status = os.waitpid(child, 0)
+        file.seek(0)
+        told.append([os.waitstatus_to_exitcode(status), file.read()])
+print(json.dumps(told))
 """
 
 
@@ -74,7 +82,7 @@ def test_gcloud_takes_what_is_run(values, nobody, monkeypatch):
     done = subprocess.run([sys.executable, "-c", READ_BY_GCLOUD, str(root)], input=json.dumps([wrong, *asked]),
                           env=nobody, capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (code, text), *told = [json.loads(line) for line in done.stdout.splitlines()]
+    (code, text), *told = json.loads(done.stdout)
     assert code == 2 and "Invalid choice: 'v6e'" in text  # what wrong words are told
     assert len(told) == len(asked)
     for words, (code, text) in zip(asked, told, strict=True):
