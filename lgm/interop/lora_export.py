@@ -21,13 +21,14 @@ Form = Literal["diffusers", "kohya", "comfy"]
 
 class Pair(NamedTuple):
     """What one module of theirs changes by, scale up down: down [rank, in, ...], up [out, rank, ...]. Modules that
-    share a `down` have one `key`."""
+    share a `down` have one `key`. `magnitude` [out] is DoRA's of the changed weight's rows."""
 
     module: str
     down: np.ndarray
     up: np.ndarray
     key: tuple[str, int | None]
     scale: float
+    magnitude: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,25 +56,35 @@ def save_lora(folder: str | Path, networks: Mapping[str, tuple[Naming, Iterable[
         else:
             fused = fused_pairs(pairs, naming.original)
             tensors += kohya_tensors(fused, naming.prefix) if form == "kohya" else [
-                (naming.prefix + name, tensor) for name, tensor in lora_tensors(fused)]
+                (naming.prefix + name, tensor) for name, tensor in lora_tensors(fused, peft=False)]
     dtype = np.float32 if dtype is None else dtype
     save([(name, cast(name, tensor, dtype)) for name, tensor in tensors], folder, STEM)
 
 
-def lora_tensors(pairs: Iterable[Pair]) -> Iterator[tuple[str, np.ndarray]]:
-    """A and B of every module of theirs. Matrices that we fuse share A and divide B."""
-    for module, down, up, _, scale in pairs:
+def lora_tensors(pairs: Iterable[Pair], peft: bool = True) -> Iterator[tuple[str, np.ndarray]]:
+    """A and B of every module of theirs, and DoRA's lengths by the name of `peft` or of LyCORIS. Matrices that we fuse
+    share A and divide B."""
+    for module, down, up, _, scale, magnitude in pairs:
         yield f"{module}.lora_A.weight", down
         yield f"{module}.lora_B.weight", up * np.float32(scale)
+        if magnitude is not None:
+            yield (f"{module}.lora_magnitude_vector.weight", magnitude) if peft else _dora_scale(module, magnitude, up)
 
 
 def kohya_tensors(pairs: Iterable[Pair], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
     """lora_down, lora_up and alpha of every module."""
-    for module, down, up, _, scale in pairs:
+    for module, down, up, _, scale, magnitude in pairs:
         name = prefix + module.replace(".", "_")
         yield f"{name}.lora_down.weight", down
         yield f"{name}.lora_up.weight", up
         yield f"{name}.alpha", np.asarray(scale * len(down), np.float32)
+        if magnitude is not None:
+            yield _dora_scale(name, magnitude, up)
+
+
+def _dora_scale(module: str, magnitude: np.ndarray, up: np.ndarray) -> tuple[str, np.ndarray]:
+    """LyCORIS' and ComfyUI's name of lengths [out, 1, ...], which they take for rows' as the first axis is as long."""
+    return f"{module}.dora_scale", magnitude.reshape(-1, *(1,) * (up.ndim - 1))
 
 
 def fused_pairs(pairs: Iterable[Pair], original: Original | None) -> Iterator[Pair]:
@@ -96,13 +107,22 @@ def fused_pairs(pairs: Iterable[Pair], original: Original | None) -> Iterator[Pa
         first, last, of = parts[0][0].rows or (0, 1, 1)
         rows = len(parts[0][1].up) // (last - first) * of
         up = np.zeros((rows, rank, *parts[0][1].up.shape[2:]), np.float32)
+        lengths = None if all(pair.magnitude is None for _, pair in parts) else np.zeros(rows, np.float32)
+        covered = 0
         for source, pair in parts:
             first, last, of = source.rows or (0, 1, 1)
             change = pair.up if pair.scale == scale else pair.up * np.float32(pair.scale)
             change = np.roll(change, rows // 2, 0) if source.change == "swap" else change
             end = ends[pair.key]
             up[first * rows // of : last * rows // of, end - len(pair.down) : end] = change
-        yield Pair(module, np.concatenate(list(downs.values())), up, (module, None), scale)
+            if lengths is not None and pair.magnitude is not None:
+                covered += len(pair.magnitude)
+                rolled = np.roll(pair.magnitude, rows // 2) if source.change == "swap" else pair.magnitude
+                lengths[first * rows // of : last * rows // of] = rolled
+        if lengths is not None and covered < rows:
+            raise ValueError(f"{module} is one matrix there, and DoRA's lengths are known of a part of its rows; merge "
+                             "the file into the folder by --lora instead")
+        yield Pair(module, np.concatenate(list(downs.values())), up, (module, None), scale, lengths)
 
 
 def pairs_of(rules: Rules, adapter: Adapter, config: LoRAConfig) -> Iterator[Pair]:
@@ -124,19 +144,24 @@ def pairs_of(rules: Rules, adapter: Adapter, config: LoRAConfig) -> Iterator[Pai
 def pairs_of_file(lora: LoRA, place: str, names: Iterable[str], original: Original | None
                   ) -> tuple[list[Pair], set[tuple[Path, str]]]:  # fmt: skip
     """(what a LoRA file changes of the network at `place`, which (file, module) that is), by the `names` of the
-    network's tensors and those of its `original`. Raises ValueError, one line, for a change that is no plain LoRA."""
+    network's tensors and those of its `original`. Raises ValueError, one line, for a change that is no LoRA or DoRA."""
     table, pairs, used = targets_of(names, original), [], set()
     for module, update in lora.updates.items():
         inner = inner_name(module, place)
         for target in () if inner is None else table.get(inner, ()):
-            if update.factors is None or update.magnitude is not None or update.bias is not None:
-                raise ValueError(f"{lora.path}: {module!r} is no plain LoRA, which alone goes into a file of another "
-                                 "form; merge it into the folder by --lora instead")
+            columns = update.magnitude is not None and update.magnitude.ndim > 1
+            if update.factors is None or columns or update.bias is not None:
+                what = ("a DoRA of columns" if columns else "a LoRA with biases" if update.factors is not None else
+                        "no LoRA of two matrices")  # fmt: skip
+                raise ValueError(f"{lora.path}: {module!r} is {what}; only LoRAs and DoRAs of rows go into a file of "
+                                 "another form; merge it into the folder by --lora instead")
             try:
-                up = update.part(target.rows, target.swap).select(update.factors[1])
+                select = update.part(target.rows, target.swap).select
+                up = select(update.factors[1])
             except ValueError as error:
                 raise ValueError(f"{lora.path}: {module!r}: {error}") from error
             scale = float(lora.strength * update.scale)
-            pairs.append(Pair(target.module, update.factors[0], up, (module, None), scale))
+            lengths = None if update.magnitude is None else select(update.magnitude)
+            pairs.append(Pair(target.module, update.factors[0], up, (module, None), scale, lengths))
             used.add((lora.path, module))
     return pairs, used

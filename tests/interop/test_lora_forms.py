@@ -74,11 +74,11 @@ def test_a_lora_comes_back_from_every_form(tmp_path, system):
         again = merged(folder, tmp_path / form / f"{STEM}.safetensors")
         for one, other in zip(again, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=TOLERANCE)
-    if system == "sd":  # what diffusers makes of kohya's names is what was there
+    if system in ("sd", "xl"):  # what diffusers makes of kohya's names is what was there
         theirs.load_lora_weights(tmp_path / "lora-kohya")
         plain, count = lambda name: name.replace("text_model.", ""), 0
         there = {plain(name): tensor for name, tensor in tensors.items()}
-        for place in ("unet", "text_encoder"):
+        for place in ("unet", *TEXT[system]):
             for name, tensor in get_peft_model_state_dict(getattr(theirs, place), adapter_name="default_0").items():
                 count += there[plain(f"{place}.{name}")].tobytes() == tensor.numpy().tobytes()
         assert count == len(tensors)
@@ -90,7 +90,42 @@ def merged(folder, lora):
     return jax.tree.leaves(load_pipeline(folder, loras=[read_lora(lora)])[1])
 
 
-def test_what_is_no_plain_lora_goes_into_no_other_form(tmp_path, capsys):
+def with_lengths(tensors):
+    """The same as DoRA, each module with lengths of its own for the rows."""
+    rng = np.random.default_rng(1)
+    return tensors | {name.replace(".lora_B.weight", ".lora_magnitude_vector"):
+                      rng.uniform(0.5, 1.5, len(up)).astype(np.float32)
+                      for name, up in tensors.items() if name.endswith(".lora_B.weight")}  # fmt: skip
+
+
+def test_a_dora_comes_back_from_every_form_and_is_what_diffusers_fuses(tmp_path, capsys):
+    theirs, folder, file = tiny_systems.stable_diffusion(), tmp_path / "folder", tmp_path / "lora.safetensors"
+    theirs.save_pretrained(folder)
+    safetensors.numpy.save_file(with_lengths(adapter(theirs, ["unet", "text_encoder"])), file)
+    expected = merged(folder, file)
+    for form in ("lora-diffusers", "lora-kohya", "lora-comfy"):
+        out = tmp_path / form
+        assert main(["export", f"--from={folder}", f"--lora={file}", f"--form={form}", f"--out={out}"]) == 0
+        for one, other in zip(merged(folder, out / f"{STEM}.safetensors"), expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=TOLERANCE)
+    theirs.load_lora_weights(tmp_path / "lora-diffusers", weight_name=f"{STEM}.safetensors")
+    theirs.fuse_lora(components=["unet", "text_encoder"])
+    theirs.unload_lora_weights()
+    theirs.save_pretrained(tmp_path / "fused")
+    for one, other in zip(jax.tree.leaves(load_pipeline(tmp_path / "fused")[1]), expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=TOLERANCE)
+
+    flux = tiny_systems.flux()
+    flux.save_pretrained(tmp_path / "flux")  # whose original fuses q, k and v; only two of them are changed here
+    safetensors.numpy.save_file(with_lengths(adapter(flux, ["transformer"])), file)
+    capsys.readouterr()
+    assert main(["export", f"--from={tmp_path / 'flux'}", f"--lora={file}", "--form=lora-kohya",
+                 f"--out={tmp_path / 'out'}"]) == 2  # fmt: skip
+    assert "DoRA's lengths are known of a part of its rows" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_lora_of_rows_goes_into_no_other_form(tmp_path, capsys):
     theirs, folder, file = tiny_systems.stable_diffusion(), tmp_path / "folder", tmp_path / "lora.safetensors"
     theirs.save_pretrained(folder)
     tensors = adapter(theirs, ["unet"])
@@ -98,7 +133,9 @@ def test_what_is_no_plain_lora_goes_into_no_other_form(tmp_path, capsys):
     capsys.readouterr()
     rows = len(tensors[f"{module}.lora_B.weight"])
     command = ["export", f"--from={folder}", f"--lora={file}", "--form=lora-kohya", f"--out={tmp_path / 'out'}"]
-    for more, line in (({f"{module}.lora_magnitude_vector": np.ones(rows, np.float32)}, "is no plain LoRA"),
+    columns = tensors[f"{module}.lora_A.weight"].shape[1]
+    for more, line in (({f"{module}.dora_scale": np.ones((1, columns), np.float32)}, "is a DoRA of columns"),
+                       ({f"{module}.diff_b": np.ones(rows, np.float32)}, "is a LoRA with biases"),
                        ({"unet.other.lora_A.weight": np.ones((2, 4), np.float32),
                          "unet.other.lora_B.weight": np.ones((4, 2), np.float32)}, "changes 'unet.other'")):
         safetensors.numpy.save_file(tensors | more, file)
