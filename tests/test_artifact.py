@@ -36,10 +36,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.slow
-def test_a_program_draws_with_jax_alone_what_lgm_draws(tmp_path):
-    theirs, folder, out, picture = tiny_systems.smallest_stable_diffusion(), *(
-        tmp_path / name for name in ("sd", "program", "x.png"))
-    theirs.save_pretrained(folder)
+@pytest.mark.parametrize("system", ["smallest_stable_diffusion", "flux", "qwen_image"])
+def test_a_program_draws_with_jax_alone_what_lgm_draws(tmp_path, system):
+    """DiT's, SDXL's, SD3's, Z-Image's and Flux.2's were seen to as well; these three have what the others have."""
+    folder, out, picture = (tmp_path / name for name in ("folder", "program", "x.png"))
+    getattr(tiny_systems, system)().save_pretrained(folder)
     assert main(["export", f"--from={folder}", "--form=stablehlo", "--steps=2", "--size=16", f"--out={out}"]) == 0
     assert {"README.md", "run.py", "manifest.json", "sampler.stablehlo", "decoder.stablehlo",
             "weights.safetensors"} == {path.name for path in out.iterdir()}  # fmt: skip
