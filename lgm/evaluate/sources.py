@@ -39,7 +39,7 @@ def source_of(name: str) -> tuple[str, str]:
     if there.suffix == ".safetensors" and there.is_file():
         return "inception", name
     if name in SOURCES:
-        raise ConfigError(f"features={name} are read from a file or a folder; give {name}:PATH")
+        raise ConfigError(f"features={name} is read from a file or a folder; give {name}:PATH")
     if path.suffix in PICKLES:
         raise ConfigError(f"features={name} is a pickle, which can run code when read; lgm.evaluate.features has the "
                           "line that converts one to safetensors")

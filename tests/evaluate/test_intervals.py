@@ -43,7 +43,7 @@ def both(name, seed, **options):
     ("inception_score", {"splits": 4}), ("precision_recall", {}), ("density_coverage", {}), ("clip_score", {}),
 ])  # fmt: skip
 def test_a_deviation_is_that_of_samples_drawn_anew(name, options):
-    """Over 80 pairs of samples, whose own deviation errs by 8%; half-samples are right to 20%."""
+    """Over 80 pairs of samples, whose own deviation errs by 8%; half-samples are right to a quarter."""
     found = [both(name, seed, **options) for seed in range(6)]
     drawn = [METRICS[name].act(*samples(seed), **options) for seed in range(100, 180)]
     for value, around in found[0][1].items():
@@ -71,6 +71,15 @@ def test_biases_that_come_of_the_number_of_images():
     alone = [kernel(part, part)[~np.eye(len(part), dtype=bool)].mean() for part in unit]
     unbiased = 1000 * (sum(alone) - 2 * kernel(*unit).mean())
     assert values["cmmd"] - around["cmmd"]["bias"] == pytest.approx(unbiased, rel=1e-9)
+
+
+def test_a_share_of_none_or_all_has_an_interval():
+    """Wilson's, of none of n: 0 to z^2 / (n + z^2)."""
+    drawn, real = (Measured(Network(), shift + np.random.default_rng(3).standard_normal((12, 8)), [])
+                   for shift in (0, 100))
+    around = intervals_of({"name": "precision_recall"}, {"precision": 0.0, "recall": 0.0}, drawn, real, Intervals())
+    assert around["precision"]["low"] == 0
+    assert around["precision"]["high"] == pytest.approx(1.96**2 / (12 + 1.96**2), rel=1e-3)
 
 
 def test_a_reference_of_statistics_alone_and_too_few_images():
