@@ -5,7 +5,7 @@
 
 It starts from a finished run's weights, whose velocity is the mean velocity of a jump of no width, and learns the rest
 from real images. The field it learns is the guided one (`scale`), so a step asks the network once. The derivative along
-the path makes a step of training twice as long: about 3 minutes on 2 CPU cores.
+the path makes a step of training longer by half: three and a half minutes of one CPU core.
 """
 
 from ml_collections import ConfigDict

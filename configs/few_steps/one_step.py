@@ -4,7 +4,7 @@
     lgm sample --workdir=runs/one_step --prompt="grinning face emoji, noto style" --out=face.png
 
 Its teacher and start is what `reflow.py` made; of an unreflowed run a single step is the mean of too many images. The
-pairs are the reflowed run's own. About a minute and a half on 2 CPU cores.
+pairs are the reflowed run's own. Three minutes of one CPU core.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,8 @@
     lgm sample --workdir=runs/reflow --prompt="grinning face emoji, noto style" --steps=2 --out=face.png
 
 What follows the colon is the folder of any finished run, whose config and weights this starts from. Guidance is within
-the pairs, so a step asks the network once. About 2 minutes on 2 CPU cores, half of them for drawing the pairs; `lgm
-pairs --config=... --out=DIR` draws them beforehand, for `--config.loss.teacher.cache=DIR`.
+the pairs, so a step asks the network once. Five minutes of one CPU core, half of them to draw the pairs, which `lgm
+pairs --config=... --out=DIR` also draws beforehand, for `--config.loss.teacher.cache=DIR`.
 """
 
 from ml_collections import ConfigDict

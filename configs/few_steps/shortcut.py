@@ -5,7 +5,7 @@
 
 It starts from a finished run's weights and learns jumps of 1, 1/2, 1/4, ... 1/16 from its own of half the width, the
 smallest with guidance (`scale`), which the larger inherit: a step asks the network once. Draw in 1, 2, 4, 8 or 16.
-About 2 minutes on 2 CPU cores.
+Four minutes of one CPU core.
 """
 
 from ml_collections import ConfigDict

@@ -13,6 +13,7 @@ from lgm.plotting import png
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKS = "osD^vP*"
+WITHIN = 5  # lines whose names stand in a panel
 STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
@@ -46,17 +47,17 @@ def curves(rows: Sequence[dict[str, Any]], axis: str, metrics: Sequence[str]) ->
                 order = np.argsort(x, kind="stable") if numeric else range(len(x))
                 y = [line[i]["metrics"][metric] for i in order]
                 error = [line[i]["metrics"].get(f"{metric}_error", 0.0) for i in order]
-                colour, mark = _style(rows, name)
+                colour, mark, stroke = _style(rows, name)
                 panel.errorbar([x[i] for i in order], y, error if any(error) else None, color=colour, marker=mark,
                                markersize=4.5, linewidth=1.4, elinewidth=0.8, capsize=2, label=name,
-                               linestyle="-" if numeric else "")
+                               linestyle=stroke if numeric else "")
             better = "higher" if HIGHER.fullmatch(metric) else "lower"
             panel.set_title(f"{metric.replace('_', ' ')} ({better} is better)")
             panel.set_xlabel(AXES[axis][1])
             if numeric and axis != "guidance":
                 panel.set_xscale("log")
                 _ticks(panel.xaxis, sorted({_place(row, axis) for row in rows if row["axis"] == axis}))
-        panels[0].legend(fontsize=9)
+        _legend(figure, panels[0])
         return png(figure)
 
 
@@ -67,7 +68,7 @@ def pareto(rows: Sequence[dict[str, Any]], metric: str) -> bytes:
         panel, best = figure.subplots(), front(rows, metric)
         for name in dict.fromkeys(row["line"] for row in rows):
             mine = [row for row in rows if row["line"] == name and row["evaluations"] and metric in row["metrics"]]
-            colour, mark = _style(rows, name)
+            colour, mark, _ = _style(rows, name)
             x, y = ([row["evaluations"] for row in mine], [row["metrics"][metric] for row in mine])
             panel.plot(x, y, mark, color=colour, alpha=0.55, markersize=5, label=name)
         x, y = ([rows[i]["evaluations"] for i in best], [rows[i]["metrics"][metric] for i in best])
@@ -79,7 +80,7 @@ def pareto(rows: Sequence[dict[str, Any]], metric: str) -> bytes:
         _ticks(panel.xaxis, sorted({row["evaluations"] for row in rows if row["evaluations"]}))
         panel.set_xlabel(AXES["steps"][1])
         panel.set_ylabel(metric.replace("_", " "))
-        panel.legend(fontsize=9)
+        _legend(figure, panel)
         return png(figure)
 
 
@@ -88,10 +89,20 @@ def _place(row: dict[str, Any], axis: str) -> float:
     return row["evaluations"] if axis == "steps" and row["evaluations"] else row["value"]
 
 
-def _style(rows: Sequence[dict[str, Any]], line: str) -> tuple[str, str]:
-    """The colour and mark of a line, the same in every figure."""
+def _legend(figure: Figure, panel) -> None:
+    """Within a panel where that leaves room for the lines, else above all of them."""
+    handles, names = panel.get_legend_handles_labels()
+    if len(names) <= WITHIN:
+        panel.legend(fontsize=9)
+    else:
+        figure.legend(handles, names, fontsize=9, loc="outside upper center", ncols=5)
+
+
+def _style(rows: Sequence[dict[str, Any]], line: str) -> tuple[str, str, str]:
+    """The colour, mark and stroke of a line, the same in every figure."""
     number = list(dict.fromkeys(row["line"] for row in rows)).index(line)
-    return COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
+    lap, place = divmod(number, len(COLOURS))  # beyond the colours there is another mark of each, and dashes
+    return COLOURS[place], MARKS[(place + lap) % len(MARKS)], "--" if lap % 2 else "-"
 
 
 def _ticks(axis, values: Sequence[float]) -> None:

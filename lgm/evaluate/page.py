@@ -19,7 +19,7 @@ table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabula
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #e6e6e6; text-align: right; vertical-align: middle; }
 th:first-child, td:first-child { text-align: left; } th { background: #f6f6f6; font-weight: 600; }
 td.picture { text-align: center; padding: .15rem .2rem; } td.picture img { image-rendering: auto; display: block; }
-td.prompt { max-width: 11em; white-space: normal; text-align: left; font-size: 13px; }
+td.prompt, td.why { white-space: normal; text-align: left; font-size: 13px; } td.prompt { max-width: 11em; }
 .best { font-weight: 700; color: #1c7a3c; } .small, figcaption { color: #555; font-size: 13px; }
 .scroll { overflow-x: auto; } figure { margin: 1rem 0; } figure img { max-width: 100%; }
 details pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; font-size: 12px; }
@@ -28,12 +28,14 @@ details pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; font-size: 
 
 def page(title: str, rows: Sequence[dict[str, Any]], metrics: Sequence[str], figures: Mapping[str, bytes],
          pictures: Mapping[str, Mapping[int, np.ndarray]], real: Mapping[int, np.ndarray], prompts: Mapping[int, str],
-         by_seed: Mapping[str, Mapping[int, Mapping[int, np.ndarray]]], protocol: dict[str, Any]) -> str:
+         by_seed: Mapping[str, Mapping[int, Mapping[int, np.ndarray]]], protocol: dict[str, Any],
+         left_out: Sequence[dict[str, Any]] = ()) -> str:
     """HTML.
 
     rows: of `curves.json`, each with run, line, axis, value, evaluations, metrics, hash and file. figures: PNG by an
     axis's name or "front". pictures: of each row's file, and the `real` ones, by an image's number; prompts: theirs.
-    by_seed: {run: {seed: pictures}} of the protocol itself.
+    by_seed: {run: {seed: pictures}} of the protocol itself. left_out: points, with run, axis and value, that could not
+    be made, and why.
     """
     body = [f"<h1>{escape(title)}</h1>", f"<p class=small>{_counted(rows)} Every figure is of a protocol that is "
             "stored with it; its hash stands beside it, and <code>lgm evaluate --protocol=FILE</code> repeats it.</p>"]
@@ -47,6 +49,10 @@ def page(title: str, rows: Sequence[dict[str, Any]], metrics: Sequence[str], fig
                  _side_by_side(mine, pictures, real, prompts)]
     if by_seed:
         body += ["<h2>By prompt and seed</h2>", _seeds(by_seed, real, prompts)]
+    if left_out:
+        cells = [[escape(one["run"]), escape(f"{one['axis']} {shown(one['value'])}"), escape(one["why"])]
+                 for one in left_out]
+        body += ["<h2>Left out</h2>", _table(["run", "point", "why"], cells, ["", "", "why"])]
     body += ["<h2>Protocol</h2>", f"<details><summary>What all points have but for what is varied</summary><pre>"
              f"{escape(json.dumps(protocol, indent=2))}</pre></details>"]
     return (f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"

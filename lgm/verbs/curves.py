@@ -13,7 +13,7 @@ from PIL import Image
 
 from lgm.data.images import ImageSet
 from lgm.evaluate import figures
-from lgm.evaluate.curves import HIGHER, Axis, Point, front, points, read_axis, shown
+from lgm.evaluate.curves import HIGHER, Point, front, points, read_axis, shown
 from lgm.evaluate.drawers import Drawer, rows_of
 from lgm.evaluate.measuring import captions_of, check_metrics, evaluate
 from lgm.evaluate.page import page
@@ -46,13 +46,14 @@ def run(arguments) -> int:
         raise ConfigError("curves are of drawn images; give --metric=frechet or another that is of them")
     check_metrics(protocol, dict.fromkeys(OF_RUNS))
     asked, runs = points(protocol, axes), names_of(arguments.workdir)
-    rows, by_seed = [], {}
+    rows, left_out, by_seed = [], [], {}
     for name, workdir in runs.items():
-        found, by_seed[name] = _of_run(name, workdir, protocol, asked, out)
+        found, unable, by_seed[name] = _of_run(name, workdir, protocol, asked, out)
         rows += found
+        left_out += unable
     member.barrier("every point")
     if first():
-        _write(out, protocol, axes, rows, by_seed, next(iter(runs.values())))
+        _write(out, protocol, rows, left_out, by_seed, next(iter(runs.values())))
     return finished()
 
 
@@ -67,16 +68,26 @@ def names_of(workdirs: Sequence[str]) -> dict[str, str]:
 
 
 def _of_run(name: str, workdir: str, protocol: Protocol, asked: Sequence[Point], out: Path
-            ) -> tuple[list[dict[str, Any]], dict[int, dict[int, np.ndarray]]]:  # fmt: skip
-    """(rows of curves.json, pictures by seed and number of the protocol itself) of a run."""
+            ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[int, dict[int, np.ndarray]]]:  # fmt: skip
+    """(rows of curves.json, the points that it cannot make, pictures by seed and number of the protocol itself) of a
+    run. Raises ConfigError, one line, for one that can make none."""
     system, frozen, start = open_parts(workdir, on_one_device())
     drawers: dict[str, tuple[Drawer, Any]] = {}
     known: dict = {}
-    rows = []
+    rows, left_out = [], []
     for number, point in enumerate(asked, 1):
         # points of two axes that are one protocol are one evaluation
         path = out / "evaluations" / f"{name}_{digest(as_dict(point.protocol))[:12]}.json"
-        drawer, params = drawer_of(workdir, system, frozen, start, point.protocol, drawers)
+        try:
+            drawer, params = drawer_of(workdir, system, frozen, start, point.protocol, drawers)
+        except ValueError as error:  # other runs may have that checkpoint, or be drawn in so many steps
+            if number == len(asked) and not rows:
+                raise
+            left_out.append({"run": name, "axis": point.axis.name, "value": point.value, "why": str(error)})
+            if first():
+                print(f"{name}  {number}/{len(asked)}  {point.axis.name}={shown(point.value)} is left out: {error}",
+                      file=sys.stderr, flush=True)
+            continue
         result = _there(path, point.protocol, drawer)
         if result is None:
             keep = _keeper(out / "pictures" / path.stem, protocol.seeds[0], _chosen(protocol, system))
@@ -91,17 +102,20 @@ def _of_run(name: str, workdir: str, protocol: Protocol, asked: Sequence[Point],
         rows.append({"run": name, "line": ", ".join(filter(None, (name, point.axis.label))), "axis": point.axis.name,
                      "value": point.value, "evaluations": result.drawn["evaluations"], "metrics": result.metrics,
                      "images": result.drawn["images"], "hash": result.hash, "file": path.stem})  # fmt: skip
-    drawer, _ = drawer_of(workdir, system, frozen, start, protocol, drawers)
-    return rows, _seeds(drawer, protocol, system) if first() else {}
+    try:
+        drawer, _ = drawer_of(workdir, system, frozen, start, protocol, drawers)
+    except ValueError:
+        return rows, left_out, {}
+    return rows, left_out, _seeds(drawer, protocol, system) if first() else {}
 
 
 def _there(path: Path, protocol: Protocol, drawer: Drawer) -> Evaluation | None:
-    """An evaluation that was made before, of the same protocol and the same weights."""
+    """An evaluation that was made before, of the same protocol and the same weights, drawn alike."""
     if not path.is_file():
         return None
     found = read_evaluation(path)
     same = as_dict(found.protocol) == as_dict(protocol) and found.found.weights == drawer.weights
-    return found if same else None
+    return found if same and digest(found.found.drawing) == digest(drawer.drawing) else None
 
 
 def _chosen(protocol: Protocol, system) -> list[int]:
@@ -145,21 +159,23 @@ def _named(metrics: dict[str, Any]) -> list[str]:
             and not re.search(r"_(error|deviation|bias)$|^heldout_loss_|_snr|^v_loss_", name)]  # fmt: skip
 
 
-def _write(out: Path, protocol: Protocol, axes: Sequence[Axis], rows: list[dict[str, Any]], by_seed, workdir) -> None:
+def _write(out: Path, protocol: Protocol, rows: list[dict[str, Any]], left_out: list[dict[str, Any]], by_seed,
+           workdir: str) -> None:
     metrics = _named(rows[0]["metrics"])
     best = front(rows, metrics[0])
-    drawn = {axis.name: figures.curves(rows, axis.name, metrics) for axis in axes}
+    made = dict.fromkeys(row["axis"] for row in rows)
+    drawn = {name: figures.curves(rows, name, metrics) for name in made}
     if best:
         drawn["front"] = figures.pareto(rows, metrics[0])
     write_json(out / "curves.json", {"protocol": as_dict(protocol), "metric": metrics[0], "higher_is_better":
-                                     bool(HIGHER.fullmatch(metrics[0])), "points": rows,
+                                     bool(HIGHER.fullmatch(metrics[0])), "points": rows, "left_out": left_out,
                                      "front": [rows[i]["file"] for i in best]})  # fmt: skip
     for name, content in drawn.items():
         write_atomically(out / f"{name}.png", content)
     prompts, real = _shown(protocol, workdir)
     pictures = {row["file"]: _read(out / "pictures" / row["file"]) for row in rows}
     title = protocol.name or f"Curves of {', '.join(by_seed)}"
-    text = page(title, rows, metrics, drawn, pictures, real, prompts, by_seed, as_dict(protocol))
+    text = page(title, rows, metrics, drawn, pictures, real, prompts, by_seed, as_dict(protocol), left_out)
     write_atomically(out / "page.html", text.encode())
     print(f"{len(rows)} points of {len(by_seed)} runs; see {out / 'page.html'}")
 

@@ -1,5 +1,6 @@
 """What is varied, which points no other one beats, and a page that needs no other file."""
 
+import html
 import json
 import re
 
@@ -90,6 +91,11 @@ def test_a_page_needs_no_other_file_and_marks_the_best():
     assert text.count("class=best") == 1 and "<span class=best>0.25 ± 0.01</span>" in text
 
 
+def test_every_one_of_many_lines_has_a_look_of_its_own():
+    rows = [row(str(number), "steps", 1, 1, kernel=1.0) for number in range(14)]
+    assert len({figures._style(rows, line["line"]) for line in rows}) == 14
+
+
 @pytest.mark.slow
 def test_curves_of_a_run_and_going_on_where_they_were_stopped(tiny_run, tmp_path, capsys):
     path, out = tmp_path / "protocol.json", tmp_path / "curves"
@@ -100,16 +106,22 @@ def test_curves_of_a_run_and_going_on_where_they_were_stopped(tiny_run, tmp_path
     assert main(words) == 0
     made = {file: file.stat().st_mtime_ns for file in (out / "evaluations").iterdir()}
     assert len(made) == 2
-    assert main([*words, "--vary=images=72,96"]) == 0
+    assert main([*words, "--vary=images=72,96,8000"]) == 0
+    said = capsys.readouterr().err
+    assert "5/5  images=8000 is left out: " in said and "has no checkpoint of step 1000; there are those" in said
     after = {file: file.stat().st_mtime_ns for file in (out / "evaluations").iterdir()}
     assert len(after) == 4 and {file: after[file] for file in made} == made
     found = json.loads((out / "curves.json").read_text())
     assert [point["evaluations"] for point in found["points"]] == [2, 4, 4, 4]
+    (unable,) = found["left_out"]
+    assert unable["value"] == 8000 and unable["why"] in html.unescape((out / "page.html").read_text())
     assert found["points"][1]["metrics"] == found["points"][3]["metrics"]  # the last checkpoint is the newest
     assert {file.name for file in out.iterdir()} == {"curves.json", "page.html", "steps.png", "images.png", "front.png",
                                                      "evaluations", "pictures"}
     assert len(list((out / "pictures").rglob("*.png"))) == 4 * 4
     capsys.readouterr()
+    assert main([*words[:-1], "--vary=images=8000,16000"]) == 2  # none of a run's points can be made
+    assert len(capsys.readouterr().err.splitlines()) == 2
     for more, part in ((["--vary=steps=0"], "steps=0"), (["--from=x"], "--from is not for curves"),
                        ([f"--workdir={tiny_run}"], "names a run twice"), (["--metric=heldout"], "are of drawn images")):
         assert main([*words, *more]) == 2

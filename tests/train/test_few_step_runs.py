@@ -187,10 +187,9 @@ def test_pairs_drawn_beforehand_in_parts_are_those_that_a_run_draws(tiny_config,
         values.append(float(value(params, task.frozen, batch, None)[0]))
     for name in ("latent", "noise", "tokens", "index"):
         np.testing.assert_array_equal(batches[0][name], batches[1][name])
-    system, trained, _, _ = load_run(str(tiny_run), "ema")
-    ones = jnp.ones(len(batch["noise"]))
-    ended = batch["noise"] - system.denoise(trained, batch["noise"], ones, system.condition(
-        trained, batch["tokens"], batch["mask"]))  # fmt: skip
+    teacher = teaching.Teacher(*load_run(str(tiny_run), "ema")[:3])
+    step = jax.jit(lambda x, words: x - teacher.predictor(teacher.params, *words)(x, jnp.ones(len(x)), None))
+    ended = step(batch["noise"], (batch["tokens"], batch["mask"]))
     values.append(float(value(params, task.frozen, batch | {"latent": ended}, None)[0]))
     # a step that is compiled with its network in one call more rounds otherwise
     assert values[0] == values[1] and values[2] == pytest.approx(values[0], rel=1e-5)
@@ -199,7 +198,7 @@ def test_pairs_drawn_beforehand_in_parts_are_those_that_a_run_draws(tiny_config,
                       ("seed", "1"), ("loss.teacher.pairs", "41")):  # fmt: skip
         config = schema.load(tiny_config, (*reflowing, ("loss.teacher.cache", str(cache)), (key, text)))
         with pytest.raises(ValueError, match=rf"was made with config\.{key}=\S+, not {text}; ") as error:
-            denoise.make_task(config, task_layout(), tmp_path)
+            teaching.pairs(config, teacher, _captions(config), tmp_path)
         assert "\n" not in str(error.value)
     assert main(["pairs", f"--config={tiny_config}", f"--out={cache}"]) == 2
     assert "takes no pairs of a teacher; config.loss.name=reflow or one_step would" in capsys.readouterr().err

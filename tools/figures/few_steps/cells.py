@@ -1,12 +1,21 @@
-r"""Four small cells on 159 faces, whose curves the README shows: U-Net and MMDiT, by eps diffusion and by flow.
+r"""Four small cells on 159 faces, whose curves the README shows, U-Net and MMDiT by eps diffusion and by flow, and what
+makes one of them faster.
 
     for cell in mmdit_flow mmdit_eps unet_flow unet_eps; do
         lgm train --config=tools/figures/few_steps/cells.py:$cell --workdir=runs/$cell
     done
-    lgm evaluate curves --workdir=runs/mmdit_flow --workdir=runs/mmdit_eps --workdir=runs/unet_flow \
-        --workdir=runs/unet_eps --protocol=tools/figures/few_steps/protocol.json --vary=steps=1,2,4,8,16,30 --out=curves
+    lgm train --config=configs/few_steps/reflow.py:runs/mmdit_flow --workdir=runs/reflow
+    lgm train --config=configs/few_steps/one_step.py:runs/reflow --workdir=runs/one_step
+    lgm train --config=configs/few_steps/mean_flow.py:runs/mmdit_flow --workdir=runs/mean_flow
+    lgm train --config=configs/few_steps/shortcut.py:runs/mmdit_flow --workdir=runs/shortcut
+    lgm train --config=runs/mmdit_flow/config.json --workdir=runs/circle --config.process.name=trigonometric \
+        --config.loss.target=v --config.init_from=runs/mmdit_flow --config.total_images=4000 \
+        --config.optimizer.lr=4e-3 --config.optimizer.warmup_images=200 --config.ema.half_life_images=400
+    lgm train --config=configs/few_steps/consistency.py:runs/circle --workdir=runs/consistency
+    lgm evaluate curves --protocol=tools/figures/few_steps/protocol.json --vary=steps=1,2,4,8,16,30 --out=curves \
+        --workdir=runs/mmdit_flow --workdir=runs/reflow ...
 
-Each trains in some 5 minutes of one CPU core. Networks and losses are those of configs/quickstart.py and
+Each trains in some 3 to 5 minutes of one CPU core. Networks and losses are those of configs/quickstart.py and
 configs/quickstart_unet.py, with the objectives swapped, and shorter; nothing is tuned for a cell.
 """
 
