@@ -6,8 +6,9 @@
     lgm sample --workdir=runs/consistency --prompt="grinning face emoji, noto style" --steps=2 --out=face.png
 
 Its teacher, which it also starts from, predicts v of the trigonometric process, on which the loss is stated, and is
-asked with guidance. More than one step makes the data, then adds new noise, less each time. About 4 minutes on 2 CPU
-cores, besides the teacher's 4.
+asked with guidance. More than one step makes the data, then adds new noise, less each time. Four minutes of one CPU
+core, besides the teacher's. The worst of the five on these images: in 250 batches of 16 the `tangent` that training
+logs, by which errors are divided, grew from 0.7 to 4; sCM was trained on batches of 2,048.
 """
 
 from ml_collections import ConfigDict
