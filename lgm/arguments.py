@@ -101,8 +101,8 @@ def parser() -> argparse.ArgumentParser:
                         "folder's own)")
     sample.add_argument("--mask", help="a picture that is white where --image is drawn anew and black where it is kept")
     sample.add_argument("--weights", choices=("ema", "raw"), help="which weights of a run (default: ema)")
+    sample.add_argument("--size", help="SIDE or HEIGHTxWIDTH in pixels (default: what the model was trained at)")
     released = sample.add_argument_group("with --from")
-    released.add_argument("--size", help="SIDE or HEIGHTxWIDTH in pixels (default: what the model was trained at)")
     released.add_argument("--lora", action="append", help="a LoRA to merge: PATH or PATH:STRENGTH; may be repeated")
     released.add_argument("--single-file", action="append", help="a checkpoint in an original layout, read instead of "
                           "the folder's; may be repeated, as for networks in files of their own")

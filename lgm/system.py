@@ -220,6 +220,16 @@ class System:
         height, width = size or self.config.data.size
         return height // c.factor, width // c.factor, c.latent_channels
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise ValueError, one line, where the denoiser cannot take images of `size` = (H, W)."""
+        network, (height, width) = family_of(self.config.model), size
+        unit, table = self.autoencoder.config.factor * network.unit(self.config.model), network.reach(self.config.model)
+        if min(size) < 1 or height % unit or width % unit:
+            raise ValueError(f"an image of {height} x {width} cannot be drawn; use multiples of {unit} pixels")
+        if table is not None and max(size) // unit > table:
+            raise ValueError(f"an image of {height} x {width} cannot be drawn; use at most {table * unit} pixels a "
+                             f"side, as far as config.model.position_size={table} goes")
+
 
 def build_system(config: Config, layout: Layout | None = None, cached: bool = False) -> tuple[System, Params]:
     """(system, frozen parameters) of a config: the autoencoder's and, where its text comes from a folder, the text

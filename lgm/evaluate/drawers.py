@@ -58,6 +58,7 @@ def of_system(system: System, params: Params, frozen: Params, protocol: Protocol
     if system.config.data.buckets is None and tuple(size) != tuple(system.config.data.size):
         raise ConfigError(f"protocol.size={list(size)} is not {list(system.config.data.size)}, at which the run was "
                           "trained; leave it out, or give a run of buckets")
+    system.check_size(tuple(size))
     options = dataclasses.replace(system.config.sampling, **changes)
     sampler = system.sampler(options)  # what cannot be drawn is refused before anything is
     shape = None if tuple(size) == tuple(system.config.data.size) else tuple(size)

@@ -30,11 +30,11 @@ from lgm.verbs.shared import finished, first
 
 def run(arguments, overrides) -> int:
     given = lambda *names: {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    common = given("seed", "count", "steps", "guidance", "solver", "schedule", "rule", "negative", "image", "strength",
-                   "mask")
+    common = given("seed", "count", "size", "steps", "guidance", "solver", "schedule", "rule", "negative", "image",
+                   "strength", "mask")
     if arguments.interval is not None:
         common["interval"] = numbers("--interval", arguments.interval, "0.1,0.8")
-    released = given("size", "lora", "single_file", "dtype", "noise", "true_guidance", "skip_layers", "tile")
+    released = given("lora", "single_file", "dtype", "noise", "true_guidance", "skip_layers", "tile")
     if arguments.folder is None:
         if released:
             raise ConfigError(f"--{min(released).replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
@@ -52,19 +52,23 @@ def run(arguments, overrides) -> int:
     return finished()
 
 
-def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, image: str | None = None,
-            strength: float | None = None, mask: str | None = None, **words) -> int:
+def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, size: str | None = None,
+            image: str | None = None, strength: float | None = None, mask: str | None = None, **words) -> int:
     """Check the words, then `load()` (system, parameters, frozen parameters), draw `count` images of each prompt and
     write them."""
     check_seed(seed)
     changes = drawing_words(prompts, count, **words)
+    shape = None if size is None else read_size(size)
     starting_picture(image, strength, mask)  # a file that cannot be read is refused before anything is loaded
     system, params, frozen = load()
-    start = starting_picture(image, strength, mask, system.config.data.size)
+    if shape is not None:
+        system.check_size(shape)
+        shape = None if shape == tuple(system.config.data.size) else shape  # what is told of sizes then is the default
+    start = starting_picture(image, strength, mask, shape or system.config.data.size)
     captions = [prompt for prompt in prompts for _ in range(count)]
-    images = draw(system, params, frozen, captions, seed, start, **changes)
+    images = draw(system, params, frozen, captions, seed, start, shape, **changes)
     if first():
-        said = {"seed": seed, "image": image, "strength": strength, "mask": mask, **words}
+        said = {"seed": seed, "size": size, "image": image, "strength": strength, "mask": mask, **words}
         write_pictures(out, images, captions, said)
     return finished()
 

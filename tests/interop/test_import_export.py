@@ -236,7 +236,7 @@ def test_a_run_with_an_encoder_of_its_own_is_exported_for_lgm_itself(tiny_run, t
 
     capsys.readouterr()
     sample = ["sample", f"--from={folder}", prompt, f"--out={tmp_path / 'c.png'}"]
-    assert main([*sample, "--size=64"]) != 0
+    assert main([*sample, "--tile=64"]) != 0
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     assert main(sample) != 0
@@ -247,5 +247,17 @@ def test_a_run_with_an_encoder_of_its_own_is_exported_for_lgm_itself(tiny_run, t
     assert main(sample) != 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and not (tmp_path / "c.png").exists()
-    parts = ("--size goes with a diffusers folder", "cut short", "another architecture")
+    parts = ("--tile goes with a diffusers folder", "cut short", "another architecture")
     assert all(part in line for line, part in zip(lines, parts, strict=True)), lines
+
+
+def test_a_run_draws_at_other_sizes(tiny_run, tmp_path, capsys):
+    sample = ["sample", f"--workdir={tiny_run}", "--prompt=cowboy hat face emoji, noto style", "--steps=2"]
+    assert main([*sample, f"--out={tmp_path / 'wide.png'}", "--size=32x64"]) == 0
+    with Image.open(tmp_path / "wide.png") as image:
+        assert image.size == (64, 32) and json.loads(image.text["lgm"])["size"] == "32x64"
+    assert np.asarray(Image.open(tmp_path / "wide.png")).std() > 1
+    capsys.readouterr()
+    assert main([*sample, f"--out={tmp_path / 'odd.png'}", "--size=60x64"]) != 0
+    assert capsys.readouterr().err == "lgm sample: an image of 60 x 64 cannot be drawn; use multiples of 16 pixels\n"
+    assert not (tmp_path / "odd.png").exists()

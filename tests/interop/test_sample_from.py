@@ -99,8 +99,8 @@ def test_arguments_that_exclude_each_other_are_one_line(capsys, arguments, part)
 
 
 def test_an_argument_of_folders_does_not_go_with_a_run(capsys):
-    assert main(["sample", "--prompt=x", "--out=x.png", "--workdir=run", "--size=64"]) != 0
-    assert "--size goes with --from=DIFFUSERS_DIR" in capsys.readouterr().err
+    assert main(["sample", "--prompt=x", "--out=x.png", "--workdir=run", "--tile=64"]) != 0
+    assert "--tile goes with --from=DIFFUSERS_DIR" in capsys.readouterr().err
 
 
 def truncate(path):
