@@ -13,15 +13,17 @@ try:
 except ImportError:  # Linux on ARM, for which it is not built: Pillow scales
     Resizer = None
 
+LARGEST = 1 << 25  # pixels that are copied to be scaled, 100 MB; Pillow scales more as they are
+
 
 def covering(image: Image.Image | np.ndarray, size: tuple[int, int], centre: tuple[float, float] = (0.5, 0.5)
              ) -> np.ndarray:
     """uint8 [*size, 3]: an RGB image, Pillow's or uint8 [H, W, 3], scaled to cover `size` = (height, width) and cut at
     `centre`, the (down, right) shares of what is to spare."""
-    if Resizer is None:
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+    if Resizer is None or width * height > LARGEST:
         image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS, centering=centre[::-1]))
-    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
     scaled = ImageData(size[1], size[0], PixelType.U8x3)
     # one of its own each time: it keeps memory between images, which threads may not share
     Resizer().resize(ImageData(width, height, PixelType.U8x3, image.tobytes()), scaled,

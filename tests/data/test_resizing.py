@@ -44,10 +44,11 @@ def test_scaling_is_the_filter_in_float64(whole, size, centre):
         assert np.abs(found - expected).max() < 2 and np.sqrt(((found - expected) ** 2).mean()) < 0.5
 
 
-def test_pillow_scales_where_the_resizer_is_not_built(monkeypatch):
+@pytest.mark.parametrize("change", [("Resizer", None), ("LARGEST", 2399)])
+def test_pillow_scales_where_the_resizer_is_not_built_and_what_is_too_large(change, monkeypatch):
     image = smooth(40, 60)
     ours = covering(image, (16, 20), (0.2, 0.7))
-    monkeypatch.setattr(resizing, "Resizer", None)
+    monkeypatch.setattr(resizing, *change)
     theirs = covering(image, (16, 20), (0.2, 0.7))
     fit = ImageOps.fit(Image.fromarray(image), (20, 16), Image.Resampling.LANCZOS, centering=(0.7, 0.2))
     np.testing.assert_array_equal(theirs, np.asarray(fit))
