@@ -259,5 +259,5 @@ def test_a_run_draws_at_other_sizes(tiny_run, tmp_path, capsys):
     assert np.asarray(Image.open(tmp_path / "wide.png")).std() > 1
     capsys.readouterr()
     assert main([*sample, f"--out={tmp_path / 'odd.png'}", "--size=60x64"]) != 0
-    assert capsys.readouterr().err == "lgm sample: an image of 60 x 64 cannot be drawn; use multiples of 16 pixels\n"
+    assert capsys.readouterr().err == "lgm sample: an image of 60 x 64 cannot be drawn; use multiples of 8 pixels\n"
     assert not (tmp_path / "odd.png").exists()
