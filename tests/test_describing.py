@@ -1,6 +1,9 @@
 """`lgm config` and `lgm presets`: every key is told as the schema has it, and what is printed can be given back."""
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,19 @@ def test_examples_of_a_verb_are_lines_that_can_be_copied(capsys):
     text = capsys.readouterr().out
     lines = [line.strip() for line in text.partition("examples:\n")[2].splitlines()]
     assert len(lines) == 2 and all(shlex.split(line)[:2] == ["lgm", "sample"] for line in lines)
+
+
+@pytest.mark.parametrize(("line", "follows"), [
+    ("lgm tra", {"train"}), ("lgm launch --on=", {"slurm", "gke", "tpu-vm", "local"}),
+    ("lgm config --d", {"--debug", "--diff"}),
+])
+def test_a_shell_is_told_what_may_follow(line, follows, tmp_path, capsys):
+    """As the script that `lgm completion` prints asks for it."""
+    assert main(["completion"]) == 0 and "complete -o nospace" in capsys.readouterr().out
+    words = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+             "_ARGCOMPLETE_COMP_WORDBREAKS": " =:", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "told")}
+    subprocess.run([sys.executable, "-m", "lgm.cli"], env=os.environ | words, check=True)
+    assert {word.strip() for word in (tmp_path / "told").read_text().split("\013")} == follows
 
 
 @pytest.mark.parametrize("value", ["1", "'x'", "[1]", "{'name': [1]}", "{'family': ['x']}", "{'x': {'y': 1}}"])

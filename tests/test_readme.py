@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lgm import __version__
 from lgm import config as schema
 from lgm.arguments import EXAMPLES, parser
 from lgm.cli import CONFIGURED
@@ -95,6 +96,11 @@ def test_files_that_pages_link_to_are_there():
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
             assert "://" in target or (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_version_is_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__ and re.fullmatch(r"\d+\.\d+\.\d+", __version__)
 
 
 def test_the_python_of_the_readme_is_the_example_of_the_library():

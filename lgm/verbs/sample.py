@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lgm import __version__
+from lgm.config import read
 from lgm.data import save_grid
 from lgm.drawing import draw, text_to_image
 from lgm.exporting import is_exported, open_exported
@@ -38,6 +39,8 @@ def run(arguments, overrides) -> int:
     if arguments.folder is None:
         if released:
             raise ConfigError(f"--{min(released).replace('_', '-')} goes with --from=DIFFUSERS_DIR, not with --workdir")
+        if arguments.solver:
+            read(arguments.workdir)  # whose imports may have the solver
         load = lambda: load_run(arguments.workdir, arguments.weights or "ema")[:3]
         return _sample(load, arguments.prompt, arguments.out, **common)
     if arguments.weights:
