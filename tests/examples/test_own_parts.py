@@ -1,11 +1,5 @@
 """What stands in `examples/`: parts of one's own have names, train, draw, resume and are found again from anywhere."""
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -22,10 +16,6 @@ from lgm.parsing import ConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OWN = str(EXAMPLES / "own_config.py")
-SHORT = ["--config.model.width=8", "--config.model.depth=1", "--config.batch_size=4", "--config.sampling.count=0",
-         "--config.evaluation.every_images=0", "--config.optimizer.warmup_images=0", "--config.data.source=squares:24",
-         "--config.log.every_images=4", "--config.log.checkpoint_every_images=8",
-         "--config.total_images=8"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -108,42 +98,6 @@ def test_what_cannot_be_imported_is_one_line(imports, line, tmp_path):
     with pytest.raises(ConfigError, match=line) as error:
         schema.load(str(page))
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.slow
-def test_a_run_of_ones_own_parts_goes_on_and_draws_from_another_folder(tmp_path):
-    """Each command is a process of its own, which knows the parts by the run's config.json alone; the first two
-    train as one run, as a cluster's would."""
-    here, there = tmp_path / "project", tmp_path / "elsewhere"
-    there.mkdir()
-    shutil.copytree(EXAMPLES, here, ignore=shutil.ignore_patterns("*.ipynb", "__pycache__"))
-    environment = os.environ | {"PYTHONPATH": str(Path(lgm.__file__).parents[1])}
-
-    def start(*words, cwd=there):
-        return subprocess.Popen([sys.executable, "-m", "lgm.cli", *words], cwd=cwd, env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-
-    def run(*words, **where):
-        process = start(*words, **where)
-        said, _ = process.communicate()
-        assert process.returncode == 0, said
-        return said
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["train", "--config=own_config.py", "--workdir=../run", *SHORT, f"--coordinator=127.0.0.1:{port}"]
-    both = [start(*words, "--processes=2", f"--process-id={i}", cwd=here) for i in range(2)]
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    run_config = tmp_path / "run" / "config.json"
-    assert json.loads(run_config.read_text())["imports"] == [str(here / "own_parts.py")]
-    run("sample", "--workdir=../run", "--prompt=blue square", "--out=drawn.png", "--steps=1")
-    assert (there / "drawn.png").is_file()
-    shutil.move(here, tmp_path / "moved")  # the code may move, the run is the same
-    longer = [*SHORT[:-1], "--config.total_images=16", "--extend"]
-    moved = run("train", f"--config={tmp_path / 'moved' / 'own_config.py'}", "--workdir=../run", *longer)
-    assert "16/16 images" in moved
 
 
 def test_the_example_is_what_the_command_line_shows(own, capsys):
