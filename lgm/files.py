@@ -71,12 +71,12 @@ def _store(name: str) -> Path:
     return epath.Path(f"{scheme}://{re.sub('/+', '/', rest).rstrip('/')}")
 
 
-def is_remote(path: str | os.PathLike) -> bool:
+def is_remote(path: str | Path) -> bool:
     """Whether a path lies in a store."""
     return str(path).startswith(tuple(f"{scheme}://" for scheme in STORES))
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a whole file: under a temporary name in its folder, then renamed; in a store, as one object.
 
     Raises ConfigError, one line, for a name that a device, a pipe or a folder has, which a rename would take away.
@@ -115,7 +115,7 @@ def check_writable(path: Path, flag: str) -> None:
                           ) from None  # fmt: skip
 
 
-def read_json(path: str | os.PathLike, instead: str = "the file is damaged") -> Any:
+def read_json(path: str | Path, instead: str = "the file is damaged") -> Any:
     """What a JSON file holds. Raises ConfigError, one line, where it cannot be read or is no JSON."""
     path = place(path)
     try:
@@ -126,7 +126,7 @@ def read_json(path: str | os.PathLike, instead: str = "the file is damaged") -> 
         raise ConfigError(f"{path} is not JSON; {instead}") from None
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file as `write_atomically` does."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
@@ -184,7 +184,7 @@ def copy(source: Path, target: Path) -> None:
             shutil.copyfile(file, into(file))
 
 
-def write_folder(out: str | os.PathLike, write: Callable[[Path], None]) -> None:
+def write_folder(out: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder, then give it the name `out`: whole or not at all. In a store the files that
     say what the folder is come last."""
     out = place(out)
@@ -204,7 +204,7 @@ def write_folder(out: str | os.PathLike, write: Callable[[Path], None]) -> None:
         raise
 
 
-def local(source: str | os.PathLike, flag: str = "") -> Path:
+def local(source: str | Path, flag: str = "") -> Path:
     """A path of the file system with what `source` holds: itself, or a copy of a store's file or folder, which is kept
     under ~/.cache/lgm and taken anew when something there changes. What is not there is not there in the copy."""
     path = place(source, flag)

@@ -120,7 +120,7 @@ def ddpm(schedule: str = "scaled_linear", beta_start: float = 0.00085, beta_end:
     return Process("ddpm", *_vp_of_table(root), steps)
 
 
-def _vp_of_table(a_K: np.ndarray):
+def _vp_of_table(a_K: np.ndarray) -> tuple[Callable, Callable]:
     """a and b that are the table's a and sqrt(1 - a^2) at its own points, to the last bit.
 
     With d the rise of log(b / a) since the point before, b / a there is B / A e^d, hence a = A / r and b = B e^d / r

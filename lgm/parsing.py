@@ -92,7 +92,7 @@ def _value(hint, value, path: str):
         if len(args) != len(value):
             raise ConfigError(f"{path}={value!r} must have {len(args)} items")
         return tuple(_value(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
         if not isinstance(value, Mapping):

@@ -78,7 +78,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def _with_options(cls: type, loss: Mapping[str, Any]) -> dict[str, Any]:
+def _with_options(cls: type, loss: Mapping[str, Any]) -> Mapping[str, Any]:
     """A loss's section with the options that stand beside its name under "options", unless it is the plain one."""
     fields = {field.name for field in dataclasses.fields(cls)}
     if not isinstance(loss, Mapping) or "options" not in fields or loss.get("name", "denoising") == "denoising":

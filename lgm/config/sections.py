@@ -145,12 +145,14 @@ class Data:
     @property
     def weights(self) -> tuple[float, ...]:
         """Those of the sources of a mixture."""
-        return () if isinstance(self.source, str) else tuple(part.weight for part in self.source)
+        parts: Any = () if isinstance(self.source, str) else self.source
+        return tuple(part.weight for part in parts)
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return (self.resolution,) * 2 if isinstance(self.resolution, int) else tuple(self.resolution)
+        height, width = (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
+        return height, width
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ transparency laid on white.
 
 import functools
 import io
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -114,7 +115,8 @@ def stored_size(content: bytes, name: str) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             # Pillow may give a TIFF's size as it will be once that is read, and turned
-            width, height = image.size if image.format != "TIFF" else (image.tag_v2[WIDTH], image.tag_v2[LENGTH])
+            tiff: Any = image
+            width, height = image.size if image.format != "TIFF" else (tiff.tag_v2[WIDTH], tiff.tag_v2[LENGTH])
             # a PNG is decoded to find what may turn it behind its pixels: 35 ms for 640 px where nothing does
             turned = image.format != "PNG" or any(mark in content for mark in _TURNING)
             return (width, height) if turned and _orientation(image) in SIDEWAYS else (height, width)

@@ -40,7 +40,7 @@ def source_of(name: str) -> tuple[str, str]:
         return "inception", name
     if name in SOURCES:
         raise ConfigError(f"features={name} is read from a file or a folder; give {name}:PATH")
-    if path.suffix in PICKLES:
+    if there.suffix in PICKLES:
         raise ConfigError(f"features={name} is a pickle, which can run code when read; lgm.evaluate.features has the "
                           "line that converts one to safetensors")
     raise ConfigError(f"features={name} is neither a .safetensors file nor a folder with config.json"

@@ -174,11 +174,11 @@ def save(tensors: Iterable[tuple[str, np.ndarray | Deferred]], folder: str | Pat
     total = 0
     try:
         for shard in in_groups(tensors, lambda named: named[1].nbytes, shard_bytes):
-            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{stem}.")
-            shards.append((Path(temporary), [name for name, _ in shard]))
+            handle, made = tempfile.mkstemp(dir=folder, prefix=f".{stem}.")
+            shards.append((Path(made), [name for name, _ in shard]))
             with os.fdopen(handle, "wb") as file:
                 total += _write(file, shard, metadata)
-            os.chmod(temporary, 0o644)
+            os.chmod(made, 0o644)
         ending = lambda i: f"-{i + 1:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         files = [f"{stem}{ending(i)}.safetensors" for i in range(len(shards))]
         for (temporary, _), file in zip(shards, files, strict=True):

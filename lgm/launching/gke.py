@@ -124,7 +124,8 @@ def _work(work: str) -> tuple[str, str]:
 
 def _part_of_a_node(settings, machines) -> tuple[str, str]:
     """(CPUs, memory) that a pod asks for: it is not crowded out, and fits beside the node's own pods."""
-    cpus, gigabytes = ({**TPUS, **GPUS})[machines.kind].host
+    kinds: dict[str, Any] = {**TPUS, **GPUS}
+    cpus, gigabytes = kinds[machines.kind].host
     cpu = settings.cpu or str(max(int(SHARE * cpus * machines.chips), 1))
     memory = settings.memory or f"{max(int(SHARE * gigabytes * machines.chips), 1)}G"
     for name, value, kind in (("cpu", cpu, CPU), ("memory", memory, MEMORY)):

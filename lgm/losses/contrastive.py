@@ -47,4 +47,4 @@ def contrastive(process: Process, target: str, density: Density, weighting: Weig
     return Contrastive(denoising(process, target, density, weighting), weight)
 
 
-CONTRASTIVE = Loss("contrastive", lambda setting, weight=0.05: contrastive(*setting, weight))
+CONTRASTIVE = Loss("contrastive", lambda setting, weight=0.05: contrastive(*setting, weight=weight))

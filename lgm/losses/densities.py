@@ -111,7 +111,7 @@ def log_tangent(mean: float = -1.0, std: float = 1.4, draws: str = "independent"
     return by_quantile(lambda u: 2.0 / math.pi * jnp.arctan(jnp.exp(mean + std * _normal_quantile(u))), draws)
 
 
-DENSITIES = {
+DENSITIES: dict[str, Callable] = {
     "uniform": uniform,
     "discrete": discrete,
     "logit_normal": logit_normal,

@@ -109,7 +109,8 @@ class DiscreteConsistency(OfDraws):
     def _ends(self) -> tuple[float, float]:
         """log sigma_min and log sigma_max."""
         with jax.ensure_compile_time_eval():
-            return tuple(math.log(float(self.process.b(jnp.float32(t)))) for t in (0.0, 1.0))
+            low, high = (math.log(float(self.process.b(jnp.float32(t)))) for t in (0.0, 1.0))
+            return low, high
 
     def _time(self, number_B: jax.Array, count: jax.Array) -> jax.Array:
         """The time of a level's number; 0 of the lowest."""

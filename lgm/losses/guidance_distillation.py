@@ -61,7 +61,7 @@ def guidance_distillation(process: Process, target: str, density: Density, weigh
     if len(scales) != 2 or not scales[0] <= scales[1]:
         raise ValueError(f"scales={tuple(scales)} must be two numbers that rise")
     gaussian.coefficients(process, target, jnp.float32(0.5))
-    return GuidanceDistillation(process, target, density, weighting, tuple(scales))
+    return GuidanceDistillation(process, target, density, weighting, (scales[0], scales[1]))
 
 
 def _of_config(setting: Setting, scales=(1.0, 8.0)) -> GuidanceDistillation:

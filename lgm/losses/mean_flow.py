@@ -110,7 +110,7 @@ def mean_flow(process: Process, density: Density, same: float = 0.75, power: flo
         raise ValueError(f"kappa={kappa} must lie in [0, 1): the effective scale is scale / (1 - kappa)")
     if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
         raise ValueError(f"interval={tuple(interval)} must be two times that rise within [0, 1]")
-    return MeanFlow(process, density, same, power, offset, scale, kappa, tuple(interval))
+    return MeanFlow(process, density, same, power, offset, scale, kappa, (interval[0], interval[1]))
 
 
 def _of_config(setting: Setting, same=0.75, power=1.0, offset=0.01, scale=1.0, kappa=0.0, interval=(0.0, 1.0)

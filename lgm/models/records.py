@@ -145,8 +145,9 @@ def _located(name: str) -> Family:
 
 def family_of(config: Any) -> Family:
     """The family of a configuration. Raises TypeError for anything else."""
-    registered = (found for found in FAMILIES.values() if isinstance(found, Family) and found.config is type(config))
-    return next(registered, None) or _family_of(type(config))
+    cls: Any = type(config)
+    registered = (found for found in FAMILIES.values() if isinstance(found, Family) and found.config is cls)
+    return next(registered, None) or _family_of(cls)
 
 
 @functools.cache

@@ -107,7 +107,7 @@ SPACINGS: dict[str, Callable[..., Callable[[Process, int], np.ndarray]]] = {
     "exponential": lambda: _by_level(exponential()),
     "beta": lambda alpha=0.6, beta=0.6: _by_level(_beta(alpha, beta)),
 }
-_beta = beta
+_beta: Callable = beta
 
 
 def times(process: Process, steps: int, spacing: str = "even", shift: float = 1.0, **options) -> np.ndarray:
@@ -131,7 +131,7 @@ def informative(process: Process, target: str, times: np.ndarray) -> np.ndarray:
     if not singular_at(process, target, float(times[0])):
         return times
     first = max(times[0] - 1e-3, 0.5 * (times[0] + times[1]))
-    return np.concatenate([np.float32([first]), times[1:]])
+    return np.concatenate([np.array([first], np.float32), times[1:]])
 
 
 def last_part(times: np.ndarray, strength: float) -> np.ndarray:

@@ -136,8 +136,8 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
             number, t, s = now
             return _step(method, process, target, predict, carry, arguments, inputs, t, s, key_of(number)), None
 
-        ends = (jnp.asarray(part, float) for part in zip(*pairs, strict=True))
-        return jax.lax.scan(body, carry, (jnp.arange(len(pairs), dtype=jnp.int32), *ends))[0][0]
+        both = (jnp.asarray(part, float) for part in zip(*pairs, strict=True))
+        return jax.lax.scan(body, carry, (jnp.arange(len(pairs), dtype=jnp.int32), *both))[0][0]
     for number, (t, s) in enumerate(pairs):
         ends = jnp.asarray(t, float), jnp.asarray(s, float)
         carry = _step(method, process, target, predict, carry, arguments, inputs, *ends, key_of(jnp.int32(number)))

@@ -19,7 +19,7 @@ from lgm.files import place
 from lgm.parsing import ConfigError
 
 SHIPPED = {"emoji64": "emoji64/emoji64.zip", "flags": "flags/flags.zip"}
-SHARDS = {"webdataset": WebDataset, "parquet": Parquet, "array_record": ArrayRecord}
+SHARDS: dict[str, Callable[..., Source]] = {"webdataset": WebDataset, "parquet": Parquet, "array_record": ArrayRecord}
 # kind -> what opens KIND:REST, called with (REST, caption, bad); None where looking at the path REST says how
 SOURCES: dict[str, Callable[..., Source] | None] = {
     **dict.fromkeys(("metadata", "images", *SHARDS)),
