@@ -47,4 +47,5 @@ def contrastive(process: Process, target: str, density: Density, weighting: Weig
     return Contrastive(denoising(process, target, density, weighting), weight)
 
 
-CONTRASTIVE = Loss("contrastive", lambda setting, weight=0.05: contrastive(*setting, weight=weight))
+CONTRASTIVE = Loss("contrastive", lambda of, weight=0.05: contrastive(of.process, of.target, of.density, of.weighting,
+                                                                      weight))  # fmt: skip
