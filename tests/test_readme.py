@@ -56,11 +56,13 @@ def check(words):
             except ConfigError as error:
                 if not re.match("runs/.* is not there", str(error)):  # a finished run that a command goes on from
                     raise
-    elif words[:2] in (["pip", "install"], ["python", "-m"]) or words[0] in ("pytest", "eval", "ruff", "mypy", "mkdocs",
-                                                                              "git"):
+    elif words[:2] in (["pip", "install"], ["python", "-m"]) or words[0] in (
+            "pytest", "eval", "ruff", "mypy", "mkdocs", "mkdir", "git"):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for name in re.findall(r"\[([\w,-]+)\]", " ".join(words)):
             assert set(name.split(",")) <= set(extras), words
+    elif words[0] == "cp":
+        assert (ROOT / words[1]).is_file(), words
     elif words[0] == "python":
         assert words[1] == "program/run.py" or (ROOT / words[1]).is_file(), words
     else:
