@@ -42,8 +42,9 @@ class Measured:
     @functools.cached_property
     def root(self) -> np.ndarray:
         """R of the features' covariance R^T R."""
-        return distance.root(self.features) if self.given is None else distance.root_of_covariance(
-            self.given.covariance)  # fmt: skip
+        if self.given is not None:
+            return distance.root_of_covariance(self.given.covariance)
+        return distance.root(np.asarray(self.features, np.float64))
 
     @functools.cached_property
     def statistics(self) -> Statistics:
