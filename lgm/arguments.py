@@ -186,8 +186,10 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--topology", required=True,
                       help="v4|v5p|tpu7x:AxBxC, v5e|v6e:AxB, a100|h100|h200|b200:NODESxGPUS (gpu: h100)")
     plan.add_argument("--slices", type=int, default=1, help="so many slices of that shape (default: 1)")
-    plan.add_argument("--search", action="store_true", help="try meshes and remat policies that divide, and rank them")
-    plan.add_argument("--limit", type=int, default=8, help="programs that --search compiles at most (default: 8)")
+    plan.add_argument("--search", action="store_true", help="try meshes, remat, pieces and groups that divide")
+    plan.add_argument("--limit", type=int, default=10, help="programs that --search compiles at most (default: 10)")
+    plan.add_argument("--quick", action="store_true",
+                      help="without machine code, several times sooner: no cycles, nor whether there can be code")
     plan.add_argument("--jobs", type=int, help="compiled at a time (default: what cores and memory allow)")
     plan.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write JSON to PATH, or print it instead")
 

@@ -4,9 +4,11 @@
     python tools/plan_pods.py --only=sdxl     as much of that as one row needs
     python tools/plan_pods.py --only=         table and figure of what there is
 
-Of each row the meshes and remat policies that one would try first are compiled and the fastest that fits is the row's.
-Writes a JSON a program (delete it to have it made again), table.md and weak_scaling.png into tools/plans. A program
-takes one to five minutes of a free core and up to 4 GB; no TPU, folder or weights.
+Of each row the meshes and remat policies that one would try first are compiled as far as their schedule; the fastest
+by peaks that fits is the row's, and is compiled to the end for the compiler's cycles. Writes a JSON a program (delete
+it to have it made again; one that was made with other compiler options is made again too), table.md and
+weak_scaling.png into tools/plans. A program takes one to five minutes of a free core and up to 4 GB, to the end up to
+ten; no TPU, folder or weights.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from lgm import config as schema  # noqa: E402
 from lgm.files import write_atomically  # noqa: E402
+from lgm.parallel.options import options_of  # noqa: E402
 from lgm.planning import Topology, read_topology  # noqa: E402
 from lgm.planning.page import as_json  # noqa: E402
 from lgm.planning.plan import compiled_plan  # noqa: E402
@@ -89,7 +92,9 @@ def main() -> None:
     for row in (ROWS[name] for name in rows if name):
         for choice in row.tried:
             program_of(row, row.machine, choice)
-        best = fastest(row)
+        while (best := fastest(row)) and best["cycles"] is None:
+            mesh = Choice(best["mesh"], best["remat"])
+            program_of(row, row.machine, mesh, quick=False)
         for machine in row.checked if best else ():
             mesh = resized(best["mesh"], machine.devices)
             program_of(row, machine, Choice({axis: n for axis, n in mesh.items() if n > 1}, best["remat"]))
@@ -112,23 +117,30 @@ def known(row: Row, machine: Topology, choice: Choice) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def program_of(row: Row, machine: Topology, choice: Choice) -> dict:
-    """A program's plan and its points of weak scaling, as plain values; compiled if it is not known."""
-    if found := known(row, machine, choice):
+def program_of(row: Row, machine: Topology, choice: Choice, quick: bool = True) -> dict:
+    """A program's plan and its points of weak scaling, as plain values; compiled if it is not known. quick: without
+    cycles."""
+    found = known(row, machine, choice)
+    if found and found["options"] == told(machine) and (quick or found["cycles"] or not found["fits"]):
         return found
     batch_size = row.batch_size * machine.chips // row.machine.chips
     sizes = {"data": 1, "fsdp": 1, **choice.mesh}
     options = [("batch_size", str(batch_size)), ("model.remat", choice.remat),
                *((f"mesh.{axis}", str(size)) for axis, size in sizes.items())]  # fmt: skip
     config = schema.load(f"{ROOT.parent / 'configs' / 'pod.py'}:{row.system}", options)
-    found, program, made = compiled_plan(config, machine)
+    found, program, made = compiled_plan(config, machine, quick)
     points = weak_scaling(found, program, made, row.weak) if made and machine == row.machine else ()
     values = as_json(found) | {"weak_scaling": [dataclasses.asdict(point) for point in points],
                                "libtpu": importlib.metadata.version("libtpu")}  # fmt: skip
     path = place(row, machine, choice)
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
-    print(f"{path.stem}: {f'{found.step:.3f} s, MFU {found.mfu:.1%}' if found.fits else found.reason}", flush=True)
+    print(f"{path.stem}: {found.speed if found.fits else found.reason}", flush=True)
     return values
+
+
+def told(machine: Topology) -> dict[str, str]:
+    """What the compiler is told today."""
+    return options_of(machine.chip.kinds[0])
 
 
 def compared(row: Row) -> list[dict]:
@@ -137,27 +149,35 @@ def compared(row: Row) -> list[dict]:
 
 
 def fastest(row: Row) -> dict | None:
-    """The fastest plan of a row that fits."""
-    return min((p for p in compared(row) if p["fits"]), key=lambda p: p["step"], default=None)
+    """The fastest plan by peaks of a row that fits."""
+    return min((p for p in compared(row) if p["fits"]), key=lambda p: p["peak"]["step"], default=None)
 
 
 def table(rows: Sequence[Row]) -> str:
     """The plans as a Markdown table."""
-    lines = ["| system | chips | best mesh | remat | images a step | GB a chip | step | MFU | ICI / DCN GB a chip | "
-             "also compiled: MFU |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| system | chips | best mesh | remat | images a step | GB a chip | step by peaks / by cycles | MFU | "
+             "ICI / DCN GB a chip | also compiled: MFU by peaks |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         plans = compared(row)
         if not plans:
             continue
         p = fastest(row) or min(plans, key=lambda p: p["memory"]["total"])
         memory = f"{p['memory']['total'] / 1e9:.1f} of {p['memory']['capacity'] / 1e9:.0f}"
-        speed = f"{p['step']:.2f} s | {p['mfu']:.0%}" if p["fits"] else "does not fit | "
-        others = "; ".join(f"{mesh(q)}, {q['remat']}: {format(q['mfu'], '.0%') if q['fits'] else 'does not fit'}"
+        both = lambda key, form: " / ".join(format(t[key], form) if t else "?" for t in (p["peak"], p["cycles"]))
+        speed = f"{both('step', '.2f')} s | {both('mfu', '.0%')}" if p["fits"] else "does not fit | "
+        speed += "" if p["options"] == told(row.machine) else " (without the options of today)"
+        others = "; ".join(f"{mesh(q)}, {q['remat']}: {rate(q) if q['fits'] else 'does not fit'}"
                            for q in plans if q is not p and q != p)  # fmt: skip
         lines.append(f"| {TITLES[row.system]} | {row.machine} ({row.machine.chips:,}) | {mesh(p)} | {p['remat']} | "
                      f"{p['batch_size']:,} | {memory} | {speed} | {p['ici_bytes'] / 1e9:.0f} / "
                      f"{p['dcn_bytes'] / 1e9:.2f} | {others} |")  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def rate(plan: dict) -> str:
+    """MFU by peaks."""
+    return format(plan["peak"]["mfu"], ".0%")
 
 
 def mesh(plan: dict) -> str:
@@ -172,13 +192,14 @@ def points_of(row: Row) -> list[dict]:
     for machine in row.checked:
         mesh = {axis: n for axis, n in resized(best["mesh"], machine.devices).items() if n > 1}
         if found := known(row, machine, Choice(mesh, best["remat"])):
-            own = {key: found[key] for key in ("step", "busy", "mfu", "ici_bytes", "dcn_bytes")} | {"compiled": True}
+            own = {key: found["peak"][key] for key in ("step", "busy", "mfu")} | {"compiled": True}
+            own |= {key: found[key] for key in ("ici_bytes", "dcn_bytes")}
             points = [point | own if point["topology"] == str(machine) else point for point in points]
     return points
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
-    """Step time and bytes of collectives a chip against chips, the batch a chip held."""
+    """Step time by peaks and bytes of collectives a chip against chips, the batch a chip held."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -207,7 +228,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
     handles += [mark("compiled for so many chips", marker="o", linestyle=""),
                 mark("timed from the program of another size", marker="o", markerfacecolor="white", linestyle=""),
                 mark("computing alone", linestyle=":"), mark("between slices (DCN)", linestyle="--")]  # fmt: skip
-    time.set(title="seconds a step", ylim=(0, 1.15 * time.dataLim.y1))
+    time.set(title="seconds a step, by peaks", ylim=(0, 1.15 * time.dataLim.y1))
     moved.set(title="GB of collectives that leave a chip in a step", yscale="log")
     for axes in (time, moved):
         axes.set(xscale="log", xlabel="chips")

@@ -184,8 +184,7 @@ def _plan(config: schema.Config, machines: Machines) -> None:
     found = plan(config, machines.topology, machines.groups if machines.shape else 1)
     if not found.fits:
         raise ConfigError(f"{machines} cannot hold it: {found.reason}")
-    print(f"plan: fits {machines}, estimated {found.images_per_second:,.0f} images/s at {found.mfu:.0%} MFU",
-          file=sys.stderr)
+    print(f"plan: fits {machines}, {found.speed}", file=sys.stderr)
 
 
 def _refuse_running(words: Words) -> None:

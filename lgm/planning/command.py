@@ -13,7 +13,7 @@ from lgm.planning import page
 
 
 def run(spec: str, topology: str, overrides: Sequence[tuple[str, str]] = (), *, slices: int = 1, search: bool = False,
-        limit: int = 8, jobs: int | None = None, json_path: str | None = None) -> int:
+        limit: int = 10, jobs: int | None = None, quick: bool = False, json_path: str | None = None) -> int:
     """Plan a config on a topology; the exit code is 0 where something fits and 3 where nothing does.
 
     Raises ConfigError, one line, for what cannot be planned.
@@ -30,11 +30,12 @@ def run(spec: str, topology: str, overrides: Sequence[tuple[str, str]] = (), *, 
         _check_file(files.place(json_path, "--json"))
     config, machine = schema.load(spec, overrides), read_topology(topology, slices)
     if not search:
-        best = plan(config, machine)
+        best = plan(config, machine, quick=quick)
         return _finish(best.reason, page.as_json(best), page.page(best), json_path)
-    say = lambda p: print(f"{page.mesh(p)}, remat {p.remat}: {page.verdict(p).split(';')[0]}"
-                          + (f", {p.step * 1e3:.4g} ms" if p.step else ""), file=sys.stderr, flush=True)  # fmt: skip
-    found = find(config, machine, limit, jobs, say)
+    what = lambda p: f"{page.mesh(p)}, remat {p.remat}, {p.accumulate} pieces, group {p.group}"
+    took = lambda p: f", {page.milliseconds(p)}" if p.times else ""
+    say = lambda p: print(f"{what(p)}: {page.verdict(p).split(';')[0]}{took(p)}", file=sys.stderr, flush=True)
+    found = find(config, machine, limit, jobs, say, quick)
     table = f"{page.ranking(found.plans)}\n{found.untried} more divide and were not compiled (--limit)"
     best = found.best
     values = {"best": best and page.as_json(best), "plans": [page.as_json(p) for p in found.plans],

@@ -1,8 +1,9 @@
 """What one step of a compiled program costs a chip: work, memory traffic, collectives, and the time of its schedule.
 
 The program is followed in the order in which the compiler scheduled it, loops as often as they run. What computes takes
-the cycles of the TPU compiler's own cost model, and where there are none the longer of work / peak and bytes / memory
-rate; kernels it does not see into take the latter. Collectives take the time of their bytes over the links that they
+the longer of work / peak and bytes / memory rate: of a program as scheduled, everything. Where an instruction carries
+the cycles of the TPU compiler's own cost model it takes these: of a finished program, all but kernels that the compiler
+does not see into. Collectives take the time of their bytes over the links that they
 use; one that is started and awaited later, or carried by several fusions, runs beside what is scheduled in between,
 all others are waited for. Between TPU slices a collective is what is sent and received (`hlo.transfer`).
 """

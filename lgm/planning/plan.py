@@ -1,14 +1,16 @@
 """Does a config fit a machine, on which mesh, and how fast: answered by the compiler before the machine is paid for."""
 
 import dataclasses
+import math
 from typing import Any
 
 from lgm.config import Config
 from lgm.models import family_of
 from lgm.parallel import Layout
-from lgm.parsing import ConfigError
+from lgm.parallel.options import options_of
+from lgm.parsing import ConfigError, as_dict
 from lgm.planning.advice import advice
-from lgm.planning.cost import Collective, cost_of
+from lgm.planning.cost import Collective, Cost, cost_of
 from lgm.planning.program import Compiled, OutOfMemory, Program, compiled, kept_for_backward
 from lgm.planning.topology import Topology, open_devices, read_topology
 from lgm.train.placing import layout_of
@@ -39,6 +41,11 @@ class Memory:
         return sum(getattr(self, kind) for kind in KINDS)
 
     @property
+    def holds(self) -> bool:
+        """Whether a chip's memory holds it all."""
+        return self.total <= USABLE * self.capacity
+
+    @property
     def state(self) -> float:
         """What stays from step to step."""
         return self.parameters + self.optimizer + self.ema + self.frozen
@@ -49,13 +56,26 @@ KINDS = ("parameters", "optimizer", "ema", "frozen", "batch", "activations", "te
 
 
 @dataclasses.dataclass(frozen=True)
+class Timed:
+    """A step by one meter: seconds of the whole schedule, of computing in it, and what follows for MFU and rate."""
+
+    step: float
+    busy: float
+    mfu: float
+    images_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """One train step of a config on a machine, as compiled. All counts are a chip's.
 
     flops, bytes: done and moved to and from main memory. model_flops: by the models' own counts (`lgm.train.work`),
     what MFU is about. bounds: seconds that work at peak, memory, ICI and DCN would each take alone; `roofline` is the
-    largest. step: seconds of the compiled schedule by the compiler's cost model, which MFU and rate are of. reason: why
-    it does not fit; if it could not be compiled for that, all but memory is zero.
+    largest, below which no time is. The schedule is timed twice, and what was measured lies about the two
+    (`lgm.planning.measured`): `peak`, each instruction the longer of its work and bytes at the chip's peaks, and
+    `cycles`, by the compiler's own cost model of the finished program, None of a quick plan and of GPUs. options: what
+    the compiler was told (`lgm.parallel.options`). reason: why it does not run; if it could not be compiled for that,
+    all but memory is zero.
     """
 
     name: str
@@ -72,12 +92,13 @@ class Plan:
     bytes: float = 0.0
     collectives: tuple[Collective, ...] = ()
     bounds: dict[str, float] = dataclasses.field(default_factory=dict)
-    busy: float = 0.0
-    step: float = 0.0
-    mfu: float = 0.0
-    images_per_second: float = 0.0
+    peak: Timed | None = None
+    cycles: Timed | None = None
     compile_seconds: float = 0.0
     compiled_for: str = ""
+    accumulate: int = 1
+    group: int = 1
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reason: str = ""
 
@@ -86,32 +107,60 @@ class Plan:
         """Seconds of a step that overlaps everything."""
         return max(self.bounds.values(), default=0.0)
 
+    @property
+    def times(self) -> tuple[Timed, ...]:
+        """What the meters say, the faster first."""
+        return tuple(sorted(filter(None, (self.peak, self.cycles)), key=lambda timed: timed.step))
+
+    @property
+    def step(self) -> float:
+        """Seconds to rank plans by that have the same meters: the geometric mean; 0 where nothing was compiled."""
+        steps = [timed.step for timed in self.times]
+        return math.prod(steps) ** (1 / len(steps)) if steps else 0.0
+
+    @property
+    def speed(self) -> str:
+        """Rate and MFU in words, of a plan that has times."""
+        fast, slow = self.times[0], self.times[-1]
+        return (f"{between(slow.images_per_second, fast.images_per_second, ',.0f')} images/s at "
+                f"{between(slow.mfu, fast.mfu, '.0%')} MFU")  # fmt: skip
+
     def moved(self, network: str) -> float:
         """Bytes that leave a chip in a step over "ici" or "dcn"."""
         return sum(c.bytes for c in self.collectives if c.network == network)
 
 
-def plan(config: Config, topology: Topology | str, slices: int = 1) -> Plan:
+def between(low: float, high: float, form: str = ".4g") -> str:
+    """A range in words, one number where its ends print alike."""
+    low, high = format(low, form), format(high, form)
+    return low if low == high else f"{low} to {high}"
+
+
+def plan(config: Config, topology: Topology | str, slices: int = 1, quick: bool = False) -> Plan:
     """Compile the train step of `config` for a machine and say what it takes.
 
-    The mesh is the config's. Raises ConfigError, one line, for a topology, mesh or batch that cannot be; a program that
-    is too large for the memory is a Plan with `fits` False.
+    quick: without machine code, several times sooner: no cycles, nor whether there can be code. The mesh is the
+    config's. Raises ConfigError, one line, for a topology, mesh or batch that cannot be; a program that is too large
+    for the memory, or for which there can be no code, is a Plan with `fits` False.
     """
-    return compiled_plan(config, read_topology(topology, slices) if isinstance(topology, str) else topology)[0]
+    machine = read_topology(topology, slices) if isinstance(topology, str) else topology
+    return compiled_plan(config, machine, quick)[0]
 
 
-def compiled_plan(config: Config, topology: Topology) -> tuple[Plan, Program, Compiled | None]:
-    """(the plan, what is known of the step before, and what the compiler made if it fits)."""
+def compiled_plan(config: Config, topology: Topology, quick: bool = False) -> tuple[Plan, Program, Compiled | None]:
+    """(the plan, what is known of the step before, and what the compiler made if it fits its memory). Of GPUs every
+    plan is quick: the cycles of their stand-in say nothing of them."""
     if family_of(config.model).role == "autoencoder":
         raise ConfigError("config.model.family='autoencoder' is trained on one chip; `lgm plan` is for denoisers")
     devices, compiled_for = open_devices(topology)
     layout_on(config, topology, devices)
-    program, made = compiled(config, topology)
+    program, made = compiled(config, topology, quick or topology.gpu)
     common: dict[str, Any] = dict(
         name=config.name, topology=str(topology), chip=topology.chip.name, chips=topology.chips,
         mesh={axis: size for axis, size in program.mesh.items() if size > 1},
         remat=family_of(config.model).remat(config.model) or "none", batch_size=config.batch_size,
-        compiled_for=compiled_for, notes=program.notes,
+        accumulate=config.accumulate, group=as_dict(config.model).get("group", 1),
+        compiled_for=compiled_for, options=options_of(devices[0].device_kind), notes=program.notes,
     )
     chip, share = topology.chip, topology.chip.share
     each = {kind: size * chip.devices for kind, size in program.sizes.items()}
@@ -123,16 +172,23 @@ def compiled_plan(config: Config, topology: Topology) -> tuple[Plan, Program, Co
     activations = min(kept_for_backward(made.module), made.temporary) * chip.devices
     memory = Memory(**each, activations=activations, temporaries=made.temporary * chip.devices - activations,
                     capacity=chip.hbm)  # fmt: skip
-    fits = memory.total <= USABLE * chip.hbm
+    why = "" if memory.holds else reason(config, topology, memory)
+    if memory.holds and made.failed:
+        why = f"the compiler cannot generate code for {config.name} on {topology}: {made.failed}"
     model_flops = program.model_flops / topology.chips
+    bounds = {"compute": cost.flops / share.flops, "memory": cost.bytes / share.hbm_rate,
+              "ici": cost.over("ici", "seconds"), "dcn": cost.over("dcn", "seconds")}  # fmt: skip
+
+    def timed(cost: Cost) -> Timed:
+        step = max(cost.step, *bounds.values())
+        return Timed(step, cost.busy, model_flops / chip.flops / step, config.batch_size / step)
+
+    finished = made.finished and cost_of(made.finished, share, program.network, program.kernels)
     return Plan(
-        **common, fits=fits, memory=memory, flops=cost.flops * chip.devices, model_flops=model_flops,
-        bytes=cost.bytes * chip.devices, busy=cost.busy, step=cost.step, mfu=model_flops / chip.flops / cost.step,
+        **common, fits=not why, memory=memory, flops=cost.flops * chip.devices, model_flops=model_flops,
+        bytes=cost.bytes * chip.devices, bounds=bounds, peak=timed(cost), cycles=finished and timed(finished),
         collectives=tuple(dataclasses.replace(c, bytes=c.bytes * chip.devices) for c in cost.collectives),
-        bounds={"compute": cost.flops / share.flops, "memory": cost.bytes / share.hbm_rate,
-                "ici": cost.over("ici", "seconds"), "dcn": cost.over("dcn", "seconds")},
-        images_per_second=config.batch_size / cost.step, compile_seconds=made.seconds,
-        reason="" if fits else reason(config, topology, memory),
+        compile_seconds=made.seconds, reason=why,
     ), program, made
 
 

@@ -1,7 +1,9 @@
-"""The real train step of a config, compiled for devices that need not be there, up to its machine code.
+"""The real train step of a config, compiled for devices that need not be there.
 
-All that a plan needs is settled before code is generated, which is most of the compiler's work. So a process of its own
-compiles, with the compiler's own dump of the scheduled program and its buffers, and is ended when these are written.
+A process of its own compiles. The compiler's dump of the scheduled program and its buffers is there early, before
+machine code is generated, which is most of its work; memory, work, traffic and collectives are read from it. A quick
+plan ends the process then. Otherwise the finished program follows, in which instructions carry the compiler's cycles;
+one for which no code can be generated, as a kernel that wants more of a core's own memory than it may, is told so.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ import math
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,20 +25,24 @@ from typing import Any
 import jax
 
 from lgm.config import Config
+from lgm.models import Params
 from lgm.models.flops import Kernel, kernels_in
 from lgm.parallel import AXES, Layout, shardings
 from lgm.planning import hlo
 from lgm.planning.abstract import abstract_batch, abstract_system, frozen_axes
 from lgm.planning.network import Network
 from lgm.planning.topology import Topology
+from lgm.system import System
 from lgm.train.denoise import make_draw, make_loss
 from lgm.train.optimizer import build_optimizer
 from lgm.train.placing import check_latents, placed_step, state_shardings
-from lgm.train.state import init_state
+from lgm.train.state import TrainState, init_state
 from lgm.train.work import training_flops
 
 UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
-TASK, TRACED, FAILED = "task.pickle", "traced.pickle", "failed.pickle"  # what the two processes tell each other
+# what the two processes tell each other
+TASK, TRACED, FAILED, FINISHED = "task.pickle", "traced.pickle", "failed.pickle", "finished.txt"
+CRASHED = (-signal.SIGABRT, -signal.SIGSEGV)  # where the compiler fails a check of its own
 PROGRAM, BUFFERS = "*.after_optimizations.txt", "*.after_optimizations-buffer-assignment.txt"
 
 
@@ -67,15 +74,33 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made: the scheduled program, bytes of its temporaries on a device, seconds that it took."""
+    """What the compiler made: the scheduled program, bytes of its temporaries on a device, seconds that it took.
+
+    finished: the program with its code, None where it was not waited for. failed: why there can be no code.
+    """
 
     module: hlo.Module
     temporary: float
     seconds: float
+    finished: hlo.Module | None = None
+    failed: str = ""
 
 
-def trace(config: Config, layout: Layout, network: Network) -> tuple[Program, Any]:
-    """(what is known, the traced step) of what `lgm train` runs: loss, gradient, AdamW, EMA, with the state donated.
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What `lgm train` runs of a config: `run(state, frozen, batch)` with the state donated, and its arguments in
+    shapes, placed. notes: what stands in for folders that are not here."""
+
+    system: System
+    run: Any
+    state: TrainState
+    frozen: Params
+    batch: dict[str, jax.ShapeDtypeStruct]
+    notes: tuple[str, ...]
+
+
+def step_of(config: Config, layout: Layout) -> Step:
+    """Loss, gradient, optimizer and EMA of a config, under a layout.
 
     Raises ConfigError, one line, where the layout cannot split the config's latents.
     """
@@ -89,11 +114,18 @@ def trace(config: Config, layout: Layout, network: Network) -> tuple[Program, An
     batch = abstract_batch(config, system)
     batch = placed(batch, dict.fromkeys(batch, layout.batch))
     step = placed_step(config, make_loss(config, system), make_draw(config, system), optimizer, layout, places)
-    traced = step.trace(state, frozen, batch)
+    return Step(system, step, state, frozen, batch, notes)
+
+
+def trace(config: Config, layout: Layout, network: Network) -> tuple[Program, Any]:
+    """(what is known, the traced step) of a config's `step_of`."""
+    step = step_of(config, layout)
+    state, frozen, batch = step.state, step.frozen, step.batch
+    traced = step.run.trace(state, frozen, batch)
     parts = dict(parameters=state.params, optimizer=state.opt_state, ema=state.ema, frozen=frozen, batch=batch)
     program = Program(
         {kind: bytes_a_device(tree) for kind, tree in parts.items()}, {a: layout.size(a) for a in AXES},
-        training_flops(system, frozen) * config.batch_size, kernels_in(traced.jaxpr.jaxpr), network, notes,
+        training_flops(step.system, frozen) * config.batch_size, kernels_in(traced.jaxpr.jaxpr), network, step.notes,
     )
     return program, traced
 
@@ -109,10 +141,10 @@ def bytes_a_device(tree: Any) -> float:
     return float(sum(size(leaf) for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != "pinned_host"))
 
 
-def compiled(config: Config, topology: Topology) -> tuple[Program, Compiled | OutOfMemory]:
+def compiled(config: Config, topology: Topology, quick: bool = False) -> tuple[Program, Compiled | OutOfMemory]:
     """(what is known before, what the compiler made) of a config's step, in a process of its own.
 
-    Raises what that process raised, as ConfigError for what cannot be.
+    quick: without waiting for the code. Raises what that process raised, as ConfigError for what cannot be.
     """
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lgm-plan-", ignore_cleanup_errors=True) as name:
@@ -123,29 +155,37 @@ def compiled(config: Config, topology: Topology) -> tuple[Program, Compiled | Ou
             process = subprocess.Popen([sys.executable, "-m", "lgm.planning.compiler", name], env=environment,
                                        stdout=log, stderr=log)  # fmt: skip
             try:
-                while not (_written(folder) or (folder / FAILED).exists()) and process.poll() is None:
+                ends = (lambda: _written(folder)) if quick else (folder / FINISHED).exists
+                while not (ends() or (folder / FAILED).exists()) and process.poll() is None:
                     time.sleep(0.2)
             finally:
                 process.kill()
                 process.wait()
-        if (folder / FAILED).exists():
-            error = pickle.loads((folder / FAILED).read_bytes())
-            if not isinstance(error, OutOfMemory):
-                raise error
+        error = pickle.loads((folder / FAILED).read_bytes()) if (folder / FAILED).exists() else None
+        scheduled = _written(folder, settled=True)
+        if isinstance(error, OutOfMemory):
             return pickle.loads((folder / TRACED).read_bytes()), error
-        if not _written(folder):
+        if error is not None and not (scheduled and isinstance(error, RuntimeError)):
+            raise error
+        failed = str(error or "")
+        if not (scheduled and (quick or error or (folder / FINISHED).exists())):
             tail = " ".join((folder / "log").read_text(errors="replace").split()[-40:])
-            raise RuntimeError(f"the compiler ended with code {process.returncode}: {tail}")
+            if not (scheduled and process.returncode in CRASHED):
+                raise RuntimeError(f"the compiler ended with code {process.returncode}: {tail}")
+            failed = re.sub(r".*(Check failed: )", r"\1", tail)
         program = pickle.loads((folder / TRACED).read_bytes())
         module = hlo.parse(_largest(folder, PROGRAM).read_text())
         temporary = _temporary(_largest(folder, BUFFERS).read_text())
-    return program, Compiled(module, temporary, time.monotonic() - start)
+        finished = hlo.parse((folder / FINISHED).read_text()) if (folder / FINISHED).exists() else None
+    return program, Compiled(module, temporary, time.monotonic() - start, finished, " ".join(failed.split())[:300])
 
 
-def _written(folder: Path) -> bool:
-    """Whether the compiler has written all of the program and its buffers."""
+def _written(folder: Path, settled: bool = False) -> bool:
+    """Whether the compiler has written all of the scheduled program and its buffers; `settled`: it no longer writes."""
     files = [_largest(folder, pattern) for pattern in (PROGRAM, BUFFERS)]
-    if None in files or time.time() - max(path.stat().st_mtime for path in files) < 1.0:
+    if None in files:
+        return False
+    if not settled and time.time() - max(path.stat().st_mtime for path in files) < 1.0:
         return False
     with open(files[0], "rb") as file:
         file.seek(max(0, files[0].stat().st_size - 16))
@@ -171,11 +211,12 @@ def _temporary(buffers: str) -> float:
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:
-    """The compiler's refusal as bytes needed and bytes there, or None where it is another error."""
+    """The compiler's refusal as bytes needed and bytes there, or None where it is another error, as a kernel that wants
+    more of a core's own memory (vmem)."""
     size = r"\(?([\d.]+)([KMGT]?)i?B?\)?"
     for pattern in (rf"temporaries {size} exceeds available HBM {size}", rf"Used {size} of {size} hbm",
                     rf"{size}\D* exceeds \D*{size}"):  # fmt: skip
-        if "RESOURCE_EXHAUSTED" in message and (found := re.search(pattern, message)):
+        if "RESOURCE_EXHAUSTED" in message and "vmem" not in message and (found := re.search(pattern, message)):
             return OutOfMemory(float(found[1]) * UNITS[found[2]], float(found[3]) * UNITS[found[4]])
     return None
 

@@ -64,7 +64,10 @@ def resized(mesh: dict[str, int], chips: int) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A step on so many chips with the batch a chip of the program that it is timed from; bytes are a chip's."""
+    """A step on so many chips with the batch a chip of the program that it is timed from; bytes are a chip's.
+
+    step, busy, mfu: by peaks. cycles: the step by those of the finished program, where there is one.
+    """
 
     topology: str
     chips: int
@@ -74,6 +77,7 @@ class Point:
     mfu: float
     ici_bytes: float
     dcn_bytes: float
+    cycles: float | None = None
 
 
 def weak_scaling(found: Plan, program: Program, compiled: Compiled,
@@ -89,5 +93,6 @@ def weak_scaling(found: Plan, program: Program, compiled: Compiled,
         cost = cost_of(compiled.module, share, network, program.kernels)
         points.append(Point(str(topology), topology.chips, {axis: n for axis, n in mesh.items() if n > 1}, cost.step,
                             cost.busy, found.model_flops / topology.chip.flops / cost.step,
-                            cost.over("ici") * topology.chip.devices, cost.over("dcn") * topology.chip.devices))
+                            cost.over("ici") * topology.chip.devices, cost.over("dcn") * topology.chip.devices,
+                            compiled.finished and cost_of(compiled.finished, share, network, program.kernels).step))
     return tuple(points)

@@ -12,6 +12,7 @@ from lgm.config import Config
 from lgm.models import family_of
 from lgm.parallel import Layout, make_layout, shardings, using
 from lgm.parallel.mesh import refitted
+from lgm.parallel.options import options_of
 from lgm.parallel.rules import AXES, with_overrides
 from lgm.parsing import ConfigError, as_dict
 from lgm.processes import member
@@ -122,12 +123,14 @@ def state_shardings(layout: Layout, abstract: TrainState, logical_axes: Any, con
 
 def placed_step(config: Config, loss: Loss, draw: Draw | None, optimizer, layout: Layout, places: TrainState):
     """The compiled train step `(state, frozen, batch) -> (state, metrics)` under a layout; the state is donated and
-    stays at `places`, those of `state_shardings`."""
+    stays at `places`, those of `state_shardings`. The compiler is told what `lgm.parallel.options` has for the chip."""
     step = make_step(config, loss, optimizer, draw)
     if config.optimizer.offload:
         step = offloaded(step, places.opt_state)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, layout.whole))
+    told = options_of(layout.mesh.devices.flat[0].device_kind) or None
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, layout.whole), compiler_options=told)
     def placed(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
         with using(layout), stored(places.params):
             return step(state, frozen, batch)

@@ -4,7 +4,8 @@ def plan(arguments, overrides) -> int:
     from lgm.planning import command
 
     return command.run(arguments.config, arguments.topology, overrides, slices=arguments.slices,
-                       search=arguments.search, limit=arguments.limit, jobs=arguments.jobs, json_path=arguments.json)
+                       search=arguments.search, limit=arguments.limit, jobs=arguments.jobs, quick=arguments.quick,
+                       json_path=arguments.json)
 
 
 def launch(arguments, overrides) -> int:

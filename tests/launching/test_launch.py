@@ -159,14 +159,15 @@ def test_the_compiler_is_asked_when_told(capsys, tmp_path, monkeypatch):
 
     def plan(config, topology, slices):
         asked.append((config.name, topology, slices))
-        return types.SimpleNamespace(fits=slices == 2, reason="18 GiB of 16", images_per_second=1e4, mfu=0.4)
+        return types.SimpleNamespace(fits=slices == 2, reason="18 GiB of 16", speed="9 images/s at 4% MFU")
 
     monkeypatch.setitem(sys.modules, "lgm.planning", types.ModuleType("lgm.planning"))
     monkeypatch.setitem(sys.modules, "lgm.planning.plan", types.SimpleNamespace(plan=plan))
     words = ["--on=gke", f"--config={QUICKSTART}", "--config.batch_size=32", f"--workdir={tmp_path}/run", "--plan",
              "--topology=v5e:4x4", f"--site={jobs.ROOT}/launch/sites/example.toml", "--dry-run"]
     assert "1 x v5e:4x4" not in (line := refused(capsys, *words)) and "v5e:4x4 cannot hold it: 18 GiB of 16" in line
-    assert main(["launch", *words, "--slices=2"]) == 0 and "fits 2 x v5e:4x4" in capsys.readouterr().err
+    assert main(["launch", *words, "--slices=2"]) == 0
+    assert "fits 2 x v5e:4x4, 9 images/s at 4% MFU" in capsys.readouterr().err
     assert main(["launch", *words[1:], "--on=slurm", "--nodes=2"]) == 2
     assert [a[1:] for a in asked] == [("v5e:4x4", 1), ("v5e:4x4", 2)]
 

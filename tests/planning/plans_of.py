@@ -1,5 +1,5 @@
-"""Plans cases given as JSON, [[config, topology, slices, overrides], ...], and prints a plan as JSON a line. A program
-of its own, so that libtpu is loaded in no other."""
+"""Plans cases given as JSON, [[config, topology, slices, overrides, quick], ...], and prints a plan as JSON a line. A
+program of its own, so that libtpu is loaded in no other."""
 
 import json
 import os
@@ -12,6 +12,6 @@ from lgm.planning import plan  # noqa: E402
 from lgm.planning.page import as_json, page  # noqa: E402
 
 if __name__ == "__main__":
-    for config, topology, slices, overrides in json.loads(sys.argv[1]):
-        found = plan(schema.load(config, [tuple(pair) for pair in overrides]), topology, slices)
+    for config, topology, slices, overrides, quick in json.loads(sys.argv[1]):
+        found = plan(schema.load(config, [tuple(pair) for pair in overrides]), topology, slices, quick)
         print(json.dumps(as_json(found) | {"page": page(found)}), flush=True)
