@@ -359,11 +359,13 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """Cadence in images of metric rows and checkpoints, and how many checkpoints are kept."""
+    """Cadence in images of metric rows and checkpoints, and how many checkpoints are kept. `trackers` are told what
+    TensorBoard is, where they are installed."""
 
     every_images: Count = 1_000
     checkpoint_every_images: Whole = 50_000
     keep: Count = 2
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

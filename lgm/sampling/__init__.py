@@ -19,7 +19,7 @@ from lgm.sampling.guidance import (
     skipping,
     token_rescaled,
 )
-from lgm.sampling.solvers import SOLVERS, Solver, Timesteps, loop, sample, solver, trace
+from lgm.sampling.solvers import SOLVERS, Solver, Timesteps, loop, sample, solver, trace, watched
 from lgm.sampling.starts import from_image, inpainting, keys, noise
 
 __all__ = [
@@ -54,4 +54,5 @@ __all__ = [
     "times",
     "token_rescaled",
     "trace",
+    "watched",
 ]

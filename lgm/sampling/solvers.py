@@ -6,9 +6,11 @@ given target kind. The step sees the data and noise that it implies, (x_hat, eps
 of its batch.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -19,6 +21,8 @@ from lgm import gaussian, registry
 from lgm.gaussian import Process
 from lgm.sampling import dpm_adaptive, halfway, multistep, posterior, singlestep, sit, steps, unipc
 from lgm.sampling.steps import Denoise, Solver
+
+_WATCHER: ContextVar[Callable[[float], None] | None] = ContextVar("watcher", default=None)  # of `watched`
 
 
 def _churning(method: Callable[[], Solver]) -> Callable[..., Solver]:
@@ -138,10 +142,24 @@ def loop(method: Solver, process: Process, target: str, predict: Callable, x_T: 
 
         both = (jnp.asarray(part, float) for part in zip(*pairs, strict=True))
         return jax.lax.scan(body, carry, (jnp.arange(len(pairs), dtype=jnp.int32), *both))[0][0]
+    tell = _WATCHER.get()
     for number, (t, s) in enumerate(pairs):
         ends = jnp.asarray(t, float), jnp.asarray(s, float)
         carry = _step(method, process, target, predict, carry, arguments, inputs, *ends, key_of(jnp.int32(number)))
+        if tell is not None:
+            jax.block_until_ready(carry[0])
+            tell(1 / len(pairs))
     return carry[0]
+
+
+@contextlib.contextmanager
+def watched(tell: Callable[[float], None]) -> Iterator[None]:
+    """A context in which every step of a `loop` that is not scanned is waited for, and its share of the steps told."""
+    token = _WATCHER.set(tell)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -1,6 +1,7 @@
 """What a run tells: `metrics.jsonl`, TensorBoard events and a progress bar (plain lines where no one watches)."""
 
 import contextlib
+import datetime
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +22,33 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lgm import files
 from lgm.parsing import ConfigError
+from lgm.train.trackers import Tracker
 
 SEND = 20.0  # seconds after which rows and events lie in the run's folder
 
 
+SPEED = ("images_per_second", "step_seconds", "tflops_per_second", "executed_tflops_per_second", "mfu", "goodput")
+
+
+def tag(name: str, group: str) -> str:
+    """What TensorBoard and trackers call a value of metrics.jsonl: in "speed", "seconds" or its row's group, "train" or
+    "heldout"."""
+    if "/" in name:
+        return name
+    return f"speed/{name}" if name in SPEED else f"{group}/{name.removeprefix(f'{group}_')}"
+
+
 class MetricLog:
-    """Rows of `metrics.jsonl` and scalars in TensorBoard; rows after `step` are dropped, for a resumed run.
+    """Rows of `metrics.jsonl`, and on an axis of images scalars in TensorBoard and `trackers`; rows after `step` are
+    dropped, for a resumed run, whose steps are of `batch_size` images.
 
     Where it does not write, as in all processes but the first, everything it is told is forgotten. A store's objects
     cannot grow: there both files are written to a temporary folder and sent whole, every `SEND` seconds and at `flush`.
     """
 
-    def __init__(self, workdir: Path, step: int, writes: bool = True):
-        self.file, self.events, self.writes = None, None, writes
+    def __init__(self, workdir: Path, step: int, writes: bool = True, batch_size: int = 1,
+                 trackers: Sequence[Tracker] = ()):
+        self.file, self.events, self.writes, self.trackers = None, None, writes, trackers
         if not writes:
             return
         self.path, self.workdir = workdir / "metrics.jsonl", workdir
@@ -55,27 +71,32 @@ class MetricLog:
         self.events = RecordWriter((here / name).open("ab"))
         self._event(file_version="brain.Event:2")
         if again:
-            self._event(step=step and step + 1, session_log=SessionLog(status=SessionLog.START))
+            self._event(step=step and step * batch_size + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def write(self, step: int, images: int, values: dict[str, float]) -> None:
-        """Append one row and its scalars."""
+    def write(self, step: int, images: int, values: dict[str, float], group: str = "train") -> None:
+        """Append one row and its scalars, of the group "train" or "heldout"."""
         if self.file is None:
             return
         values = {k: float(v) for k, v in values.items()}
         self.file.write(json.dumps({"step": step, "images": images, **values}) + "\n")
         self.file.flush()
-        for name, value in values.items():
-            self._event(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
+        scalars = {tag(name, group): value for name, value in values.items()}
+        for name, value in scalars.items():
+            self._event(step=images, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
+        for tracker in self.trackers:
+            tracker.write(images, scalars)
         if time.monotonic() - self.sent > SEND:
             self.flush()
 
-    def image(self, step: int, name: str, picture_HWC: np.ndarray) -> None:
-        """A picture in TensorBoard."""
+    def image(self, images: int, name: str, picture_HWC: np.ndarray) -> None:
+        """A picture in TensorBoard and trackers."""
+        for tracker in self.trackers:
+            tracker.image(images, name, picture_HWC)
         if self.events:
             (height, width, channels), png = picture_HWC.shape, io.BytesIO()
             Image.fromarray(picture_HWC).save(png, "PNG")
             image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png.getvalue())
-            self._event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
+            self._event(step=images, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
 
     def _event(self, **parts) -> None:
         self.events.write(Event(wall_time=time.time(), **parts).SerializeToString())
@@ -95,6 +116,8 @@ class MetricLog:
         if self.file is None:
             return
         failed = sys.exc_info()[1] is not None
+        for tracker in self.trackers:
+            tracker.close(failed)
         try:
             self.flush()
         except OSError:
@@ -118,13 +141,14 @@ def _step_of(row: bytes) -> float:
 
 
 class ProgressLine:
-    """A bar with loss, images/s, TFLOP/s and time left on a terminal; one line a log step elsewhere."""
+    """A bar with loss, seconds a step, images/s, TFLOP/s and time left on a terminal; one line a log step elsewhere.
+
+    The time left is of the rate since the first step of this start, whose compiling is not in it."""
 
     def __init__(self, total_images: int, images: int, quiet: bool = False):
         self.console = Console(file=sys.stderr, soft_wrap=True)
         self.total, self.quiet = total_images, quiet
-        self.start, self.first = time.monotonic(), images
-        self.bar = None
+        self.start = self.first = self.bar = None
         if self.console.is_terminal and not quiet:
             columns = (TextColumn("{task.completed:,}/{task.total:,} images"), BarColumn(bar_width=None),
                        TextColumn("{task.fields[note]}"), TimeRemainingColumn())
@@ -133,7 +157,9 @@ class ProgressLine:
             self.bar.start()
 
     def advance(self, images: int) -> None:
-        """Move the bar."""
+        """Move the bar; the first time after the step was compiled."""
+        if self.start is None:
+            self.start, self.first = time.monotonic(), images
         if self.bar:
             self.bar.update(self.task, completed=images)
 
@@ -143,9 +169,10 @@ class ProgressLine:
         if self.bar:
             self.bar.update(self.task, completed=images, note="  ".join(parts))
         elif not self.quiet:
-            rate = (images - self.first) / max(time.monotonic() - self.start, 1e-9)
-            left = (self.total - images) / rate if rate > 0 else float("nan")
-            self.say(f"{images:>9,}/{self.total:,} images  " + "  ".join(parts) + f"  {left:.0f} s left")
+            if self.first is not None and images > self.first:
+                rate = (images - self.first) / max(time.monotonic() - self.start, 1e-9)
+                parts.append(f"{datetime.timedelta(seconds=round((self.total - images) / rate))} left")
+            self.say(f"{images:>9,}/{self.total:,} images  " + "  ".join(parts))
 
     def say(self, line: str) -> None:
         """A line that stays."""

@@ -32,6 +32,7 @@ from lgm.train.optimizer import build_optimizer, learning_rate
 from lgm.train.placing import placed_step, state_shardings
 from lgm.train.state import Draw, Loss, TrainState, init_state, run_once
 from lgm.train.steady import compiled_once, guarded
+from lgm.train.trackers import check_installed, open_trackers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
     if jax.process_index() == 0:
         wait_for(workdir / LOCK)  # a second start ends here, before any work
     check_workdir(config, workdir, extend)
+    check_installed(config)
     member.barrier("the same config", schema.digest(config))
     task = make_task(config, layout, workdir)  # before anything is written: a bad source must leave no folder behind
     member.barrier("data is ready")
@@ -175,7 +177,8 @@ class _Run:
         config, task = self.config, self.task
         step = self.watched = int(state.step)
         self.ledger = Ledger(self.workdir, step, writes=self.first)
-        self.log = MetricLog(self.workdir, step, writes=self.first)
+        trackers = open_trackers(config, self.workdir) if self.first else ()
+        self.log = MetricLog(self.workdir, step, self.first, config.batch_size, trackers)
         self.progress = ProgressLine(config.total_images, step * config.batch_size, self.quiet or not self.first)
         if step == 0:
             self.measure(state, 0)
@@ -189,6 +192,9 @@ class _Run:
                 with self.ledger.stepping():
                     state, metrics = self.step_function(state, task.frozen, batch)
                 step += 1
+                if pending is None and not self._due(step, config.log.every_images):  # images/s counts no compiling
+                    jax.block_until_ready(metrics["loss"])
+                    self.clock, self.clock_step = time.monotonic(), step
                 member.at_step(step)
                 if pending:
                     self._check(state, *pending)
@@ -219,7 +225,7 @@ class _Run:
             with self.ledger.spent("evaluation"):
                 values = self.task.heldout(state.ema)
             if values:
-                self.log.write(step, images, values)
+                self.log.write(step, images, values, "heldout")
                 self.progress.say(f"held-out at {images:,} images: " +
                                   "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
         drawn = config.sampling.count or config.sampling.prompts
@@ -227,7 +233,7 @@ class _Run:
             path = self.workdir / "samples" / f"{images:09d}.png"
             with self.ledger.spent("pictures"):
                 picture = self.task.pictures(state.ema, path if self.first else None)
-            self.log.image(step, "samples", picture)
+            self.log.image(images, "samples", picture)
             self.progress.say(f"samples at {images:,} images: {path}")
 
     def close(self) -> None:
@@ -273,11 +279,12 @@ class _Run:
         images = step * self.config.batch_size
         rate = (step - self.clock_step) * self.config.batch_size / (time.monotonic() - self.clock)
         self.clock, self.clock_step = time.monotonic(), step
-        speed = {"images_per_second": rate, "tflops_per_second": self.task.flops * rate / 1e12,
+        speed = {"images_per_second": rate, "step_seconds": self.config.batch_size / rate,
+                 "tflops_per_second": self.task.flops * rate / 1e12,
                  "executed_tflops_per_second": self.task.executed_flops * rate / 1e12}
         if (peak := peak_flops(jax.devices()[0])) is not None:
             speed["mfu"] = speed["tflops_per_second"] * 1e12 / (peak * jax.device_count())
         self.log.write(step, images, {**metrics, **speed, **self.ledger.row()})
         self.ledger.write()
-        self.progress.note(images, {"loss": metrics["loss"], "images/s": rate,
+        self.progress.note(images, {"loss": metrics["loss"], "s/step": speed["step_seconds"], "images/s": rate,
                                     "TFLOP/s": speed["tflops_per_second"]})

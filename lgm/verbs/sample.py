@@ -1,8 +1,10 @@
 """`lgm sample`: from the words of a command line to a PNG, with a run, an exported one or a folder of diffusers."""
 
+import contextlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import jax
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lgm import __version__
+from lgm import __version__, sampling
 from lgm.config import read
 from lgm.data import save_grid
-from lgm.drawing import draw, text_to_image
+from lgm.drawing import chunk, draw, text_to_image
 from lgm.exporting import is_exported, open_exported
 from lgm.files import place, write_atomically
 from lgm.interop.lora_files import lora_of
@@ -69,7 +73,8 @@ def _sample(load, prompts: list[str], out: str, *, seed: int, count: int, size: 
         shape = None if shape == tuple(system.config.data.size) else shape  # what is told of sizes then is the default
     start = starting_picture(image, strength, mask, shape or system.config.data.size)
     captions = [prompt for prompt in prompts for _ in range(count)]
-    images = draw(system, params, frozen, captions, seed, start, shape, **changes)
+    with bar(len(captions), -(-len(captions) // chunk(system, len(captions)))):
+        images = draw(system, params, frozen, captions, seed, start, shape, **changes)
     if first():
         said = {"seed": seed, "size": size, "image": image, "strength": strength, "mask": mask, **words}
         write_pictures(out, images, captions, said)
@@ -112,8 +117,9 @@ def draw_from_folder(
     if start is not None:
         image = np.repeat(start.image[None], len(captions), 0)
         picture = {"image": image, "strength": strength, "mask": start.mask}
-    images = text_to_image(pipeline, params, captions, size=size, seed=seed, noise=start_noise,
-                           true_guidance=true_guidance, skip_layers=skip_layers, tile=tile, **picture, **words)
+    with bar(len(captions)):
+        images = text_to_image(pipeline, params, captions, size=size, seed=seed, noise=start_noise,
+                               true_guidance=true_guidance, skip_layers=skip_layers, tile=tile, **picture, **words)
     images = np.round(images * 255).astype(np.uint8)
     if out is not None:
         said = {"from": folder, "seed": seed, "size": size, "image": drawn_from, "strength": strength, "mask": mask,
@@ -121,6 +127,20 @@ def draw_from_folder(
                 "true_guidance": true_guidance, "skip_layers": skip_layers, **given}  # fmt: skip
         write_pictures(out, images, captions, said, scale=1)
     return images
+
+
+@contextlib.contextmanager
+def bar(images: int, calls: int = 1) -> Iterator[None]:
+    """On a terminal a bar over the steps of so many calls of a sampler, which draw `images`; nothing elsewhere."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal or not first():
+        yield
+        return
+    shown = Progress(TextColumn(f"drawing {images} image{'s' * (images > 1)}"), BarColumn(bar_width=None),
+                     TaskProgressColumn(), TimeRemainingColumn(), console=console)
+    task = shown.add_task("", total=calls)
+    with shown, sampling.watched(lambda share: shown.advance(task, share)):
+        yield
 
 
 def write_pictures(out: str | Path, images: np.ndarray, captions: Sequence[str], said: Mapping[str, Any],

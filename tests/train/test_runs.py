@@ -42,8 +42,11 @@ def test_a_run_leaves_metrics_pictures_events_and_its_config(tiny_run):
     assert {"images_per_second", "tflops_per_second", "executed_tflops_per_second", "lr", "grad_norm"} <= rows[1].keys()
     assert [p.name for p in (tiny_run / "samples").iterdir()] == ["000000096.png"]
     events = EventAccumulator(str(tiny_run)).Reload()  # TensorBoard's own reader
-    assert [event.step for event in events.Scalars("loss")] == [row["step"] for row in rows if "loss" in row]
-    assert [np.float32(event.value) for event in events.Scalars("loss")] == [np.float32(loss) for loss in losses]
+    scalars = events.Scalars("train/loss")
+    assert [event.step for event in scalars] == [row["images"] for row in rows if "loss" in row]
+    assert {"heldout/loss", "speed/step_seconds", "seconds/compile"} <= set(events.Tags()["scalars"])
+    assert {tag.partition("/")[0] for tag in events.Tags()["scalars"]} == {"train", "heldout", "speed", "seconds"}
+    assert [np.float32(event.value) for event in scalars] == [np.float32(loss) for loss in losses]
     drawn = Image.open(io.BytesIO(events.Images("samples")[0].encoded_image_string))
     assert np.array_equal(drawn, Image.open(tiny_run / "samples" / "000000096.png"))
     assert schema.read(tiny_run).name == "tiny"
