@@ -258,7 +258,8 @@ def build_system(config: Config, layout: Layout | None = None, cached: bool = Fa
         tokenizer = class_names(config.model.classes, config.text.classes)
     elif config.text:
         text = build(config.text.encoder)
-        tokenizer = Tokenizer(config.text.tokenizer, max_length=config.text.encoder.max_length)
+        tokenizer = Tokenizer(config.text.tokenizer, config.text.encoder.max_length,
+                              truncate=config.text.long_captions == "cut")
         if text.config.vocab_size < tokenizer.vocab_size:
             raise ConfigError(f"config.text.encoder.vocab_size={text.config.vocab_size} is too small for the "
                               f"{tokenizer.vocab_size} entries of config.text.tokenizer={config.text.tokenizer!r}")

@@ -65,7 +65,7 @@ def refuse_training(tiny_config, tmp_path, capsys):
     ("--config.sampling.solver=eulr", ["'eulr'", "did you mean 'euler'"]),
     ("--config.total_images=4", ["config.total_images=4", "config.batch_size=8"]),
     ("--config.batch_size=100000", ["config.batch_size=100000", "images"]),
-    ("--config.text.encoder.max_length=5", ["tokens", "config.text.encoder.max_length"]),
+    ("--config.text.long_captions=shorten", ["config.text.long_captions='shorten'", "'refuse'"]),
     ("--config.text.encoder.vocab_size=10", ["config.text.encoder.vocab_size=10", "4096"]),
     ("--config.data.source=/nowhere", ["config.data.source='/nowhere'", "emoji64"]),
     ("--config.autoencoder=/nowhere", ["config.autoencoder='/nowhere'", "emoji64"]),
@@ -76,6 +76,11 @@ def test_a_bad_value_is_one_line_that_names_it(refuse_training, override, parts)
     line = refuse_training(override)
     for part in parts:
         assert part in line
+
+
+def test_captions_that_are_too_long_are_refused_where_that_is_asked_for(refuse_training):
+    line = refuse_training("--config.text.encoder.max_length=5", "--config.text.long_captions=refuse")
+    assert "tokens, more than the 5 of config.text.encoder.max_length" in line
 
 
 def test_images_that_cannot_be_read_are_named(refuse_training, tmp_path):

@@ -1,20 +1,30 @@
 """What a wheel holds is enough: installed into a folder, from an empty one, without the checkout."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def lgm(tmp_path_factory):
+def empty(tmp_path_factory):
+    """The folder in which `lgm` runs."""
+    return tmp_path_factory.mktemp("empty")
+
+
+@pytest.fixture(scope="module")
+def lgm(tmp_path_factory, empty):
     """Runs `lgm` as a wheel has it; its other packages are those of this environment."""
-    built, installed, empty = (tmp_path_factory.mktemp(name) for name in ("built", "installed", "empty"))
+    built, installed = (tmp_path_factory.mktemp(name) for name in ("built", "installed"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", f"--wheel-dir={built}", str(ROOT)], check=True)
     (wheel,) = built.glob("*.whl")
@@ -44,7 +54,49 @@ def test_jobs_are_rendered_from_the_shipped_templates(lgm):
     assert "lgm.cli train" in text
 
 
-def test_it_trains(lgm):
-    lgm("train", "--config=configs/quickstart.py", "--workdir=run", "--config.total_images=16", "--config.batch_size=8",
-        "--config.data.where.subcategory=face-hat", "--config.evaluation.every_images=0",
-        "--config.optimizer.warmup_images=0", "--config.sampling.count=0")  # fmt: skip
+def photos(folder):
+    """Pictures of a hill under a sky, as JPEGs with a caption beside each: most nearly square, two far from it."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        width, height = (190, 100) if number in (3, 4) else (120, 100)
+        y, x = np.mgrid[:height, :width]
+        hill = y > height * (0.5 + 0.2 * np.sin(x / 30 + rng.uniform(0, 6)))
+        pixels = np.where(hill[..., None], rng.integers(40, 120, 3), rng.integers(120, 250, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.jpg", quality=90)
+        words = "a red hill under a blue sky" + (" seen from the old road by the river" * 3 if number == 5 else "")
+        (folder / f"{number:02d}.txt").write_text(words)
+
+
+def test_from_a_folder_of_photos_to_pictures(lgm, empty):
+    """The walk of docs/photos.md, in small: what is there, a run, pictures that say how they were drawn."""
+    begun = time.monotonic()
+    photos(empty / "photos")
+    said = lgm("data", "photos", "--resolution=64", "--step=32", "--sheet=photos.png")
+    assert "24 images" in said, said
+    assert "crops     to squares: 2 of 24 images lose more than 25%" in said and (empty / "photos.png").exists()
+    small = ["model.width=32", "model.depth=1", "model.heads=2", "model.text_dim=32", "model.pooled_dim=32",
+             "text.encoder.width=32", "text.encoder.depth=1", "text.encoder.heads=2", "data.resolution=64",
+             "data.buckets=32", "batch_size=8", "total_images=16", "optimizer.warmup_images=0", "sampling.count=0",
+             "evaluation.every_images=0", "evaluation.times=1", "log.every_images=8"]  # fmt: skip
+    said = lgm("train", "--config=configs/photos.py:photos", "--workdir=runs/photos", *(f"--config.{w}" for w in small))
+    assert "crops: 2 of 23 images lose more than 25%" in said, said  # one of 24 is held out
+    assert "captions: 1 of 23 that were looked at are longer than a text encoder takes and are cut" in said, said
+    said = lgm("sample", "--workdir=runs/photos", "--prompt=a red hill", "--count=2", "--steps=2", "--out=hill.png")
+    assert said == "hill.png, a sheet of 2: hill-1.png to hill-2.png\n"
+    with Image.open(empty / "hill-2.png") as picture:
+        assert picture.text["prompt"] == "a red hill" and json.loads(picture.text["lgm"])["number"] == 1
+    print(f"from photos to pictures: {time.monotonic() - begun:.0f} s")
+
+
+def test_a_cluster_users_first_jobs(lgm, empty):
+    """The walk of docs/cluster.md until a job is handed over: the shipped site, with its names filled in."""
+    begun = time.monotonic()
+    (empty / "site.toml").write_bytes((ROOT / "launch/sites/example.toml").read_bytes())
+    words = ["--config=configs/quickstart.py", "--site=site.toml", "--workdir=run", "--dry-run"]
+    said = lgm("launch", "--on=slurm", "--nodes=2", *words)
+    assert all(part in said for part in ("#SBATCH --exclusive", "#SBATCH --mem=0", "HF_HOME=/", "srun --cpus-per-task"))
+    said = lgm("launch", "--on=gke", "--topology=v5e:4x4", *words)
+    assert 'bucketName: "my-bucket"' in said and "HF_HOME" not in said and 'key: "token"' in said
+    lgm("launch", "sweep", "--on=slurm", "--config=configs/scaling/smoke.py", *words[1:])
+    print(f"a cluster user's first jobs: {time.monotonic() - begun:.0f} s")

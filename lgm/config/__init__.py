@@ -37,7 +37,7 @@ from lgm.parsing import ConfigError, as_dict, differences, parse
 
 # where and in which pieces a step is computed and from where code comes, not what: a run may go on with others
 PLACING = ("imports", "mesh", "attention", "accumulate", "optimizer.offload", "data.threads", "data.bad_share",
-           "model.remat", "model.group", "model.unroll", "log.trackers")
+           "model.remat", "model.group", "model.unroll", "log.trackers", "text.long_captions")
 
 
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:

@@ -159,13 +159,15 @@ class Data:
 class Text:
     """What captions are read with: an `encoder` trained jointly with the denoiser from scratch, on `tokenizer`'s ids,
     or the frozen text encoders and tokenizers of a diffusers `folder`. With `classes` captions name one of those, and a
-    class-conditional denoiser is told its number."""
+    class-conditional denoiser is told its number. Captions that are longer than a text encoder takes are cut, and
+    counted when a run starts; `long_captions` = "refuse" refuses them."""
 
     encoder: Any = None
     folder: str | None = None
     classes: tuple[str, ...] = ()
     tokenizer: str = "emoji64"
     caption_dropout: Proper = 0.1
+    long_captions: Literal["cut", "refuse"] = "cut"
 
     def __post_init__(self):
         need(self.encoder is None or self.folder is None,

@@ -6,7 +6,7 @@ nearest aspect ratio, is scaled to cover it and cut to it.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -68,6 +68,25 @@ def bucketed(stored_N2: np.ndarray, resolution: int | tuple[int, int], step: int
     buckets = bucket_sizes(resolution, step)
     used, groups = np.unique(assign_buckets(stored_N2, buckets), return_inverse=True)
     return Bucketed(tuple(buckets[number] for number in used), groups.astype(np.int32), np.asarray(stored_N2))
+
+
+MUCH = 0.25  # of an image's area, that a cut had better not lose
+
+
+def lost(stored_N2: np.ndarray, target_N2: np.ndarray) -> np.ndarray:
+    """Share of the area of images of these (height, width) that lies outside a cut of the shapes `target_N2`: [N]."""
+    ratio_N2 = np.asarray(stored_N2, np.float64) / np.asarray(target_N2, np.float64)
+    return 1.0 - ratio_N2.min(1) / ratio_N2.max(1)
+
+
+def told_losses(names: Callable[[int], str], lost_N: np.ndarray) -> str:
+    """What cuts lose much of, in words; "" where none does. `names` gives an image's name."""
+    count = int((lost_N > MUCH).sum())
+    if not count:
+        return ""
+    worst = int(lost_N.argmax())
+    return (f"{count:,} of {len(lost_N):,} images lose more than {MUCH:.0%} of their area to the cut, the most "
+            f"{names(worst)}, {lost_N[worst]:.0%}")
 
 
 class Ragged:

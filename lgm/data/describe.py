@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lgm.data.buckets import assign_buckets, bucket_sizes
+from lgm.data.buckets import assign_buckets, bucket_sizes, lost, told_losses
 from lgm.data.decoding import stored_size
 from lgm.data.grid import save_grid
 from lgm.data.images import ImageSet, open_images
@@ -57,6 +57,7 @@ def describe(source: str, *, caption: str = "text", resolution: int = 512, step:
                   f"{ratio.min():.2f} to {ratio.max():.2f}; {len({*sizes.values()}):,} sizes",
                   f"buckets   {_counted(of_bucket)}"
                   f" (height x width, of about {resolution} x {resolution} px, by {step})"]
+        lines += _crops(images, sizes, buckets, resolution)
     lines.append(_captions(images, some, caption, words, tokenizer))
     for number in some[np.linspace(0, len(some) - 1, min(SHOWN, len(some))).astype(int)].tolist():
         row = rows[number]
@@ -104,6 +105,16 @@ def _near(images: ImageSet, hashed: dict[int, tuple]) -> list[str]:
              for one, (other, _) in nearest(part(asked), part(known)).items()]
     among = f" (among {len(places):,} that were read)" if len(places) < len(images) else ""
     return [f"near      {told(pairs, len(asked))}{among}"]
+
+
+def _crops(images: ImageSet, sizes: dict[int, tuple[int, int]], buckets, resolution: int) -> list[str]:
+    """What is lost of images by cuts to buckets, and to squares."""
+    places, stored = list(sizes), np.array(list(sizes.values()))
+    name = lambda number: images.name(places[number])
+    cuts = {"buckets": np.array(buckets)[assign_buckets(stored, buckets)],
+            "squares": np.full_like(stored, resolution)}
+    told = {what: told_losses(name, lost(stored, targets)) for what, targets in cuts.items()}
+    return [f"crops     to {what}: {line or 'none loses much'}" for what, line in told.items()]
 
 
 def _captions(images: ImageSet, places: np.ndarray, field: str, words: Tokenizer, tokenizer: str) -> str:

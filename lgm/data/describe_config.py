@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from lgm.data.buckets import bucketed
+from lgm.data.buckets import bucketed, lost, told_losses
 from lgm.data.images import ImageSet
 from lgm.data.mixture import mixture, open_parts
 from lgm.data.near_duplicates import overlap
@@ -42,6 +42,8 @@ def describe_config(config) -> list[str]:
         found = bucketed(images.sizes(), data.resolution, data.buckets)
         sizes = zip(found.sizes, np.bincount(found.groups).tolist(), strict=True)
         lines.append("buckets   " + ", ".join(f"{height}x{width} {count:,}" for (height, width), count in sizes))
+        targets = np.array(found.sizes)[found.groups]
+        lines.append(f"crops     {told_losses(images.name, lost(found.stored, targets)) or 'none loses much'}")
     _, near = overlap(images, others, most=np.inf)
     lines += [f"near      {near or 'no held-out image is a near duplicate of a training image'}",
               f"bad       {len(bad.found) or 'none'} before any image is decoded"]

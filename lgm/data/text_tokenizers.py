@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from lgm.data.tokenizer_files import (
     QWEN_WORDS,
+    CutShort,
     as_value_error,
     check_vocabulary,
     open_tokenizer,
@@ -88,8 +89,7 @@ class TextTokenizer:
         for row, encoding in enumerate(encodings):
             tokens = encoding.ids
             if len(tokens) > length:
-                lost = len(tokens) - length
-                warnings.warn(f"the text {texts[row]!r} is {lost} tokens too long; its end is ignored", stacklevel=2)
+                warnings.warn(CutShort(texts[row], len(tokens), length), stacklevel=2)
                 ended = encoding.special_tokens_mask[-1]
                 tokens = [*tokens[: length - 1], tokens[-1]] if ended else tokens[:length]
             if max(tokens, default=0) > self.largest_id:

@@ -17,6 +17,15 @@ import tokenizers
 
 from lgm.untrusted import parse_object, read_bytes, read_text, shown
 
+
+class CutShort(UserWarning):
+    """A text that is longer than a text encoder takes, whose end is ignored."""
+
+    def __init__(self, text: str, tokens: int, most: int):
+        super().__init__(f"the text {text!r} is {tokens - most} tokens too long; its end is ignored")
+        self.text = text
+
+
 # a pattern that cannot backtrack: alternatives of characters and sets of them, of which only the last may repeat
 _ONE = r"(?:\\p\{\w{1,20}\}|\\\D|\[(?:\\\D|[^\]\[\\])+\]|[^\\\[\](){}|*+?.^$])"
 # words as Qwen's byte-level tokenizers split them, who look ahead by one character

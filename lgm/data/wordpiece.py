@@ -2,6 +2,7 @@
 
 import collections
 import string
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
@@ -9,7 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
 
-from lgm.data.tokenizer_files import open_tokenizer
+from lgm.data.tokenizer_files import CutShort, open_tokenizer
 from lgm.files import local
 
 SHIPPED = {"emoji64": "tokenizer/emoji64.json"}
@@ -44,7 +45,7 @@ class Tokenizer:
         """(ids [B, L] int32, mask [B, L] bool, True where a token counts), begin and end tokens included.
 
         Raises ValueError for a caption without words, one of which no word is known and, unless `truncate`, one of more
-        than `max_length` tokens; a truncated one keeps its end token.
+        than `max_length` tokens; a truncated one keeps its end token and is warned of (`CutShort`).
         """
         encodings = self.tokenizer.encode_batch(list(captions))
         rows = []
@@ -62,6 +63,8 @@ class Tokenizer:
                     f"the caption {caption!r} has {len(encoding.ids)} tokens, more than the {self.max_length} of "
                     "config.text.encoder.max_length; shorten it or raise max_length"
                 )
+            if len(encoding.ids) > self.max_length:
+                warnings.warn(CutShort(caption, len(encoding.ids), self.max_length), stacklevel=2)
             rows.append(encoding.ids)
         return self._padded(rows)
 

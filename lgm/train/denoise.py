@@ -51,6 +51,8 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
         heldout = heldout.whole(bad)
     check_enough(system, heldout)
     feeding.tell_overlap(config, images, heldout, workdir)
+    if not from_cache and (in_memory or buckets is not None):  # whose headers are read in any case
+        feeding.tell_crops(config, images, buckets, workdir)
     size = lambda index: None if buckets is None else buckets.size(index)
     image = lambda index, serving: images.image(index, size(index), feeding.view_of(config, serving))
     if record.teacher == "pairs":
@@ -70,7 +72,8 @@ def make_task(config: Config, layout: Layout, workdir: Path) -> Task:
     if kept is not None and not arrays:
         told, latents = derived, feeding.served(config, kept)
         derived = lambda indices, servings: told(indices, servings) | latents(indices, servings)
-    system.tokenize(said)  # what no tokenizer takes, and no cache has, is refused at once
+    with feeding.long_captions(config, len(said)):
+        system.tokenize(said)  # what no tokenizer takes, and no cache has, is refused at once
     part, parts = batch_part(layout)
     quarantine = Quarantine(workdir / "bad_records.jsonl", bad, length, part, parts)
     iterator = batches(arrays, image=None if in_memory else image, derived=derived, serving=True, bad=quarantine,

@@ -1,7 +1,9 @@
 """What a denoiser's train step and its measurements are fed: images in buckets, their latents, what is told."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import numpy as np
 
 from lgm.config import Config
 from lgm.data import ImageSet
-from lgm.data.buckets import Bucketed, Ragged, bucketed
+from lgm.data.buckets import Bucketed, Ragged, bucketed, lost, told_losses
 from lgm.data.near_duplicates import MOST, overlap
 from lgm.data.rows import Rows
+from lgm.data.tokenizer_files import CutShort
 from lgm.data.varying import View, caption, view
 from lgm.drawing import encode_all
+from lgm.parsing import ConfigError
 from lgm.system import System
+from lgm.untrusted import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,40 @@ def tell_overlap(config: Config, images: ImageSet, heldout: ImageSet, workdir: P
     _, line = overlap(images, heldout, most=MOST if config.data.cache is None else 0)
     if line:
         print(line, flush=True)
+
+
+def tell_crops(config: Config, images: ImageSet, buckets: Bucketed | None, workdir: Path) -> None:
+    """Say at a run's first start how many images lose much of themselves to the cut."""
+    if jax.process_index() or not len(images) or (workdir / "checkpoints").exists():
+        return
+    stored = images.sizes() if buckets is None else buckets.stored
+    targets = np.broadcast_to(config.data.size, stored.shape) if buckets is None else (
+        np.array(buckets.sizes)[buckets.groups])
+    if line := told_losses(images.name, lost(stored, targets)):
+        hint = "; config.data.buckets keeps images' own shapes" if buckets is None else ""
+        print(f"crops: {line}{hint}", flush=True)
+
+
+@contextlib.contextmanager
+def long_captions(config: Config, count: int) -> Iterator[None]:
+    """Count what of `count` captions is cut as they are tokenized inside, and say so in one line; what is cut later is
+    then no news, or an error where the config refuses long captions. Raises ConfigError, one line, where it does."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CutShort)
+        yield
+    cut: dict[str, CutShort] = {}
+    for one in caught:
+        if isinstance(one.message, CutShort):
+            cut.setdefault(one.message.text, one.message)
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    refused = config.text is not None and config.text.long_captions == "refuse"
+    if cut and refused:
+        raise ConfigError(f"{next(iter(cut.values()))}; shorten it, or set config.text.long_captions='cut'")
+    if cut and not jax.process_index():
+        print(f"captions: {len(cut):,} of {count:,} that were looked at are longer than a text encoder takes and are "
+              f"cut, as {shown(next(iter(cut)))}; config.text.long_captions='refuse' refuses them", flush=True)
+    warnings.simplefilter("error" if refused else "ignore", CutShort)
 
 
 def buckets_of(config: Config, images: ImageSet) -> Bucketed | None:

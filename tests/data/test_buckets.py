@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lgm.data import batches, open_images
-from lgm.data.buckets import assign_buckets, bucket_sizes, micro_conditioning
+from lgm.data.buckets import assign_buckets, bucket_sizes, lost, micro_conditioning, told_losses
 
 
 @pytest.mark.parametrize("resolution, step", [(1024, 64), (512, 64), (256, 32), (64, 8)])
@@ -64,3 +64,14 @@ def test_buckets_about_a_rectangle_are_of_its_area():
     assert (512, 768) in buckets and set(buckets) == {(w, h) for h, w in buckets}
     assert all(abs(height * width / (512 * 768) - 1) < 0.07 for height, width in buckets)
     assert bucket_sizes((512, 512)) == bucket_sizes(512)
+
+
+def test_what_a_cut_loses_is_the_area_outside_it():
+    """200 x 100 cut to a square keeps half; cut to its own shape, of any size, all."""
+    stored = np.array([[200, 100], [100, 200], [64, 64], [100, 110]])
+    squares = np.full_like(stored, 64)
+    np.testing.assert_allclose(lost(stored, squares), [0.5, 0.5, 0.0, 1 - 100 / 110], rtol=1e-12)
+    np.testing.assert_allclose(lost(stored, stored // 2), 0.0, atol=1e-12)
+    assert told_losses(lambda i: f"{i}.jpg", lost(stored, squares)) == (
+        "2 of 4 images lose more than 25% of their area to the cut, the most 0.jpg, 50%")
+    assert told_losses(str, lost(stored, stored)) == ""
