@@ -75,7 +75,7 @@ def test_from_a_folder_of_photos_to_pictures(lgm, empty):
     said = lgm("data", "photos", "--resolution=64", "--step=32", "--sheet=photos.png")
     assert "24 images" in said, said
     assert "crops     to squares: 2 of 24 images lose more than 25%" in said and (empty / "photos.png").exists()
-    small = ["model.width=32", "model.depth=1", "model.heads=2", "model.text_dim=32", "model.pooled_dim=32",
+    small = ["model.width=32", "model.depth=2", "model.heads=2", "model.text_dim=32", "model.pooled_dim=32",
              "text.encoder.width=32", "text.encoder.depth=1", "text.encoder.heads=2", "data.resolution=64",
              "data.buckets=32", "batch_size=8", "total_images=16", "optimizer.warmup_images=0", "sampling.count=0",
              "evaluation.every_images=0", "evaluation.times=1", "log.every_images=8"]  # fmt: skip
