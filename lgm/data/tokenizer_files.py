@@ -18,8 +18,8 @@ import tokenizers
 from lgm.untrusted import parse_object, read_bytes, read_text, shown
 
 
-class CutShort(UserWarning):
-    """A text that is longer than a text encoder takes, whose end is ignored."""
+class CutShort(UserWarning, ValueError):
+    """A text that is longer than a text encoder takes, whose end is ignored; where that is refused, an error."""
 
     def __init__(self, text: str, tokens: int, most: int):
         super().__init__(f"the text {text!r} is {tokens - most} tokens too long; its end is ignored")
