@@ -6,6 +6,7 @@ resumed goes on in the tracker's run that `workdir/trackers.json` names.
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +81,7 @@ class MLflow:
         self.client.set_terminated(self.number, "FAILED" if failed else "FINISHED")
 
 
-TRACKERS = {"wandb": Wandb, "mlflow": MLflow}
+TRACKERS: dict[str, Callable[..., Any]] = {"wandb": Wandb, "mlflow": MLflow}
 
 
 def check_installed(config: Config) -> None:
