@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from lgm.evaluate.curves import AXES, HIGHER, front
 from lgm.plotting import png
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKS = "osD^vP*"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B", "#8A8A8A")
+MARKS = "osD^vP*Xh"
 WITHIN = 5  # lines whose names stand in a panel
 STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
