@@ -37,6 +37,13 @@ def stack(make: Callable[[jax.Array], nnx.Module], depth: int, rngs: Keys) -> nn
     return jax.vmap(make)(jax.random.split(rngs.params(), depth))
 
 
+def unstacked(blocks: Any, depth: int) -> list[Any]:
+    """The blocks of a stack, cut at once: the gradient is one concatenation, of separate indices the sum of `depth`
+    padded arrays."""
+    parts = jax.tree.map(lambda p: [part[0] for part in jax.lax.split(p, [1] * depth)], blocks)
+    return [jax.tree.map(lambda _, part: part[i], blocks, parts) for i in range(depth)]
+
+
 def recomputed(fn: Callable, remat: Remat) -> Callable:
     """`fn` under the remat policy of that name."""
     return fn if POLICIES[remat] is None else jax.checkpoint(fn, policy=POLICIES[remat])
@@ -64,8 +71,8 @@ def run_blocks(blocks: Any, x: Any, step: Callable[[Any, Any, Any], Any], config
     def run(blocks, x, cond):
         depth = len(jax.tree.leaves(blocks)[0])
         if config.group >= depth:
-            for i in range(depth):
-                x = body(jax.tree.map(lambda p: p[i], blocks), x, cond)
+            for block in unstacked(blocks, depth):
+                x = body(block, x, cond)
             return x
         return jax.lax.scan(lambda x, block: (body(block, x, cond), None), x, blocks, unroll=config.group)[0]
 

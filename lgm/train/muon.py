@@ -1,7 +1,8 @@
 """Muon: momentum, orthogonalized by Newton-Schulz (Jordan et al. 2024; at scale Liu et al. 2025, 2502.16982).
 
 The arithmetic is small and a network has many matrices, so that run one by one they cost mostly their own starts and,
-laid out, minutes of compilation. Here all matrices of one shape go through one batched iteration, under a loop.
+laid out, minutes of compilation. Here all matrices that iterate on products of one size do so as one batch, under a
+loop: those twice as long as wide on their Gram matrices, whatever their longer sides.
 """
 
 import contextlib
@@ -16,6 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
+
+from lgm.parallel import platform
+from lgm.train import in_place
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x x' x, (x x')^2 x: steep at 0; singular values end at 0.7 to 1.2
 ITERATIONS = 5
@@ -44,10 +48,10 @@ def muon(rate, b1: float, b2: float, eps: float, weight_decay: float, decays: An
     labels = lambda params: jax.tree.map(lambda read: "adamw" if read is None else "muon", hidden_matrices(params),
                                          is_leaf=lambda node: node is None or isinstance(node, Matrix))
     matrices = optax.chain(
-        optax.trace(MOMENTUM, nesterov=True), orthogonalize(),
+        in_place.trace(MOMENTUM), orthogonalize(),
         optax.add_decayed_weights(weight_decay, decays), optax.scale_by_learning_rate(rate),
     )  # fmt: skip
-    adamw = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays, nesterov=True)
+    adamw = in_place.adamw(rate, b1, b2, eps, weight_decay, decays, nesterov=True)
     return optax.partition({"muon": matrices, "adamw": adamw}, labels)
 
 
@@ -84,13 +88,12 @@ def orthogonalize() -> optax.GradientTransformation:
         paths, tree = jax.tree_util.tree_flatten_with_path(updates)
         names, leaves = [jax.tree_util.keystr(path) for path, _ in paths], [leaf for _, leaf in paths]
         reads = jax.tree.leaves(hidden_matrices(updates), is_leaf=lambda node: isinstance(node, Matrix))
-        groups = defaultdict(list)  # the leaves whose matrices go through one iteration
+        groups = defaultdict(list)  # the leaves that are made orthogonal together
         for i, (name, leaf, read) in enumerate(zip(names, leaves, reads, strict=True)):
             place = (_stored.get() or {}).get(name)
             inner = leaf.shape[read.batch :]
             if place is None or place.is_fully_replicated:
-                rows, columns = math.prod(inner[:-1]), inner[-1]
-                groups[min(rows, columns), max(rows, columns)].append(i)
+                groups[_kind(math.prod(inner[:-1]), inner[-1])].append(i)
             else:
                 spec = PartitionSpec(*place.spec, *[None] * (leaf.ndim - len(place.spec)))
                 groups[place.mesh, spec, read.batch, inner].append(i)
@@ -105,17 +108,20 @@ def orthogonalize() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def _kind(rows: int, columns: int) -> tuple[int, int]:
+    """Matrices of one kind iterate together: those of one shape or its transpose, and all long ones of one width."""
+    short, long = sorted((rows, columns))
+    return (short, 0) if long >= 2 * short else (short, long)
+
+
 def _together(leaves: list[jax.Array], batch: list[int]) -> list[jax.Array]:
-    """Orthogonal matrices of root mean square 1 of leaves of one shape or its transpose, in one iteration."""
-    stacks, wide = [], []
-    for leaf, axes in zip(leaves, batch, strict=True):
-        stack = leaf.reshape(-1, math.prod(leaf.shape[axes:-1]), leaf.shape[-1])
-        wide.append(stack.shape[1] <= stack.shape[2])
-        stacks.append(stack if wide[-1] else stack.mT)
-    done = orthogonalized(jnp.concatenate(stacks)) * math.sqrt(stacks[0].shape[2])
-    parts = jnp.split(done, list(itertools.accumulate(map(len, stacks)))[:-1])
-    return [(part if flat else part.mT).reshape(leaf.shape)
-            for leaf, flat, part in zip(leaves, wide, parts, strict=True)]
+    """Orthogonal matrices of root mean square 1 of leaves of one `_kind`, in one iteration."""
+    stacks = [leaf.reshape(-1, math.prod(leaf.shape[axes:-1]), leaf.shape[-1])
+              for leaf, axes in zip(leaves, batch, strict=True)]
+    short, long = _kind(*stacks[0].shape[1:])
+    flat = [stack.shape[1] == short for stack in stacks]
+    done = _iterated(stacks, flat) if long else _iterated_short(stacks, flat)
+    return [part.reshape(leaf.shape) for part, leaf in zip(done, leaves, strict=True)]
 
 
 def _spread(mesh, spec: PartitionSpec, leaves: list[jax.Array], batch: list[int]) -> list[jax.Array]:
@@ -147,23 +153,43 @@ def _axes(entry) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def orthogonalized(x_NIO: jax.Array) -> jax.Array:
-    """About U V' for every matrix U S V' of a stack, I <= O; a matrix of zeros stays zero."""
+def _iterated(stacks: list[jax.Array], flat: list[bool]) -> list[jax.Array]:
+    """Of stacks of one shape or, where not `flat`, its transpose."""
     a, b, c = COEFFICIENTS
-    x = x_NIO / (jnp.linalg.norm(x_NIO, axis=(-2, -1), keepdims=True) + TINY)
+    x = jnp.concatenate([x if wide else x.mT for x, wide in zip(stacks, flat, strict=True)])
+    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + TINY)
 
     def iterate(_, x):
         gram = x @ x.mT
         return a * x + (b * gram + c * gram @ gram) @ x
 
-    def iterate_short(_, both):
-        """The same on the short sides alone: x_k = q_k x_0 and its Gram matrix, which the next q is made of."""
+    x = jax.lax.fori_loop(0, ITERATIONS, iterate, x, unroll=platform() == "cpu") * math.sqrt(x.shape[2])
+    return [part if wide else part.mT for part, wide in zip(_split(x, stacks), flat, strict=True)]
+
+
+def _iterated_short(stacks: list[jax.Array], flat: list[bool]) -> list[jax.Array]:
+    """Of stacks of one short side, their rows or, where not `flat`, columns: x_k = q_k x_0 by iterating q_k and the
+    Gram matrix of x_k, from which the next is made. Scales are applied to q, which is small."""
+    a, b, c = COEFFICIENTS
+    gram = jnp.concatenate([x @ x.mT if wide else x.mT @ x for x, wide in zip(stacks, flat, strict=True)])
+    inverse = 1.0 / (jnp.sqrt(jnp.trace(gram, axis1=1, axis2=2)[:, None, None]) + TINY)
+    eye = jnp.eye(gram.shape[1])
+    change = lambda gram: a * eye + b * gram + c * gram @ gram
+
+    def iterate(_, both):
         q, gram = both
-        step = a * eye + b * gram + c * gram @ gram
+        step = change(gram)
         return step @ q, step @ gram @ step
 
-    if x.shape[2] < 2 * x.shape[1]:
-        return jax.lax.fori_loop(0, ITERATIONS, iterate, x)
-    eye = jnp.eye(x.shape[1])
-    q, _ = jax.lax.fori_loop(0, ITERATIONS, iterate_short, (jnp.broadcast_to(eye, (len(x), *eye.shape)), x @ x.mT))
-    return q @ x
+    gram = gram * inverse * inverse
+    first = change(gram)  # the first q is this itself, and of the last no Gram matrix is needed
+    both = first, first @ gram @ first
+    q, gram = jax.lax.fori_loop(0, ITERATIONS - 2, iterate, both, unroll=platform() == "cpu")
+    q = change(gram) @ q * inverse
+    return [math.sqrt(max(x.shape[1:])) * part @ x if wide else x @ (math.sqrt(max(x.shape[1:])) * part)
+            for part, x, wide in zip(_split(q, stacks), stacks, flat, strict=True)]
+
+
+def _split(x_NIJ: jax.Array, stacks: list[jax.Array]) -> list[jax.Array]:
+    """Parts as many as each of the stacks has matrices."""
+    return jnp.split(x_NIJ, list(itertools.accumulate(map(len, stacks)))[:-1])

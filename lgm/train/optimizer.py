@@ -10,6 +10,7 @@ from lgm.config import Config
 from lgm.config.combinations import mup_base
 from lgm.models import build
 from lgm.parsing import ConfigError
+from lgm.train import in_place
 from lgm.train.muon import muon
 
 DECAYING = ("kernel", "down", "up")  # names of parameters
@@ -55,11 +56,11 @@ def build_optimizer(config: Config, rate: optax.Schedule | None = None) -> optax
     """Global-norm clipping, then AdamW or Muon at `rate` (by default the config's). Under muP updates (and decay) of a
     matrix shrink with its fan-in."""
     o = config.optimizer
-    clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
+    clip = in_place.clip(o.clip_norm) if o.clip_norm else optax.identity()
     rate = rate or learning_rate(config)
     if o.name == "muon":
         return optax.chain(clip, muon(rate, o.b1, o.b2, o.eps, o.weight_decay, decaying))
-    adamw = optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decaying)
+    adamw = in_place.adamw(rate, o.b1, o.b2, o.eps, o.weight_decay, decaying)
     if o.mup_base is None:
         return optax.chain(clip, adamw)
     factors = width_factors(build(config.model).abstract(), build(mup_base(config)).abstract())

@@ -11,6 +11,7 @@ import optax
 
 from lgm.config import EMA, Config
 from lgm.parallel import platform
+from lgm.train import in_place
 
 Loss = Callable[[Any, Any, dict, jax.Array], tuple[jax.Array, dict]]  # (params, frozen, batch, key)
 # (batch, key) or (batch, key, progress) -> what is random in the batch's loss, one row an example
@@ -54,8 +55,10 @@ def make_step(config: Config, loss: Loss, optimizer: optax.GradientTransformatio
 
     What is random is drawn for the whole batch, which then may be taken in `config.accumulate` pieces: the update is
     that of the batch all the same. `draw`'s rows join the batch; without it the loss draws from the key itself.
-    A step whose loss or gradient is not finite leaves the weights as they were, so that what failed can be looked at.
+    A step whose loss or gradient is not finite leaves the weights as they were, so that what failed can be looked at;
+    `optimizer` is told so and leaves its own state (`in_place`).
     """
+    update = optax.with_extra_args_support(optimizer).update
 
     def step(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -64,14 +67,11 @@ def make_step(config: Config, loss: Loss, optimizer: optax.GradientTransformatio
         (value, metrics), gradients = gradient(state.params, beside(state, frozen), batch, key)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = update(gradients, state.opt_state, state.params, finite=finite)
+        params = in_place.settled(finite, optax.apply_updates(state.params, updates), state.params)
         decay = ema_decay(config.ema, config.batch_size, state.step)
-        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        state = TrainState(
-            state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state), keep(ema, state.ema)
-        )
+        ema = jax.tree.map(lambda e, p: jnp.where(finite, e + (1 - decay) * (p - e), e), state.ema, params)
+        state = TrainState(state.step + 1, params, opt_state, ema)
         return state, {"loss": value, "grad_norm": norm, **metrics}
 
     return step

@@ -9,8 +9,9 @@ import pytest
 from lgm import config as schema
 from lgm.models import build
 from lgm.parallel import make_layout
+from lgm.train import in_place
 from lgm.train.muon import RMS, Matrix, hidden_matrices
-from lgm.train.optimizer import build_optimizer, learning_rate
+from lgm.train.optimizer import build_optimizer, decaying, learning_rate
 from lgm.train.placing import state_shardings
 from lgm.train.state import init_state
 
@@ -89,6 +90,23 @@ def test_muons_updates_are_orthogonal_of_adamws_size_and_the_rest_is_adamw():
             assert 0.6 < np.median(along) < 1.3 and along.max() < 1.3 and along.min() > 0.0
             off = scaled - (u * along) @ vt
             assert np.linalg.norm(off) < 1e-2 * np.linalg.norm(scaled)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_adamw_is_optaxs_with_the_same_state_and_holds_still_where_a_step_is_not_finite(nesterov):
+    params = {"a": {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)}, "b": {"bias": jnp.ones(3)}}
+    words = (lambda step: 0.1 / (1 + step), 0.9, 0.99, 1e-8)
+    theirs = optax.adamw(*words, weight_decay=0.1, mask=decaying, nesterov=nesterov)
+    ours = in_place.adamw(*words, 0.1, decaying, nesterov)
+    state, other = ours.init(params), theirs.init(params)
+    for i in range(3):
+        gradients = jax.tree.map(lambda p, i=i: jnp.sin(3 * p + i), params)
+        mine, state = ours.update(gradients, state, params)
+        wanted, other = theirs.update(gradients, other, params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), (mine, state), (wanted, other))
+    assert jax.tree.structure(state) == jax.tree.structure(other)
+    _, kept = ours.update(jax.tree.map(lambda p: p * jnp.nan, params), state, params, finite=jnp.bool_(False))
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
 
 
 def test_muon_learns_a_linear_map_sooner_than_it_forgets():
