@@ -89,12 +89,13 @@ def programs(config: schema.Config, count: int, wanted: Sequence[str]) -> dict[s
 
     drawing.spread = lambda layout, *rows: rows  # whose places are told by the arguments
     params = system.whole(trained, frozen)
+    cond = jax.eval_shape(system.condition, params, *words)
     lowered = {
         "train": lambda: trace(config, layout, None)[1].lower(),
         "sample": lambda: jax.jit(drawn).lower(trained, frozen, *words, rows),
         "decode": lambda: drawing._decode.lower(system, frozen, latents),
         "encode": lambda: drawing._encode.lower(system, frozen, images),
-        "heldout": lambda: heldout._errors.lower(system, 2, params, latents, *words, rows, 0, None),
+        "heldout": lambda: heldout._errors.lower(system, params, latents, cond, rows, 0, 0.5),
         "levels": lambda: snr_grid._v_errors.lower(system, params, latents, *words, ratios, rows, rows, None),
     }
     return {name: found(lowered[name]()) for name in wanted}

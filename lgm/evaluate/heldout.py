@@ -36,9 +36,10 @@ def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray
         rows = np.where(real, rows, 0)
         told = spread(system.layout, latents[rows], tokens[rows], mask[rows], rows)
         sizes = None if micro is None else spread(system.layout, micro[rows])[0]
+        cond = _condition(system, params, *told[1:3], sizes)
         for noise in range(options.noises):
-            errors_TB = _errors(system, len(grid), params, *told, noise, sizes)
-            errors = fetch(errors_TB)[:, real]
+            errors_TB = [_errors(system, params, told[0], cond, told[3], noise, t) for t in grid]
+            errors = np.stack([fetch(errors_B) for errors_B in errors_TB])[:, real]
             totals += errors.sum(1)
             by_image[rows[real]] += errors.mean(0) / options.noises
     by_time = totals / (len(latents) * options.noises)
@@ -51,14 +52,17 @@ def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray
     }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _errors(system: System, count: int, params, latents, tokens, mask, rows, noise, micro):
-    """[T, B] mean squared error of the prediction target for every time of the grid."""
-    cond = system.condition(params, tokens, mask, micro)
+@functools.partial(jax.jit, static_argnums=0)
+def _condition(system: System, params, tokens, mask, micro):
+    return system.condition(params, tokens, mask, micro)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _errors(system: System, params, latents, cond, rows, noise, t):
+    """[B] mean squared error of the prediction target at the time t, one program for all."""
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), noise), row))(rows)
     eps = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:], jnp.float32))(keys)
     predict = functools.partial(system.denoise, params)
-    at = lambda t: losses.denoising_at(
+    return losses.denoising_at(
         system.process, system.config.loss.target, predict, latents, cond, jnp.full(len(latents), t), eps
     )
-    return jnp.stack([at(t) for t in times(count)])

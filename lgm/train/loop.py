@@ -31,7 +31,7 @@ from lgm.train.logs import MetricLog, ProgressLine
 from lgm.train.optimizer import build_optimizer, learning_rate
 from lgm.train.placing import placed_step, state_shardings
 from lgm.train.state import Draw, Loss, TrainState, init_state, run_once
-from lgm.train.steady import compiled_once, guarded
+from lgm.train.steady import compiled_ahead, compiled_once, guarded
 from lgm.train.trackers import check_installed, open_trackers
 
 
@@ -81,8 +81,12 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
         claim_workdir(config, workdir)
         member.barrier("the folder is held")
         checkpoints = Checkpoints(workdir, config.log.keep)
-        step = compiled_once(placed_step(config, task.loss, task.draw, optimizer, layout, places))
-        run = _Run(config, workdir, task, layout, checkpoints, step, quiet, lock, stop)
+        step, batch = placed_step(config, task.loss, task.draw, optimizer, layout, places), None
+        here = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
+        if checkpoints.latest() is None and jax.process_count() == 1:
+            batch = put_batch(layout, next(task.batches))
+            step = compiled_ahead(step, here, task.frozen, batch)
+        run = _Run(config, workdir, task, layout, checkpoints, compiled_once(step), quiet, lock, stop, batch)
         try:
             if checkpoints.latest() is None and task.start is not None:
                 start = run_once(lambda params: init_state(params, optimizer), out_shardings=places)
@@ -90,9 +94,7 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
             elif checkpoints.latest() is None:
                 state = run_once(create, out_shardings=places)()
             else:
-                abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract,
-                                        places)
-                state, data_state = checkpoints.restore(abstract, repair=True)
+                state, data_state = checkpoints.restore(here, repair=True)
                 task.batches.set_state(data_state["batches"])
                 run.watch = Watch.of(config, data_state["loss"])
             return run.until_done(state)
@@ -165,11 +167,11 @@ def claim_workdir(config: Config, workdir: Path) -> None:
 class _Run:
     """One pass of the loop: the things it holds open."""
 
-    def __init__(self, config, workdir, task, layout, checkpoints, step_function, quiet, lock, stop):
+    def __init__(self, config, workdir, task, layout, checkpoints, step_function, quiet, lock, stop, batch=None):
         self.config, self.workdir, self.task, self.layout = config, workdir, task, layout
         self.checkpoints, self.step_function, self.quiet, self.lock = checkpoints, step_function, quiet, lock
         self.rate, self.stop = jax.jit(learning_rate(config)), stop
-        self.first = jax.process_index() == 0
+        self.batch, self.first = batch, jax.process_index() == 0  # the next step's, where it is known already
         self.log = self.progress = self.ledger = None
         self.watch, self.watched = Watch.of(config), 0
 
@@ -188,7 +190,7 @@ class _Run:
         while step < config.steps:
             with guarded(pending is not None):  # all but the first step, measurements and checkpoints
                 with self.ledger.spent("data"):
-                    batch = put_batch(self.layout, next(task.batches))
+                    batch, self.batch = self.batch or put_batch(self.layout, next(task.batches)), None
                 with self.ledger.stepping():
                     state, metrics = self.step_function(state, task.frozen, batch)
                 step += 1

@@ -7,6 +7,8 @@ import collections
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 
@@ -45,6 +47,16 @@ def compiled_once(step: Callable) -> Callable:
         return result
 
     return call
+
+
+def compiled_ahead(step: Any, state: Any, frozen: Any, batch: dict) -> Callable:
+    """The jitted `step`, compiled for these (arrays, or their shapes and places) by a thread from now on: the programs
+    that a run needs before it compile meanwhile. A call waits for it; a batch of other shapes goes its own way."""
+    of = lambda batch: {name: (leaf.shape, leaf.dtype) for name, leaf in batch.items()}
+    pool = ThreadPoolExecutor(1, "compile")
+    program, wanted = pool.submit(lambda: step.lower(state, frozen, batch).compile()), of(batch)
+    pool.shutdown(wait=False)
+    return lambda *given: program.result()(*given) if of(given[-1]) == wanted else step(*given)
 
 
 def _listen(event: str, duration: float, **_) -> None:

@@ -8,7 +8,7 @@ import pytest
 from lgm import config as schema
 from lgm.train import loop
 from lgm.train.placing import layout_of
-from lgm.train.steady import Recompiled, compilations, compiled_once
+from lgm.train.steady import Recompiled, compilations, compiled_ahead, compiled_once
 
 
 @pytest.fixture
@@ -38,6 +38,17 @@ def test_a_second_compilation_is_told_but_for_a_batch_of_other_shapes(step):
     assert compilations() > before
     with pytest.raises(Recompiled, match="compiled again"):
         step(state, jnp.arange(2.0), batch())
+
+
+def test_a_step_that_is_compiled_ahead_takes_its_batch_and_others():
+    plain = jax.jit(lambda state, frozen, batch: (state + batch["x"].sum() + frozen, {}))
+    state, frozen = jax.device_put(np.float32(1)), jax.device_put(np.float32(2))
+    step = compiled_once(compiled_ahead(plain, jax.ShapeDtypeStruct((), np.float32), frozen, batch()))
+    before = compilations()
+    for size in (3, 3):
+        state, _ = step(state, frozen, batch(size))
+    assert float(state) == 11.0 and compilations() == before
+    assert float(step(state, frozen, batch(4))[0]) == 17.0
 
 
 class Ones:
@@ -107,7 +118,8 @@ def test_what_is_planted_in_a_run_ends_it(config, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
         run(config, tmp_path / "host")
     assert next(step) == 4
-    # the same shape and dtype, as a number of Python's would give it: another program
+    # the same shape and dtype, as a number of Python's would give it: another program, where one is looked up
+    monkeypatch.setattr(loop, "compiled_ahead", lambda step, *_: step)
     weak, step = jax.jit(lambda: jax.lax.broadcast(1.0, (8, 4))), iter(range(99))
     monkeypatch.setattr(loop, "put_batch",
                         lambda layout, batch: put(layout, batch) if next(step) != 3 else {"x": weak()})
