@@ -34,7 +34,7 @@ def get_config():
         ),
         model=dict(
             family="mmdit", channels=32, patch_size=1, width=128, depth=4, heads=4, text_dim=128, pooled_dim=128,
-            position_size=8, base_size=16, qk_norm="rms",
+            position_size=8, base_size=16, qk_norm="rms", group=3,
         ),
         process=dict(name="rectified_flow"),
         loss=dict(target="flow", density=dict(name="logit_normal", mean=1.5, std=1.3)),
