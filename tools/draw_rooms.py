@@ -36,13 +36,15 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(10, 0.42 * len(lines) + 0.3), layout="constrained")
     for row, (rooms, what) in enumerate(zip(lines, WHAT, strict=True)):
         axes.text(0, -row, what, ha="left", va="center", fontsize=9, color="#555")
-        left, width = 2.6, 7.4 / len(rooms)
-        for i, room in enumerate(rooms):
-            box = FancyBboxPatch((left + i * width + 0.04, -row - 0.3), width - 0.08, 0.6, linewidth=0.8,
-                                 boxstyle="round,pad=0,rounding_size=0.08", facecolor="#e8eaf6", edgecolor="#3f51b5")
-            axes.add_patch(box)
-            axes.text(left + (i + 0.5) * width, -row, room, ha="center", va="center", family="monospace",
-                      color="#1a237e", fontsize=min(9.5, 85 * (width - 0.2) / len(room)))  # fmt: skip
+        left, unit = 2.6, 7.4 / sum(len(room) + 3 for room in rooms)
+        for room in rooms:
+            width = unit * (len(room) + 3)
+            axes.add_patch(FancyBboxPatch((left + 0.04, -row - 0.3), width - 0.08, 0.6, linewidth=0.8,
+                                          boxstyle="round,pad=0,rounding_size=0.08", facecolor="#e8eaf6",
+                                          edgecolor="#3f51b5"))  # fmt: skip
+            axes.text(left + width / 2, -row, room, ha="center", va="center", family="monospace", color="#1a237e",
+                      fontsize=min(9.5, 80 * unit))  # fmt: skip
+            left += width
     axes.set(xlim=(-0.05, 10.05), ylim=(-len(lines) + 0.4, 0.6))
     axes.axis("off")
     figure.savefig(out, metadata={"Date": None}, facecolor="white")
