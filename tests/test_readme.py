@@ -61,6 +61,8 @@ def check(words):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for name in re.findall(r"\[([\w,-]+)\]", " ".join(words)):
             assert set(name.split(",")) <= set(extras), words
+    elif words[0].startswith("tools/"):
+        assert (ROOT / words[0]).is_file(), words
     elif words[0] == "cp":
         assert (ROOT / words[1]).is_file(), words
     elif words[0] == "python":

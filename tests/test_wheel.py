@@ -1,7 +1,10 @@
 """What a wheel holds is enough: installed into a folder, from an empty one, without the checkout."""
 
+import concurrent.futures
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -100,3 +103,51 @@ def test_a_cluster_users_first_jobs(lgm, empty):
     assert 'bucketName: "my-bucket"' in said and "HF_HOME" not in said and 'key: "token"' in said
     lgm("launch", "sweep", "--on=slurm", "--config=configs/scaling/smoke.py", *words[1:])
     print(f"a cluster user's first jobs: {time.monotonic() - begun:.0f} s")
+
+
+def test_from_a_released_model_to_a_lora(lgm, empty, monkeypatch):
+    """The walk of docs/fine_tuning.md, with a tiny pipeline of Stable Diffusion's form: diffusers reads what comes."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests/interop"))
+    import tiny_systems
+
+    begun = time.monotonic()
+    pipeline = tiny_systems.stable_diffusion()
+    pipeline.save_pretrained(empty / "models/sd15")
+    photos(empty / "mine")
+    lgm("import", "--from=models/sd15", "--data=mine", "--workdir=runs/mine")
+    small = ["lora.rank=2", "optimizer.lr=1e-3", "optimizer.warmup_images=0", "batch_size=4", "total_images=8",
+             "sampling.count=0", "evaluation.every_images=0", "evaluation.times=1", "evaluation.max_images=4"]
+    lgm("train", "--config=runs/mine/config.py", "--workdir=runs/mine", *(f"--config.{word}" for word in small))
+    lgm("sample", "--workdir=runs/mine", "--prompt=a red hill", "--steps=2", "--out=mine.png")
+    lgm("export", "--workdir=runs/mine", "--out=lora")
+    pipeline.load_lora_weights(empty / "lora")
+    assert pipeline.get_list_adapters()["unet"] and (empty / "mine.png").is_file()
+    print(f"from a released model to a LoRA: {time.monotonic() - begun:.0f} s")
+
+
+def test_parts_of_ones_own_are_trained_and_found_again(lgm, empty):
+    """The walk of docs/own_parts.md: two processes train as one run, as a cluster's would; the run's config.json alone
+    tells a later one which parts to draw with; and the code may move before the run goes on."""
+    begun = time.monotonic()
+    (empty / "project").mkdir()
+    for name in ("own_parts.py", "own_config.py"):
+        shutil.copy(ROOT / "examples" / name, empty / "project")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    small = [f"--config.{word}" for word in (
+        "model.width=8", "model.depth=1", "batch_size=4", "sampling.count=0", "evaluation.every_images=0",
+        "evaluation.times=1", "optimizer.warmup_images=0", "data.source=squares:24", "log.every_images=4",
+    )]  # fmt: skip
+    words = ["train", "--workdir=runs/own", *small]
+    one = lambda i: lgm(*words, "--config=project/own_config.py", "--config.total_images=8",
+                        f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process-id={i}")  # fmt: skip
+    with concurrent.futures.ThreadPoolExecutor(2) as both:
+        list(both.map(one, range(2)))
+    said = json.loads((empty / "runs/own/config.json").read_text())
+    assert said["imports"] == [str(empty / "project/own_parts.py")] and said["model"]["family"] == "patch_mixer"
+    lgm("sample", "--workdir=runs/own", "--prompt=blue square", "--steps=1", "--solver=midpoint", "--out=square.png")
+    (empty / "project").rename(empty / "moved")
+    said = lgm(*words, "--config=moved/own_config.py", "--config.total_images=12", "--extend")
+    assert "own: 12 images" in said
+    print(f"parts of one's own: {time.monotonic() - begun:.0f} s")
