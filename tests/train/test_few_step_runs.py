@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from lgm import config as schema
-from lgm import gaussian, losses
+from lgm import files, gaussian, losses
 from lgm.cli import main
 from lgm.drawing import draw, draw_latents
 from lgm.parallel import make_layout
@@ -230,6 +230,21 @@ def test_a_teacher_is_asked_with_guidance():
     tokens, t = jnp.array([[1.0, 2.0], [5.0, 0.0]]), jnp.array([0.25, 0.5])
     found = teaching.Teacher(system, 10.0, None).guided(10.0, tokens, None, 2.0)(jnp.zeros((2, 1)), t, None)
     np.testing.assert_allclose(found[:, 0], 10.0 * (2.0 * jnp.array([3.0, 5.0]) - 3.0) + t)
+
+
+@pytest.mark.parametrize("name, solver", [("reflow", "euler"), ("one_step", "euler"), ("mean_flow", "jump"),
+                                          ("shortcut", "jump"), ("consistency", "consistency")])  # fmt: skip
+def test_a_page_of_few_steps_takes_all_else_from_a_run(tiny_config, tmp_path, name, solver):
+    run = schema.load(tiny_config, TRIGONOMETRIC[:2] if name == "consistency" else ())
+    files.write_json(tmp_path / "config.json", schema.to_dict(run))
+    page = Path(__file__).parents[2] / f"configs/few_steps/{name}.py"
+    config = schema.load(f"{page}:{tmp_path}")
+    build_system(config)
+    assert config.loss.name == name and config.init_from == str(tmp_path) and config.data == run.data
+    assert config.sampling.solver == solver and config.sampling.guidance == 1.0 and config.sampling.steps <= 4
+    assert dataclasses.replace(config.model, **({"jump": False} if solver == "jump" else {})) == run.model
+    with pytest.raises(ConfigError, match="is no run's folder"):
+        schema.load(f"{page}:{tmp_path}/none")
 
 
 def test_how_a_network_is_drawn_from_follows_its_loss(tiny_config):
