@@ -34,8 +34,8 @@ EXAMPLES = {
     "config": "lgm config\n"
               "         lgm config --config=configs/quickstart.py --diff",
     "presets": "lgm presets",
-    "completion": 'eval "$(lgm completion)"\n'
-                  "         lgm completion --shell=fish > ~/.config/fish/completions/lgm.fish",
+    "completion": "lgm completion --shell=fish > ~/.config/fish/completions/lgm.fish\n"
+                  '         eval "$(lgm completion)"',
     "encode": "lgm encode --config=configs/flags.py --out=caches/flags --part=0/4\n"
               "         lgm encode --config=configs/pod.py:flux_dev --out=gs://bucket/cache --text-dtype=bfloat16",
     "pairs": "lgm pairs --config=configs/few_steps/reflow.py:runs/quickstart --out=caches/pairs --part=0/4",
