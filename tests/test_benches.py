@@ -1,5 +1,6 @@
 """Benches: their shapes are diffusers' to the last parameter, and a trace is taken apart by what a step is for."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -98,10 +99,15 @@ def test_streams_of_a_gpu_count_once_what_runs_beside_and_within_other_events():
     assert found == {"norm and modulation": 6, "optimizer": 4, "copies": 2, "collectives": 7, "idle": 5, "all": 23}
 
 
-def test_figures_are_of_the_median_and_a_batch_is_made_up():
+def test_figures_are_of_the_median_and_a_batch_is_made_up(capsys, tmp_path):
     memory = jax.jit(jnp.sin).lower(np.zeros(8, np.float32)).compile().memory_analysis()
     row = bench_cases.figures([1.0, 4.0, 2.0], 6, 4e12, 3.0, memory)
     assert (row["step_s"], row["images_per_second"], row["model_tflops"], row["mfu"]) == (2.0, 3.0, 2.0, None)
     shaped = jax.ShapeDtypeStruct
+    table = bench_cases.Table(str(tmp_path / "x.json"))
+    table.add("a", row)
+    table.add("b", {"missing": "no such network"})
+    assert json.loads((tmp_path / "x.json").read_text())["a"]["step_s"] == 2.0
+    assert "no such network" in capsys.readouterr().out
     made = bench_cases.made_up({"mask": shaped((2,), bool), "x": shaped((3,), jnp.bfloat16)})
     assert made["mask"].all() and made["x"].dtype == jnp.bfloat16 and jnp.abs(made["x"]).max() > 0

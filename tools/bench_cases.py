@@ -188,12 +188,20 @@ def shapes_for_peer(config: Config) -> dict[str, Any] | None:
             "remat": family_of(config.model).remat(config.model)}  # fmt: skip
 
 
-def told(rows: dict[str, dict[str, Any]], path: str | None) -> None:
-    """Print rows as a table; write them as JSON."""
+class Table:
+    """Rows of figures, each printed as it comes; all are written as JSON as often."""
+
     columns = ("step_s", "images_per_second", "model_tflops", "mfu", "memory_gb", "peak_gb", "compile_s")
-    shown = lambda value: "" if value is None else f"{value:.4g}"
-    print(f"{'':<28}" + "".join(f"{name:>18}" for name in columns))
-    for name, row in rows.items():
-        print(f"{name:<28}" + "".join(f"{shown(row.get(column)):>18}" for column in columns), flush=True)
-    if path:
-        Path(path).write_text(json.dumps(rows, indent=1) + "\n")
+
+    def __init__(self, path: str | None):
+        self.path, self.rows = path, {}
+        print(f"{'':<28}" + "".join(f"{name:>18}" for name in self.columns), flush=True)
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        """One more row; of one that is "missing", why."""
+        self.rows[name] = row
+        shown = lambda value: "" if value is None else f"{value:.4g}"
+        cells = "".join(f"{shown(row.get(column)):>18}" for column in self.columns)
+        print(f"{name:<28}{row.get('missing') or cells}", flush=True)
+        if self.path:
+            Path(self.path).write_text(json.dumps(self.rows, indent=1) + "\n")

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from bench_cases import arguments_of, configs_of, figures, made_up, timed, told
+from bench_cases import Table, arguments_of, configs_of, figures, made_up, timed
 from bench_train import peer
 
 from lgm import sampling
@@ -72,21 +72,20 @@ def measured(config, calls: int, steps: int) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Measure all that is asked for, and print."""
-    parser, rows = arguments_of(__doc__.split("\n")[0]), {}
+    parser = arguments_of(__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=1, help="images a device")
     parser.add_argument("--sampling-steps", type=int, help="of the solver; the config's unless told")
     arguments = parser.parse_args()
-    arguments.case = arguments.case or list(PASSES)
+    arguments.case, table = arguments.case or list(PASSES), Table(arguments.json)
     for name, config in configs_of(arguments).items():
         drawn = config.sampling
         if arguments.sampling_steps:
             drawn = dataclasses.replace(drawn, steps=arguments.sampling_steps)
         config = dataclasses.replace(config, batch_size=arguments.batch * jax.device_count(), sampling=drawn)
-        found = measured(config, arguments.calls, arguments.steps)
-        rows |= {f"{name}, {which}": row for which, row in found.items()}
+        for which, row in measured(config, arguments.calls, arguments.steps).items():
+            table.add(f"{name}, {which}", row)
         if arguments.peer:
-            rows[f"{name}, diffusers' pass"] = peer(config, "pass", arguments.calls, arguments.steps)
-    told(rows, arguments.json)
+            table.add(f"{name}, diffusers' pass", peer(config, "pass", arguments.calls, arguments.steps))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_cases import CASES, arguments_of, configs_of, figures, opened, shapes_for_peer, timed, told
+from bench_cases import CASES, Table, arguments_of, configs_of, figures, opened, shapes_for_peer, timed
 
 from lgm.train.work import training_flops
 
@@ -57,14 +57,15 @@ def peer(config, mode: str, calls: int, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure all that is asked for, and print."""
-    arguments, rows = arguments_of(__doc__.split("\n")[0]).parse_args(), {}
+    arguments = arguments_of(__doc__.split("\n")[0]).parse_args()
+    table = Table(arguments.json)
     for name, config in configs_of(arguments).items():
-        rows[name] = measured(config, arguments.calls, arguments.steps)
+        row = measured(config, arguments.calls, arguments.steps)
         if (case := CASES.get(name)) and case.h100 and not arguments.small:
-            rows[name]["diffusers_h100_images_per_second"] = case.h100
+            row["diffusers_h100_images_per_second"] = case.h100
+        table.add(name, row)
         if arguments.peer:
-            rows[f"{name}, diffusers"] = peer(config, "train", arguments.calls, arguments.steps)
-    told(rows, arguments.json)
+            table.add(f"{name}, diffusers", peer(config, "train", arguments.calls, arguments.steps))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ for name in ("jax", "jaxlib", "flax", "torch", "diffusers"):
     print(name, importlib.metadata.version(name))
 END
 if [ "$small" = --small ]; then
-    part train_sd3_512 300 python "$here/bench_train.py" --small --case=sd3_512 --peer --calls=2 --steps=2 --json="$out/train_sd3_512.json"
-    part sample 300 python "$here/bench_sample.py" --small --case=sd3_1024 --peer --calls=2 --steps=2 --sampling-steps=2 \
+    part train_sd3_512 900 python "$here/bench_train.py" --small --case=sd3_512 --peer --calls=2 --steps=2 --json="$out/train_sd3_512.json"
+    part sample 900 python "$here/bench_sample.py" --small --case=sd3_1024 --peer --calls=2 --steps=2 --sampling-steps=2 \
         --json="$out/sample.json"
-    part profile 200 python "$here/profile_step.py" --small --case=sd3_512 --keep="$out/profile"
+    part profile 600 python "$here/profile_step.py" --small --case=sd3_512 --keep="$out/profile"
     exit "$failed"
 fi
 part attention 240 python "$here/check_attention_gpu.py"
