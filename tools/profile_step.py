@@ -89,7 +89,7 @@ class Purposes:
             return "convolution"
         if inside & {"dot", "convolution"} or re.search(r"gemm|matmul|dot", i.attributes.split("metadata=")[0]):
             return "products"
-        if any("/optax/" in file or re.search(r"train/(optimizer|muon)\.py$", file) for file, _ in where) or (
+        if any("/optax/" in file or re.search(r"train/(optimizer|muon|in_place)\.py$", file) for file, _ in where) or (
                 where and where[0][0].endswith("train/state.py")):
             return "optimizer"
         if any(NORMS.search(function) for file, function in where if "/models/" in file):
