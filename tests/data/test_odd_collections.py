@@ -50,6 +50,9 @@ def test_folders_named_in_kohyas_way_are_called_what_they_show(tmp_path):
     for name in ("10_a cat", "2_dog", "train/3_fox"):
         (tmp_path / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    (tmp_path / "2_dog" / "0.txt").write_text("a dog that sleeps")
+    assert open_images(str(tmp_path)).captions == ["a cat", "a dog that sleeps", "fox"]
+    (tmp_path / "2_dog" / "0.txt").unlink()
     images = open_images(str(tmp_path))
     assert images.captions == ["a cat", "dog", "fox"] and images.rows.values("class") == ["10_a cat", "2_dog", "3_fox"]
     (tmp_path / "bird").mkdir()

@@ -1,8 +1,9 @@
 """Image files without a table: captions in files of the same name beside them, else names of folders, else none.
 
 A caption lies in NAME.txt or NAME.caption (kohya's way), metadata in NAME.json. Without any, the folder that an image
-lies in is its class and caption (of 10_cat, where all are so named, "cat"); images in no folder but that of a split
-have no caption. Where all folders are so named their numbers say how often an image comes in an epoch.
+lies in is its class and caption (of 10_cat, where all are so named, "cat", also of an image that alone has no caption
+beside it); images in no folder but that of a split have no caption. Where all folders are so named their numbers say
+how often an image comes in an epoch.
 """
 
 import json
@@ -33,18 +34,21 @@ class Beside:
         self.others = [end for name in names if not is_image(name) and (end := ending(name)) not in KNOWN]
         stem = lambda name: posixpath.splitext(name)[0]
         stems = {stem(name) for name in images}
-        self.repeats = repeats({class_of(name) for name in images})
+        classes = {class_of(name) for name in images}
+        self.repeats = repeats(classes)
+        numbered = all(map(REPEATED.match, classes))
+        said = {name: name.partition("_")[2] if numbered else name for name in classes}
         texts = {}
         for name in names:
             if name.lower().endswith((*TEXTS, ".json")) and stem(name) in stems:
                 texts.setdefault(stem(name), []).append(name)
         if texts:
             self.kind = "images with captions beside them"
-            rows = (row for name in images if (row := self._row(name, texts.get(stem(name), []), bad)))
+            words = said if numbered else {}
+            rows = (row for name in images
+                    if (row := self._row(name, texts.get(stem(name), []), words.get(class_of(name)), bad)))
         elif any(class_of(name) for name in images):
             self.kind = "a folder for each class"
-            classes = {class_of(name) for name in images}
-            said = {name: name.partition("_")[2] if all(map(REPEATED.match, classes)) else name for name in classes}
             rows = ({"file_name": name, "text": said[class_of(name)], "class": class_of(name)} for name in images
                     if self._classed(name, bad))
         else:
@@ -70,8 +74,11 @@ class Beside:
             bad.add(label, f"{label} lies in no class's folder, as others do; move it to one")
         return bool(class_of(name))
 
-    def _row(self, name: str, texts: list[str], bad: Bad) -> dict[str, Any] | None:
+    def _row(self, name: str, texts: list[str], words: str | None, bad: Bad) -> dict[str, Any] | None:
+        """What is said of an image beside it, else by its folder's `words`; None of a bad record."""
         label = f"{self.place.label}/{name}"
+        if not texts and words:
+            return {"file_name": name, "text": words}
         if not texts:
             bad.add(label, f"{label} has no caption beside it, as others have; write a .txt of its name")
             return None
