@@ -54,7 +54,7 @@ BUCKETS = (
     ("position_size=8, base_size=8", "position_size=16, base_size=8"),
 )
 # what no two runs have in common
-SPEEDS = ("images_per_second", "tflops_per_second", "executed_", "mfu", "goodput", "seconds/")
+SPEEDS = ("images_per_second", "step_seconds", "tflops_per_second", "executed_", "mfu", "goodput", "seconds/")
 MOMENTS = ("any", "training", "saving", "saved")
 LIMIT = 3600  # seconds in which a run must end
 

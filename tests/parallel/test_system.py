@@ -28,7 +28,8 @@ def test_three_steps_with_frozen_encoders_in_them_are_those_of_one_device(system
     done = subprocess.run([*command, json.dumps([case for case, _ in CASES])], capture_output=True, text=True,
                           cwd=FOLDER.parent.parent)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    said = done.stdout.splitlines()  # beside what a start tells of captions that are cut
+    rows = [json.loads(line) for line in said if line.startswith("{")]
     for (_, tolerance), row in zip(CASES, rows, strict=True):
         assert row["loss"] <= 1e-5 and row["params"][0] <= tolerance, row
         assert all(row["split"][name] for name in ("autoencoder", "text")), row

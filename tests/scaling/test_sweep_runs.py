@@ -125,7 +125,7 @@ def test_a_run_by_itself_is_that_of_its_group_and_of_lgm_train(config, whole, tm
 def test_a_rate_that_diverges_ends_early_and_its_row_says_why(tmp_path, capsys):
     """Stepped in turns and by itself: the loss stays finite and rises."""
     config = write(tmp_path, ("images=(40, 80), seeds=(0, 1)", "images=(4000, 4800), seeds=(0,)"),
-                   ("sizes=(1, 2), lr=(1e-3, 3e-3), mup_size=1, together=4", "sizes=(1,), lr=(1e-3, 0.3), together=2"),
+                   ("sizes=(1, 2), lr=(1e-3, 3e-3), mup_size=1, together=4", "sizes=(1,), lr=(1e-3, 3.0), together=2"),
                    (UNET, ""), ("warmup_images=16", "warmup_images=1600"),
                    ("cooldown=0.4", "cooldown=0.2, stop_above=1.3"), ("distance=3, ", ""),
                    ("log=dict(every_images=16, checkpoint_every_images=16)", "log=dict()"))
@@ -135,7 +135,7 @@ def test_a_rate_that_diverges_ends_early_and_its_row_says_why(tmp_path, capsys):
         assert main(["sweep", *words, *(["--only=1"] if name == "alone" else [])]) == 0
         assert main(["sweep", *words, "--gather"]) == 0
         table = rows(tmp_path / name)
-        wrong = [row for row in table if row["learning_rate"] == "0.3"]
+        wrong = [row for row in table if row["learning_rate"] == "3.0"]
         assert [row["images"] for row in wrong] == ["4000", "4800"] and not any(row["loss"] for row in wrong)
         step, = {int(re.match(r"step (\d+): the loss is ", row["diverged"])[1]) for row in wrong}
         assert step <= 400 and "config.optimizer.stop_above=1.3 ends such a run" in wrong[0]["diverged"]

@@ -41,7 +41,7 @@ def run(finished, tmp_path):
 
 def rows(workdir):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    drop = ("images_per_second", "tflops_per_second", "executed_tflops_per_second", "mfu", "goodput")
+    drop = ("images_per_second", "step_seconds", "tflops_per_second", "executed_tflops_per_second", "mfu", "goodput")
     clock = lambda key: key in drop or key.startswith("seconds/")
     return [{key: value for key, value in row.items() if not clock(key)} for row in found]
 

@@ -20,7 +20,7 @@ WORDS = ["--config.optimizer.warmup_images=16", "--config.log.checkpoint_every_i
 
 def rows(workdir):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    drop = ("images_per_second", "tflops_per_second", "executed_tflops_per_second", "mfu", "goodput")
+    drop = ("images_per_second", "step_seconds", "tflops_per_second", "executed_tflops_per_second", "mfu", "goodput")
     clock = lambda key: key in drop or key.startswith("seconds/")
     return [{key: value for key, value in row.items() if not clock(key)} for row in found]
 
