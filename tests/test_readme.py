@@ -109,14 +109,15 @@ def test_the_version_is_one():
 
 def test_the_python_of_the_readme_is_the_example_of_the_library():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert (ROOT / "examples/library.py").read_text().partition('"""\n\nimport ')[2] == code.removeprefix("import ")
+    example = (ROOT / "docs/examples/library.py").read_text()
+    assert example.partition('"""\n\nimport ')[2] == code.removeprefix("import ")
 
 
 @pytest.mark.slow
 def test_the_example_of_the_library_trains_and_ends_with_a_picture(tmp_path, monkeypatch, capsys):
     """With a fifth of its training steps."""
     monkeypatch.chdir(tmp_path)
-    code = (ROOT / "examples/library.py").read_text()
+    code = (ROOT / "docs/examples/library.py").read_text()
     assert "jax.random.key(1), 100)" in code
     exec(compile(code.replace("jax.random.key(1), 100)", "jax.random.key(1), 21)"), "library.py", "exec"), {})
     losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
@@ -128,7 +129,7 @@ def test_the_example_of_the_library_trains_and_ends_with_a_picture(tmp_path, mon
 @pytest.mark.parametrize("name", ["library", "processes"])
 def test_a_notebook_runs_from_its_first_cell_to_its_last(name, tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    notebook = nbformat.read(ROOT / f"examples/{name}.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / f"docs/examples/{name}.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)  # kept without what it made
     for cell in notebook.cells:
         cell.source = cell.source.replace("jax.random.key(1), 100)", "jax.random.key(1), 5)")

@@ -131,7 +131,7 @@ def test_parts_of_ones_own_are_trained_and_found_again(lgm, empty):
     begun = time.monotonic()
     (empty / "project").mkdir()
     for name in ("own_parts.py", "own_config.py"):
-        shutil.copy(ROOT / "examples" / name, empty / "project")
+        shutil.copy(ROOT / "docs/examples" / name, empty / "project")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

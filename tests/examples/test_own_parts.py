@@ -1,4 +1,4 @@
-"""What stands in `examples/`: parts of one's own have names, train, draw, resume and are found again from anywhere."""
+"""What stands in `docs/examples/`: parts of one's own have names, train, draw, resume and are found from anywhere."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from lgm.cli import main
 from lgm.data import open_images
 from lgm.parsing import ConfigError
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 OWN = str(EXAMPLES / "own_config.py")
 
 

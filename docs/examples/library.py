@@ -1,6 +1,6 @@
 """From images to pictures with the library alone, as README.md has it: a DiT learns four styles of faces.
 
-    python examples/library.py
+    python docs/examples/library.py
 
 A minute on 2 CPU cores; writes library.png.
 """

@@ -1,6 +1,6 @@
 """A network, a loss, a solver and images of one's own (`own_parts.py`), trained as any others are.
 
-    lgm train --config=examples/own_config.py --workdir=runs/own
+    lgm train --config=docs/examples/own_config.py --workdir=runs/own
     lgm sample --workdir=runs/own --prompt="blue square" --count=4 --out=squares.png
 
 About a minute on 2 CPU cores. Expect squares of the colours that are asked for, soft at their edges.
