@@ -4,6 +4,7 @@ are, and the files, flags, keys and extras that they name exist."""
 import argparse
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from lgm.parsing import ConfigError
 from lgm.scaling import sweep
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tools"))
+
+import release  # noqa: E402
+
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "CONTRIBUTING.md"]
 YOURS = ("runs/", "PAGE", "sweep.py", "/shared/")  # files that a reader has, not the repository
 
@@ -105,6 +110,28 @@ def test_files_that_pages_link_to_are_there():
 def test_the_version_is_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__ and re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+
+
+def test_a_released_readme_has_the_repositorys_files_at_its_tag():
+    text, address = (ROOT / "README.md").read_text(), "https://example.org/them/lgm"
+    out = release.absolute(text, address + "/", "v1.2.3")
+    assert "](tools/figures/quickstart.png)" in text and f"]({address}/raw/v1.2.3/tools/figures/quickstart.png)" in out
+    assert f"]({address}/blob/v1.2.3/docs/photos.md)" in out and "](#few-steps)" in out
+    for target in re.findall(r"\]\(([^)\s]+)", out):
+        assert target.startswith(("https://", "#")), target
+    assert out.replace(f"{address}/raw/v1.2.3/", "").replace(f"{address}/blob/v1.2.3/", "") == text
+
+
+def test_a_release_says_one_version(tmp_path):
+    (tmp_path / "lgm").mkdir()
+    for name in ("pyproject.toml", "lgm/__init__.py"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## {__version__}, 2026-01-01\n")
+    assert release.disagreement(tmp_path) is None
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n")
+    assert f'"## {__version__}"' in release.disagreement(tmp_path)
+    (tmp_path / "lgm/__init__.py").write_text('__version__ = "9.9.9"\n')
+    assert "lgm/__init__.py" in release.disagreement(tmp_path)
 
 
 def test_the_python_of_the_readme_is_the_example_of_the_library():
