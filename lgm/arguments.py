@@ -32,7 +32,8 @@ EXAMPLES = {
             "         lgm plan --config=configs/pod.py:sd35_large --topology=v6e:16x16 --slices=4 --search\n"
             "         lgm plan --config=configs/pod.py:sdxl --topology=h100:8x8",
     "config": "lgm config\n"
-              "         lgm config --config=configs/quickstart.py --diff",
+              "         lgm config --config=configs/quickstart.py --diff\n"
+              "         lgm config --site > ~/.config/lgm/site.toml",
     "presets": "lgm presets",
     "completion": "lgm completion --shell=fish > ~/.config/fish/completions/lgm.fish\n"
                   '         eval "$(lgm completion)"',
@@ -198,6 +199,7 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--config", help="file.py or file.py:arg, whose values to print; override with "
                                          "--config.KEY=VALUE")
     config.add_argument("--diff", action="store_true", help="those alone that are not the defaults")
+    config.add_argument("--site", action="store_true", help="instead an example of a site's file, for `lgm launch`")
     verb("presets", "info:presets", "Every published shape by name, for --preset of `lgm inspect` and for configs.")
 
     completion = verb("completion", "info:completion", "Print what makes a shell complete verbs, flags and files.")

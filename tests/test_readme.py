@@ -41,6 +41,7 @@ def commands(text):
 
 def check(words):
     """That a command is one: its verb, flags, config and keys, its script, or the extras that it installs."""
+    words = words[: words.index(">")] if ">" in words else words
     if words[0] == "lgm":
         changes = [word for word in words[1:] if word.startswith("--config.")]
         try:

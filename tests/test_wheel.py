@@ -3,6 +3,8 @@
 import concurrent.futures
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -12,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import slurm_cluster
 from PIL import Image
+from run_state import small_config
+from slurm_cluster import last_step, shown, wait_until
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -95,7 +100,7 @@ def test_from_a_folder_of_photos_to_pictures(lgm, empty):
 def test_a_cluster_users_first_jobs(lgm, empty):
     """The walk of docs/cluster.md until a job is handed over: the shipped site, with its names filled in."""
     begun = time.monotonic()
-    (empty / "site.toml").write_bytes((ROOT / "launch/sites/example.toml").read_bytes())
+    (empty / "site.toml").write_text(lgm("config", "--site"))
     words = ["--config=configs/quickstart.py", "--site=site.toml", "--workdir=run", "--dry-run"]
     said = lgm("launch", "--on=slurm", "--nodes=2", *words)
     assert all(part in said for part in ("#SBATCH --exclusive", "#SBATCH --mem=0", "HF_HOME=/", "srun --cpus-per-task"))
@@ -103,6 +108,72 @@ def test_a_cluster_users_first_jobs(lgm, empty):
     assert 'bucketName: "my-bucket"' in said and "HF_HOME" not in said and 'key: "token"' in said
     lgm("launch", "sweep", "--on=slurm", "--config=configs/scaling/smoke.py", *words[1:])
     print(f"a cluster user's first jobs: {time.monotonic() - begun:.0f} s")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with slurm_cluster.running() as folder:
+        yield folder
+
+
+def place(log):
+    """(what a process says of where it is) at each of its starts."""
+    return re.findall(r"^process \d of \d on .*$", log.read_text(), re.M)
+
+
+def test_a_run_and_a_sweep_on_two_nodes_of_a_cluster(lgm, empty, cluster):
+    """The walk of docs/cluster.md from there on, on a real cluster: a run over two nodes that is watched, cancelled and
+    resumed by the lines that its launch prints, and a sweep as an array."""
+    begun = time.monotonic()
+    told = lambda what: print(f"{time.monotonic() - begun:5.0f} s  {what}")
+    site = lgm("config", "--site").replace('setup = ["module load cuda"]', "").replace("[env]", "\n".join((
+        "[env]", 'JAX_PLATFORMS = "cpu"', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = "0"',
+        f'JAX_COMPILATION_CACHE_DIR = "{os.environ["JAX_COMPILATION_CACHE_DIR"]}"')))  # fmt: skip
+    (empty / "cluster.toml").write_text(site)
+    (empty / "small.py").write_text(small_config(images=1600))
+    run = empty / "runs/small"
+    words = ["launch", "--on=slurm", "--config=small.py", "--site=cluster.toml", f"--workdir={run}", "--nodes=2",
+             "--config.batch_size=16"]  # fmt: skip
+    said = lgm(*words, "--dry-run")
+    assert all(part in said for part in ("#SBATCH --nodes=2", "#SBATCH --gpus-per-node=8", "#SBATCH --exclusive"))
+    assert not run.exists()
+    told("the job was shown")
+
+    lines = dict(re.findall(r"^(\w+): +(.*)$", said := lgm(*words), re.M))
+    job = re.search(r"submitted (\d+) to slurm", said).group(1)
+    told(f"submitted as {job}")
+    wait_until(lambda: last_step(run) >= 2, "step", run)
+    assert f"squeue --jobs={job}" in said and f"tail -F {run}/launch/logs/rank-0.log" in said
+    assert "RUNNING" in lgm(*shlex.split(lines["watch"])[1:])  # `lgm status` is the last of what watches it
+    told("a step was seen")
+    subprocess.run(shlex.split(lines["cancel"]), check=True)
+    wait_until(lambda: shown(job) == ["CANCELLED"] and not subprocess.run(
+        ["squeue", "--noheader", f"--jobs={job}"], capture_output=True, text=True).stdout, "end", run)
+    log = run / "launch/logs/rank-0.log"
+    saved = int(re.search(r"stopped by SIGTERM at step (\d+)", log.read_text()).group(1))
+    assert 2 <= saved < 100 and "queued again" not in (run / f"launch/job-{job}.log").read_text()
+    told(f"cancelled and saved at step {saved}")
+
+    again = re.search(r"submitted (\d+) to slurm", lgm(*shlex.split(lines["resume"])[1:])).group(1)
+    wait_until(lambda: shown(again) == ["COMPLETED"], "end", run)
+    told("resumed to its end")
+    assert last_step(run) == 100 and "Small one: 1,600 images" in log.read_text()
+    for rank, node in enumerate(("n3", "n4")):
+        places = place(run / f"launch/logs/rank-{rank}.log")
+        print("         " + "\n         ".join(places))
+        assert len(places) == 2 and all(p.startswith(f"process {rank} of 2 on {node}: 2 CPUs (") for p in places)
+
+    short = slurm_cluster.SWEEP.replace("(0, 1, 2)", "(0, 1)")
+    planned = "machine=dict(kind='cpu', chips=1, peak=75e9, mfu=0.3), base="
+    (empty / "sweep.py").write_text(short.replace("base=", planned, 1))
+    sweep = empty / "runs/sweep"
+    said = lgm("launch", "sweep", "--on=slurm", "--config=sweep.py", "--site=cluster.toml", f"--workdir={sweep}",
+               "--at-once=2")
+    job = re.search(r"submitted (\d+) to slurm", said).group(1)
+    wait_until(lambda: shown(job) == ["COMPLETED"] * 2, "end", sweep)
+    assert len((sweep / "runs.csv").read_text().splitlines()) == 3
+    told("a sweep of two as an array")
+    print("         " + "\n         ".join(place(sweep / f"launch/logs/run-{i}-rank-0.log")[0] for i in (0, 1)))
 
 
 def test_from_a_released_model_to_a_lora(lgm, empty, monkeypatch):

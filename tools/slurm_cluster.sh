@@ -4,18 +4,18 @@
 #     tools/slurm_cluster.sh start FOLDER      all its files live there; then: export SLURM_CONF=FOLDER/slurm.conf
 #     tools/slurm_cluster.sh stop FOLDER
 #
-# Three partitions: `low`, `high`, which takes its nodes from `low` by requeueing what runs there, and `gpu`, a third
-# node that says that it has 8 GPUs and binds each task to its CPUs. Needs root and Debian's packages: apt-get install
-# slurm-wlm munge
+# Three partitions: `low` of two nodes, `high`, which takes them from `low` by requeueing what runs there, and `gpu`, of
+# two others that say that they have 8 GPUs and bind each task to its CPUs. Needs root and Debian's packages: apt-get
+# install slurm-wlm munge
 set -euo pipefail
 what=${1:-} folder=$(realpath -m "${2:-}")
 [[ $# -eq 2 && ( $what == start || $what == stop ) ]] || { sed -n '2,9p' "$0"; exit 2; }
 
 stop() {
-    for pid in "$folder"/n1.pid "$folder"/n2.pid "$folder"/n3.pid "$folder"/ctld.pid "$folder"/munge/munged.pid; do
+    for pid in "$folder"/n[1-4].pid "$folder"/ctld.pid "$folder"/munge/munged.pid; do
         [[ -s $pid ]] && kill "$(cat "$pid")" 2>/dev/null || true
     done
-    for pid in "$folder"/n1.pid "$folder"/n2.pid "$folder"/n3.pid "$folder"/ctld.pid; do
+    for pid in "$folder"/n[1-4].pid "$folder"/ctld.pid; do
         for _ in $(seq 100); do [[ -s $pid ]] && kill -0 "$(cat "$pid")" 2>/dev/null && sleep 0.1 || break; done
     done
 }
@@ -33,7 +33,7 @@ start() {
     setpriv --reuid munge --regid munge --clear-groups munged --force --key-file="$folder/munge/key" \
         --socket="$folder/munge/socket" --pid-file="$folder/munge/munged.pid" --log-file="$folder/munge/munged.log" \
         --seed-file="$folder/munge/seed"
-    local base=$((17000 + RANDOM % 2000 * 4))
+    local base=$((17000 + RANDOM % 2000 * 5))
     cat > "$folder/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$(hostname)(127.0.0.1)
@@ -64,12 +64,13 @@ SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$((base + 1)) CPUs=1 RealMemory=10000
 NodeName=n2 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$((base + 2)) CPUs=1 RealMemory=10000
 NodeName=n3 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$((base + 3)) CPUs=2 RealMemory=10000 Gres=gpu:8
+NodeName=n4 NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$((base + 4)) CPUs=2 RealMemory=10000 Gres=gpu:8
 PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 State=UP
 PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF State=UP
-PartitionName=gpu Nodes=n3 PreemptMode=OFF State=UP
+PartitionName=gpu Nodes=n3,n4 PreemptMode=OFF State=UP
 CONF
     for i in $(seq 0 7); do mknod "$folder/gpu$i" c 1 3; done  # each another /dev/null
-    echo "NodeName=n3 Name=gpu File=$folder/gpu[0-7]" > "$folder/gres.conf"
+    echo "NodeName=n[3-4] Name=gpu File=$folder/gpu[0-7]" > "$folder/gres.conf"
     mkdir -p "$folder/bound"
     sed 's,task/none,task/affinity,' "$folder/slurm.conf" > "$folder/bound/slurm.conf"
     cp "$folder/gres.conf" "$folder/bound/"
@@ -78,8 +79,9 @@ CONF
     slurmd -N n1
     slurmd -N n2
     slurmd -N n3 -f "$folder/bound/slurm.conf"
+    slurmd -N n4 -f "$folder/bound/slurm.conf"
     for _ in $(seq 300); do
-        [[ $(sinfo --noheader --states=idle --Node --format=%N 2>/dev/null | sort -u | wc -l) == 3 ]] && return
+        [[ $(sinfo --noheader --states=idle --Node --format=%N 2>/dev/null | sort -u | wc -l) == 4 ]] && return
         sleep 0.1
     done
     echo "the nodes did not come up; see $folder/*.log"

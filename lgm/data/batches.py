@@ -5,7 +5,6 @@ slice of `batch_size`, and each process serves its own share of that slice. The 
 unchanged when it is resumed on another number of processes.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from lgm.data.order import grouped, shuffled
 from lgm.data.quarantine import Quarantine
 from lgm.data.shares import mixed
+from lgm.processes.affinity import allowed
 
 AHEAD = 2  # batches that background threads make ready; the state counts only those handed out
 
@@ -23,7 +23,7 @@ AHEAD = 2  # batches that background threads make ready; the state counts only t
 def cores() -> int:
     """Processor cores that this process may run on: Pillow decodes on as many at once, and cluster managers give the
     processes of one machine cores of their own."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(allowed())
 
 
 def batches(

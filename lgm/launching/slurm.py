@@ -10,6 +10,7 @@ from lgm.launching.flags import variables_of
 from lgm.launching.job import Job, Request, command, counted, gathering, hand_over, plain_path
 from lgm.launching.render import directive, render
 from lgm.parsing import ConfigError
+from lgm.processes.affinity import ranges
 
 CPUS_A_GPU = 8  # asked for where a job has a part of a node: decoding and encoding images keep as many busy
 
@@ -33,7 +34,7 @@ def job(request: Request) -> Job:
         "time": settings.time, "signal": f"TERM@{settings.save_seconds}" if settings.time else None,
         "output": f"{place}/job-{'%A-%a' if array else '%j'}.log", "open-mode": "append",
         "chdir": plain_path(str(Path.cwd()), "the current folder"),
-        "array": f"{numbers(request.runs)}{f'%{request.at_once}' if request.at_once else ''}" if array else None,
+        "array": f"{ranges(request.runs)}{f'%{request.at_once}' if request.at_once else ''}" if array else None,
     }
     ours = ("output", "array")  # with Slurm's own patterns in them
     lines = [f"--{name}={value if name in ours else directive(value, f'site.slurm.{name}')}"
@@ -72,17 +73,6 @@ def container(settings, image: str) -> tuple[list[str], list[str]]:
         return [f"--container-image={image}", *mounts], []
     binds = [word for mount in settings.mounts for word in ("--bind", mount)]
     return [], ["apptainer", "exec", "--nv", *binds, image]
-
-
-def numbers(runs: tuple[int, ...]) -> str:
-    """0,1,2,5 as 0-2,5: an array's indices."""
-    parts: list[list[int]] = []
-    for run in runs:
-        if parts and run == parts[-1][1] + 1:
-            parts[-1][1] = run
-        else:
-            parts.append([run, run])
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
 
 
 def submit(job: Job) -> str:

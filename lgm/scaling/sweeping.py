@@ -24,7 +24,7 @@ from lgm.scaling.sweep import Run, Sweep, expand, load, parse_sweep, thin, whole
 from lgm.train import loop
 from lgm.train.lock import NAME as LOCK
 from lgm.train.lock import hold, wait_for
-from lgm.train.main import keep_freed_memory
+from lgm.train.main import keep_freed_memory, tell_place
 from lgm.train.opening import use_compilation_cache
 
 LOOKED = 12  # sizes of a ladder among which the next runs are looked for
@@ -61,6 +61,7 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
                               "number in --list, or start it as one process")
         use_compilation_cache()
         keep_freed_memory()
+        tell_place()
         for one in runs if only is None else [runs[only]]:
             results.check(place, one)
         if plan.near_duplicates == "refuse":

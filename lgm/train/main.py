@@ -1,6 +1,8 @@
 """`lgm train`: a config's task, on a layout that fits, by the loop."""
 
 import ctypes
+import os
+import socket
 import time
 
 import jax
@@ -10,6 +12,7 @@ from lgm.files import place
 from lgm.models import family_of
 from lgm.parsing import ConfigError
 from lgm.processes import PREEMPTED, member
+from lgm.processes.affinity import allowed, ranges
 from lgm.train import autoencode, denoise, loop
 from lgm.train.opening import use_compilation_cache
 from lgm.train.placing import fitting, layout_of
@@ -23,6 +26,7 @@ def train(spec: str, workdir: str, overrides: list[tuple[str, str]], extend: boo
     config = schema.load(spec, overrides)
     use_compilation_cache()
     keep_freed_memory()
+    tell_place()
     _check_fit(config)
     layout = layout_of(config)
     start = time.monotonic()
@@ -53,6 +57,15 @@ def _check_fit(config: schema.Config) -> None:
 def task_of(config: schema.Config):
     """The task a config trains: an autoencoder on images, or a denoiser on latents."""
     return (autoencode if family_of(config.model).role == "autoencoder" else denoise).make_task
+
+
+def tell_place() -> None:
+    """Say, in the first line of each process, where it runs and with what: a scheduler that gives it one CPU of many,
+    or no GPU, is seen there."""
+    cpus, devices = allowed(), jax.local_devices()
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    print(f"process {jax.process_index()} of {jax.process_count()} on {host}: {len(cpus)} CPU{'s' * (len(cpus) > 1)} "
+          f"({ranges(cpus)}), {len(devices)} x {devices[0].device_kind}", flush=True)
 
 
 def keep_freed_memory() -> None:

@@ -6,7 +6,13 @@ from lgm.parsing import ConfigError
 def config(arguments, overrides) -> int:
     from lgm import config, describing
 
-    if arguments.config is None:
+    if arguments.site:
+        from lgm.launching import render
+
+        if overrides or arguments.diff or arguments.config is not None:
+            raise ConfigError("--site is an example of a site's file, and goes alone")
+        print((render.folder() / "sites" / "example.toml").read_text(), end="")
+    elif arguments.config is None:
         if overrides or arguments.diff:
             raise ConfigError("--diff and --config.KEY=VALUE are of a file's config; give --config=FILE.py")
         print(describing.everything())

@@ -20,6 +20,7 @@ from lgm.launching import site as sites
 from lgm.launching.job import Request
 from lgm.launching.launch import Words, asked_for
 from lgm.parsing import ConfigError, parse
+from lgm.processes.affinity import ranges
 from lgm.scaling.compute import Machine
 
 QUICKSTART = str(jobs.ROOT / "configs/quickstart.py")
@@ -185,7 +186,7 @@ def test_machines():
     assert machines.tpu_slices("v6e:2x4", 1).hosts == 1 and machines.tpu_slices("v6e:2x4", 1).chips == 8
     assert machines.tpu_slices("tpu7x:2x2x2", 1).devices == 16
     assert machines.gpu_nodes("h100", 2, 8, process_a_gpu=True).processes == 16
-    assert slurm.numbers((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
+    assert ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
 
 
 def test_every_flag_has_a_reason_and_is_known_to_xla(monkeypatch):

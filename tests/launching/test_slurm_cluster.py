@@ -1,67 +1,33 @@
-"""A real Slurm cluster of two nodes on this machine: jobs that are preempted, killed and refused, and sweeps as arrays.
+"""Jobs on a real Slurm cluster that are preempted, killed and refused, and sweeps as arrays.
 
-tools/slurm_cluster.sh makes it, as root, from Debian's packages: apt-get install slurm-wlm munge
+That one that is cancelled goes on when it is launched again, a walk of tests/test_wheel.py shows.
 """
 
 import contextlib
 import io
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
+import slurm_cluster
 from run_state import final, small_config
+from slurm_cluster import SWEEP, last_step, shown, wait_until
 
 from lgm.cli import main
 
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "slurm_cluster.sh"
 pytestmark = pytest.mark.slow
-
-SWEEP = """
-from ml_collections import ConfigDict
-
-
-def get_config():
-    return ConfigDict(dict(
-        name="tiny", images=(40,), seeds=(0, 1, 2), cooldown=0.4,
-        base=dict(
-            batch_size=8, data=dict(where=dict(subcategory="face-hat"), heldout_where=dict(subcategory="face-glasses")),
-            text=dict(encoder=dict(family="clip_text", vocab_size=4096, width=16, depth=1, heads=1, max_length=16)),
-            optimizer=dict(warmup_images=16), ema=dict(half_life_images=10**9, ramp=0.1),
-            evaluation=dict(times=1, levels=2, batch_size=16, max_images=8), sampling=dict(count=0, steps=2),
-            log=dict(every_images=16, checkpoint_every_images=16),
-        ),
-        architectures=dict(mmdit=dict(family="mmdit", sizes=(1,), lr=1e-3, shape=dict(
-            head_size=16, aspect=16.0, channels=32, patch_size=1, text_dim=16, pooled_dim=16, position_size=8,
-            base_size=8))),
-        objectives=dict(flow=dict(process=dict(name="rectified_flow"), loss=dict(target="flow"))),
-    ))
-"""
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """SLURM_CONF of a running cluster."""
-    missing = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
-    if missing or os.getuid() != 0:
-        why = f"{', '.join(missing)} missing" if missing else "not root"
-        pytest.fail(f"no Slurm cluster can be made here ({why}): as root, apt-get install slurm-wlm munge")
-    folder = tempfile.mkdtemp(prefix="lgm-slurm-")
-    subprocess.run([TOOL, "start", folder], check=True, stdout=subprocess.DEVNULL)  # its daemons keep what they inherit
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
+    with slurm_cluster.running() as folder:
         yield folder
-        subprocess.run(["scancel", "--user=root"], check=False)
-        subprocess.run([TOOL, "stop", folder], check=False)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -87,30 +53,6 @@ def launch(*words):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["launch", *map(str, words)])
     return code, out.getvalue() + err.getvalue()
-
-
-def shown(job):
-    done = subprocess.run(["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True)
-    return re.findall(r"JobState=(\S+)", done.stdout)
-
-
-def wait_until(true, what, workdir, seconds=900):
-    start = time.monotonic()
-    while not true():
-        if time.monotonic() - start > seconds:
-            logs = "\n".join(f"--- {p}\n{p.read_text()[-2000:]}" for p in Path(workdir).glob("launch/**/*.log"))
-            pytest.fail(f"no {what} within {seconds} s\n{logs}")
-        time.sleep(0.2)
-
-
-def rows(workdir):
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def last_step(workdir):
-    return max((row["step"] for row in rows(workdir) if "loss" in row), default=0)
 
 
 def log_of(workdir):
@@ -168,23 +110,6 @@ def test_a_job_preempted_and_killed_ends_with_the_bits_of_an_undisturbed_one(clu
     (step, ours), (_, theirs) = final(disturbed), final(undisturbed)
     assert step == 200 and all(a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True))
     assert log_of(disturbed).count("start ") == 3
-
-
-def test_a_job_that_is_cancelled_stays_cancelled_and_launching_again_goes_on(cluster, site, tmp_path):
-    config = tmp_path / "small.py"
-    config.write_text(small_config(images=1600))
-    workdir = tmp_path / "run"
-    words = ["--on=slurm", f"--config={config}", f"--site={site}", f"--workdir={workdir}"]
-    job = re.search(r"submitted (\d+)", launch(*words)[1]).group(1)
-    wait_until(lambda: last_step(workdir) >= 2, "step", workdir)
-    subprocess.run(["scancel", job], check=True)
-    wait_until(lambda: shown(job) == ["CANCELLED"] and not subprocess.run(
-        ["squeue", "--noheader", f"--jobs={job}"], capture_output=True, text=True).stdout, "end", workdir)
-    saved = final(workdir)[0]
-    assert saved < 200 and "queued again" not in log_of(workdir)
-    job = re.search(r"submitted (\d+)", launch(*words)[1]).group(1)
-    wait_until(lambda: shown(job) == ["COMPLETED"], "end", workdir)
-    assert final(workdir)[0] == 200
 
 
 def test_a_sweep_is_an_array_whose_missing_run_is_completed_by_launching_again(cluster, site, tmp_path):
