@@ -1,8 +1,11 @@
 """The words of the command line: every verb's flags with their help, and an example of each."""
 
 import argparse
+import re
+from collections.abc import Iterable
 
 from lgm import __version__
+from lgm.parsing import near_miss
 
 EXAMPLES = {
     "train": "lgm train --config=configs/quickstart.py --workdir=runs/quickstart --config.optimizer.lr=2e-3",
@@ -48,10 +51,18 @@ EXAMPLES = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, like all the others."""
+    """argparse with errors of one line, like all the others, which say what was meant."""
 
     def error(self, message: str):
+        if found := re.fullmatch(r"argument VERB: invalid choice: '(.*?)' \(choose from (.*)\)", message, re.S):
+            message = f"there is no verb {found[1]!r}{near_miss(found[1], re.findall(r'[a-z]+', found[2]))}"
         self.exit(2, f"{self.prog}: {' '.join(message.split())[:500]}; see {self.prog} --help\n")
+
+
+def flags(verb: str) -> Iterable[str]:
+    """The names of a verb's flags."""
+    (choices,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return [name for name in choices.choices[verb]._option_string_actions if name.startswith("--")]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The command line: `lgm VERB`. Thin: it parses words, calls the library and turns errors into one line."""
+"""The command line: `lgm VERB` or `python -m lgm VERB`. It parses words, calls the library, makes errors one line."""
 
 import glob
 import os
@@ -7,7 +7,7 @@ import traceback
 
 from lgm import arguments as words
 from lgm import files, processes, verbs
-from lgm.parsing import ConfigError
+from lgm.parsing import ConfigError, near_miss
 from lgm.processes import member
 
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # as Linux shows them
@@ -28,9 +28,12 @@ def main(argv: list[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(words.parser())
+    if not argv:
+        words.parser().print_help(sys.stderr)
+        return 2
     arguments, rest = words.parser().parse_known_args([word for word in argv if word not in changes])
     try:
-        overrides = _overrides([*rest, *changes], allowed=arguments.verb in CONFIGURED)
+        overrides = _overrides([*changes, *rest], arguments.verb)
         if arguments.verb in DISTRIBUTED and (place := _place(arguments)) is not None:
             command = [sys.executable, "-m", "lgm.cli", *argv]
             least = processes.read_least(arguments.elastic, os.environ, place.count)
@@ -65,14 +68,18 @@ def settle_platform() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-def _overrides(words: list[str], allowed: bool) -> list[tuple[str, str]]:
+def _overrides(said: list[str], verb: str) -> list[tuple[str, str]]:
     """`--config.a.b=value` as (a.b, value); anything else is refused."""
     pairs = []
-    for word in words:
+    for word in said:
         key, equals, value = word.partition("=")
-        if not (allowed and key.startswith("--config.") and equals):
-            hint = "; write --config.KEY=VALUE" if key.startswith("--config.") else "; see --help"
-            raise ConfigError(f"unknown argument {word!r}{hint}")
+        if not key.startswith("--config."):
+            close = near_miss(key, words.flags(verb)) if word.startswith("--") else ""
+            raise ConfigError(f"unknown argument {word!r}{close if 'did you mean' in close else '; see --help'}")
+        if verb not in CONFIGURED:
+            raise ConfigError(f"unknown argument {word!r}; lgm {verb} takes no --config.KEY=VALUE")
+        if not equals:
+            raise ConfigError(f"unknown argument {word!r}; write --config.KEY=VALUE")
         pairs.append((key.removeprefix("--config."), value))
     return pairs
 

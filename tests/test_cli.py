@@ -1,5 +1,6 @@
 """Bad input: one clear line on stderr, a non-zero exit, nothing half-written."""
 
+import contextlib
 import importlib
 import io
 import json
@@ -70,7 +71,7 @@ def refuse_training(tiny_config, tmp_path, capsys):
     ("--config.data.source=/nowhere", ["config.data.source='/nowhere'", "emoji64"]),
     ("--config.autoencoder=/nowhere", ["config.autoencoder='/nowhere'", "emoji64"]),
     ("--config.mesh.fsdp=3", ["config.mesh", "fsdp=3", "1 devices"]),
-    ("--workdirr=x", ["--workdirr=x", "--help"]),
+    ("--workdirr=x", ["--workdirr=x", "did you mean '--workdir'"]),
 ])
 def test_a_bad_value_is_one_line_that_names_it(refuse_training, override, parts):
     line = refuse_training(override)
@@ -143,6 +144,32 @@ def test_help_shows_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
     assert stop.value.code == 0 and f"examples:\n  lgm {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line, said", [
+    ("trian --config=a.py", "lgm: there is no verb 'trian'; did you mean 'train'?; see lgm --help"),
+    ("sample --promt=a --prompt=a --out=b --workdir=c",
+     "lgm sample: unknown argument '--promt=a'; did you mean '--prompt'?"),
+    ("sample stray --prompt=a --out=b --workdir=c", "lgm sample: unknown argument 'stray'; see --help"),
+    ("sample --config.seed=1 --prompt=a --out=b --workdir=c",
+     "lgm sample: unknown argument '--config.seed=1'; lgm sample takes no --config.KEY=VALUE"),
+    ("train --config=a.py --workdir=b --config.seed 3",
+     "lgm train: unknown argument '--config.seed'; write --config.KEY=VALUE"),
+])  # fmt: skip
+def test_a_misspelt_word_is_one_line_that_says_what_was_meant(line, said, capsys):
+    with contextlib.suppress(SystemExit):
+        assert main(line.split()) == 2
+    assert capsys.readouterr().err == said + "\n"
+
+
+def test_nothing_said_prints_the_help(capsys):
+    assert main([]) == 2
+    assert "usage: lgm" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "lgm", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("lgm ")
 
 
 def test_every_verb_is_there():

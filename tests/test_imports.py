@@ -24,7 +24,7 @@ ORDER = """
     train
     planning scaling
     launching
-    verbs arguments cli
+    verbs arguments cli __main__
 """
 ROOMS = [room for line in ORDER.split("\n") for room in line.split()]
 
