@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lgm.files import write_atomically
+from lgm.planning import gpus
 from lgm.planning.program import FAILED, FINISHED, TASK, TRACED, OutOfMemory, out_of_memory, trace
 from lgm.planning.topology import network_of, open_devices
 from lgm.train.placing import layout_of
@@ -22,8 +23,10 @@ def main(folder: Path) -> None:
         write_atomically(folder / TRACED, pickle.dumps(program))
         if sum(program.sizes.values()) > (memory := topology.chip.share.hbm):
             raise OutOfMemory(0.0, memory)  # whatever the compiler would make of it
-        dump = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
-        write_atomically(folder / FINISHED, traced.lower().compile(compiler_options=dump).as_text().encode())
+        told = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
+        if topology.gpu and not topology.stands_in:
+            told |= gpus.options(topology.chip.name)
+        write_atomically(folder / FINISHED, traced.lower().compile(compiler_options=told).as_text().encode())
     except Exception as error:
         known = error if isinstance(error, OutOfMemory) else out_of_memory(str(error))
         failed = known or (error if type(error).__module__.startswith("lgm.") else RuntimeError(str(error)[:2000]))

@@ -1,11 +1,11 @@
 """What one step of a compiled program costs a chip: work, memory traffic, collectives, and the time of its schedule.
 
-The program is followed in the order in which the compiler scheduled it, loops as often as they run. What computes takes
-the longer of work / peak and bytes / memory rate: of a program as scheduled, everything. Where an instruction carries
-the cycles of the TPU compiler's own cost model it takes these: of a finished program, all but kernels that the compiler
-does not see into. Collectives take the time of their bytes over the links that they
-use; one that is started and awaited later, or carried by several fusions, runs beside what is scheduled in between,
-all others are waited for. Between TPU slices a collective is what is sent and received (`hlo.transfer`).
+The program is followed in the order in which the compiler scheduled it, loops as often as they run. By peaks, what
+computes takes the longer of work / peak and bytes / memory rate. By the compiler an instruction takes what its own cost
+model says: cycles in a TPU's finished program, microseconds in a GPU's scheduled one. Kernels that it does not see into
+are by peaks there too, as a GPU's attention and convolutions. Collectives take the time of their bytes over the links
+that they use; one that is started and awaited later, or carried by several fusions, runs beside what is scheduled in
+between, all others are waited for. Between TPU slices a collective is what is sent and received (`hlo.transfer`).
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from lgm.models.flops import Kernel
 from lgm.parallel.chips import Chip
 from lgm.planning import hlo
+from lgm.planning.calls import call_flops, library, results
 from lgm.planning.hlo import Computation, Instruction, Module
 from lgm.planning.network import Network
 
@@ -55,9 +56,12 @@ class Cost:
         return sum(getattr(c, field) for c in self.collectives if c.network == network)
 
 
-def cost_of(module: Module, chip: Chip, network: Network, kernels: Sequence[Kernel]) -> Cost:
-    """The cost of one run on one device, of which `chip` says the rates. `kernels` are the Pallas kernels in it."""
-    tally = _Tally(module, chip, network, kernels)
+def cost_of(module: Module, chip: Chip, network: Network, kernels: Sequence[Kernel], by_peaks: bool = False) -> Cost:
+    """The cost of one run on one device, of which `chip` says the rates. `kernels` are the Pallas kernels in it.
+
+    by_peaks: whatever the compiler says of an instruction.
+    """
+    tally = _Tally(module, chip, network, kernels, by_peaks)
     step = tally.run(module.entry, 1)
     found = tuple(Collective(kind, over, *values) for (kind, over), values in sorted(tally.collectives.items()))
     return Cost(tally.flops, tally.bytes, tally.busy, step, found)
@@ -66,7 +70,8 @@ def cost_of(module: Module, chip: Chip, network: Network, kernels: Sequence[Kern
 class _Tally:
     """Sums over a program, and the clock of its schedule."""
 
-    def __init__(self, module: Module, chip: Chip, network: Network, kernels: Sequence[Kernel]):
+    def __init__(self, module: Module, chip: Chip, network: Network, kernels: Sequence[Kernel], by_peaks: bool):
+        self.by_peaks = by_peaks
         self.module, self.chip, self.network, self.kernels = module, chip, network, kernels
         self.flops = self.bytes = self.busy = 0.0
         self.collectives: dict[tuple[str, str], list[float]] = {}
@@ -130,12 +135,20 @@ class _Tally:
         if i.opcode.endswith("-start") or i.opcode in ("send", "recv"):
             return 0.0
         seconds = max(flops * self._padding(i, computation) / self.chip.flops, traffic / self.chip.hbm_rate)
-        if i.cycles is not None and self.chip.clock:
-            seconds = i.cycles / self.chip.clock
+        if not self.by_peaks:
+            seconds = self._told(i, seconds)
         self.busy += times * seconds
         return seconds
 
+    def _told(self, i: Instruction, otherwise: float) -> float:
+        """Seconds by the compiler's own cost model, `otherwise` where it says nothing."""
+        if self.chip.clock:
+            return otherwise if i.cycles is None else i.cycles / self.chip.clock
+        return otherwise if i.estimate is None else i.estimate
+
     def _flops(self, i: Instruction, computation: Computation) -> float:
+        if library(i):
+            return call_flops(i, computation)
         if i.opcode in ("dot", "convolution"):
             return hlo.product_flops(i, computation)
         if i.opcode == "fusion":
@@ -164,6 +177,8 @@ class _Tally:
             for i in computation.instructions:
                 if i.opcode in ("dot", "convolution"):
                     flops += hlo.product_flops(i, computation)
+                elif library(i):
+                    flops += call_flops(i, computation)
                 elif i.opcode.removesuffix("-start") in COLLECTIVES:
                     found.append((i, computation))
                 for role, target in i.called:
@@ -221,7 +236,7 @@ def _traffic(i: Instruction, computation: Computation, module: Module) -> float:
     if i.opcode == "dynamic-update-slice":
         return 2.0 * here(given[1]) if len(given) > 1 else 0.0
     if i.opcode != "fusion":
-        return here(i.shapes) + sum(map(here, given))
+        return here(results(i) if library(i) else i.shapes) + sum(map(here, given))
     fused = module.computations[i.call("calls")]
     return _written(fused) + sum(_read(fused, place) for place in range(len(i.operands)))
 

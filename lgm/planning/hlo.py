@@ -6,6 +6,7 @@ products' and convolutions' work, and which devices a collective joins.
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_REIFIED = re.compile(r'"reification_cost":(\[[^\]]*\])')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -62,6 +64,20 @@ class Instruction:
         """What the compiler's own cost model says this takes, in the chip's cycles, where it says so."""
         found = _CYCLES.search(self.attributes)
         return int(found[1]) if found else None
+
+    @functools.cached_property
+    def estimate(self) -> float | None:
+        """What XLA:GPU's cost models say this takes, in seconds, where one of them is of its kind.
+
+        Products have a table of measured ones ("sol"), fusions a model of their loops; of a fusion in tiles that model
+        is wrong by orders of magnitude, and one of its tiles stands beside it.
+        """
+        found = _REIFIED.search(self.attributes)
+        costs = {row["name"]: row["exec_time_us"] * 1e-6 for row in json.loads(found[1])} if found else {}
+        tiled = re.search(r'"kind":"__triton(\w*)"', self.attributes)
+        if self.opcode != "fusion" or tiled and "gemm" in tiled[1]:
+            return costs.get("sol")
+        return costs.get("indexing-cost-model" if tiled else "")
 
     @functools.cached_property
     def op_name(self) -> str:
@@ -184,17 +200,22 @@ def product_flops(instruction: Instruction, computation: Computation) -> float:
         contracting = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         sizes = [left.dims[int(d)] for d in contracting[1].split(",") if d] if contracting else []
         return 2.0 * out.elements * math.prod(sizes)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    return convolution_flops(instruction.attributes, left, right, out)
+
+
+def convolution_flops(attributes: str, left: Shape, right: Shape, out: Shape) -> float:
+    """Floating-point operations of a convolution of `left` by the kernel `right`."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     inputs, kernel, outputs = labels[1], labels[2], labels[3]
     spatial = [label for label in outputs if label.isdigit()]
-    window = _window(instruction.attributes, len(spatial))
+    window = _window(attributes, len(spatial))
     # what is multiplied at all, over each spatial dimension: kernel taps that meet a value, summed over outputs
     taps = 1.0
     for label, options in zip(sorted(spatial), window, strict=True):
         taps *= _taps(left.dims[inputs.index(label)], right.dims[kernel.index(label)], out.dims[outputs.index(label)],
                       **options)
     batch, features = out.dims[outputs.index("b")], out.dims[outputs.index("f")]
-    groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
+    groups = re.search(r"batch_group_count=(\d+)", attributes)
     return 2.0 * batch * features * right.dims[kernel.index("i")] * taps / (int(groups[1]) if groups else 1)
 
 

@@ -60,14 +60,16 @@ def page(plan: Plan) -> str:
 
 
 def _meters(plan: Plan) -> list[str]:
-    """What each end of the range is, and how far programs that were measured were from it."""
-    told = lambda pair: f"{pair[0]:.2f} to {pair[1]:.2f}"
+    """What each end of the range is, and of TPUs how far programs that were measured were from it."""
+    peak, cycles = (timed and f"{timed.step * 1e3:.4g} ms" for timed in (plan.peak, plan.cycles))
+    if not CHIPS[plan.chip].clock:
+        own = f"    by the compiler  {cycles} by its own costs of products and fusions; attention as by peaks"
+        return [f"    by peaks         {peak}", *([own] if cycles else [])]
+    told = lambda meter: "{:.2f} to {:.2f} of this".format(*apart(meter))
     chips = " and ".join(sorted({m.chip for m in MEASURED}))
-    lines = [f"    by peaks         {plan.peak.step * 1e3:.4g} ms; what was measured on {chips} took "
-             f"{told(apart(lambda m: m.peak))} of this"]  # fmt: skip
-    if plan.cycles:
-        lines.append(f"    by cycles        {plan.cycles.step * 1e3:.4g} ms of the finished program; "
-                     f"{told(apart(lambda m: m.cycles))} of this")  # fmt: skip
+    lines = [f"    by peaks         {peak}; what was measured on {chips} took {told(lambda m: m.peak)}"]
+    if cycles:
+        lines.append(f"    by cycles        {cycles} of the finished program; {told(lambda m: m.cycles)}")
     return lines
 
 

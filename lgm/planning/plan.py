@@ -9,6 +9,7 @@ from lgm.models import family_of
 from lgm.parallel import Layout
 from lgm.parallel.options import options_of
 from lgm.parsing import ConfigError, as_dict
+from lgm.planning import gpus
 from lgm.planning.advice import advice
 from lgm.planning.cost import Collective, Cost, cost_of
 from lgm.planning.program import Compiled, OutOfMemory, Program, compiled, kept_for_backward
@@ -51,7 +52,11 @@ class Memory:
         return self.parameters + self.optimizer + self.ema + self.frozen
 
 
-USABLE = 0.975  # of a chip's memory: its runtime keeps 0.25 of v5e's 16 GiB and 0.75 of v6e's 32
+# of a chip's memory: its runtime keeps 0.25 of v5e's 16 GiB and 0.75 of v6e's 32, and JAX takes 92% of what a GPU has,
+# which is 6% more than its maker's page says
+USABLE = 0.975
+STANDS_IN = ("XLA:GPU is not installed: memory, work and traffic are of a program for TPU v5p, timed at the GPU's "
+             "peaks; for the GPU's own: pip install 'lgm[plan-gpu]'")  # fmt: skip
 KINDS = ("parameters", "optimizer", "ema", "frozen", "batch", "activations", "temporaries")
 
 
@@ -73,9 +78,10 @@ class Plan:
     what MFU is about. bounds: seconds that work at peak, memory, ICI and DCN would each take alone; `roofline` is the
     largest, below which no time is. The schedule is timed twice, and what was measured lies about the two
     (`lgm.planning.measured`): `peak`, each instruction the longer of its work and bytes at the chip's peaks, and
-    `cycles`, by the compiler's own cost model of the finished program, None of a quick plan and of GPUs. options: what
-    the compiler was told (`lgm.parallel.options`). reason: why it does not run; if it could not be compiled for that,
-    all but memory is zero.
+    `cycles`, by the compiler's own cost model: cycles of a TPU's finished program, None of a quick plan; microseconds
+    of a GPU's, None where a TPU's compiler stands in for its own. options: what the compiler was told of the chip
+    (`lgm.parallel.options`, of GPUs `launch/flags.toml`). reason: why it does not run; if it could not be compiled for
+    that, all but memory is zero.
     """
 
     name: str
@@ -148,19 +154,21 @@ def plan(config: Config, topology: Topology | str, slices: int = 1, quick: bool 
 
 
 def compiled_plan(config: Config, topology: Topology, quick: bool = False) -> tuple[Plan, Program, Compiled | None]:
-    """(the plan, what is known of the step before, and what the compiler made if it fits its memory). Of GPUs every
-    plan is quick: the cycles of their stand-in say nothing of them."""
+    """(the plan, what is known of the step before, and what the compiler made if it fits its memory). A GPU's plan by
+    another chip's compiler is always quick: the cycles of a stand-in say nothing of it."""
     if family_of(config.model).role == "autoencoder":
         raise ConfigError("config.model.family='autoencoder' is trained on one chip; `lgm plan` is for denoisers")
     devices, compiled_for = open_devices(topology)
     layout_on(config, topology, devices)
-    program, made = compiled(config, topology, quick or topology.gpu)
+    program, made = compiled(config, topology, quick or topology.stands_in)
+    flags = {} if topology.stands_in or not topology.gpu else gpus.told(topology.chip.name)
+    notes = (STANDS_IN, *program.notes) if topology.stands_in else program.notes
     common: dict[str, Any] = dict(
         name=config.name, topology=str(topology), chip=topology.chip.name, chips=topology.chips,
         mesh={axis: size for axis, size in program.mesh.items() if size > 1},
         remat=family_of(config.model).remat(config.model) or "none", batch_size=config.batch_size,
         accumulate=config.accumulate, group=as_dict(config.model).get("group", 1),
-        compiled_for=compiled_for, options=options_of(devices[0].device_kind), notes=program.notes,
+        compiled_for=compiled_for, options=options_of(devices[0].device_kind) | flags, notes=notes,
     )
     chip, share = topology.chip, topology.chip.share
     each = {kind: size * chip.devices for kind, size in program.sizes.items()}
@@ -168,7 +176,7 @@ def compiled_plan(config: Config, topology: Topology, quick: bool = False) -> tu
         memory = Memory(**each, activations=0.0, temporaries=made.needed * chip.devices,
                         capacity=made.available * chip.devices)  # fmt: skip
         return Plan(**common, fits=False, memory=memory, reason=reason(config, topology, memory)), program, None
-    cost = cost_of(made.module, share, program.network, program.kernels)
+    cost = cost_of(made.module, share, program.network, program.kernels, by_peaks=True)
     activations = min(kept_for_backward(made.module), made.temporary) * chip.devices
     memory = Memory(**each, activations=activations, temporaries=made.temporary * chip.devices - activations,
                     capacity=chip.hbm)  # fmt: skip
@@ -183,10 +191,13 @@ def compiled_plan(config: Config, topology: Topology, quick: bool = False) -> tu
         step = max(cost.step, *bounds.values())
         return Timed(step, cost.busy, model_flops / chip.flops / step, config.batch_size / step)
 
-    finished = made.finished and cost_of(made.finished, share, program.network, program.kernels)
+    costed = made.finished
+    if topology.gpu:  # whose costs are in the scheduled program
+        costed = None if topology.stands_in else made.module
+    told = costed and cost_of(costed, share, program.network, program.kernels)
     return Plan(
         **common, fits=not why, memory=memory, flops=cost.flops * chip.devices, model_flops=model_flops,
-        bytes=cost.bytes * chip.devices, bounds=bounds, peak=timed(cost), cycles=finished and timed(finished),
+        bytes=cost.bytes * chip.devices, bounds=bounds, peak=timed(cost), cycles=told and timed(told),
         collectives=tuple(dataclasses.replace(c, bytes=c.bytes * chip.devices) for c in cost.collectives),
         compile_seconds=made.seconds, reason=why,
     ), program, made

@@ -2,8 +2,9 @@
 
 A process of its own compiles. The compiler's dump of the scheduled program and its buffers is there early, before
 machine code is generated, which is most of its work; memory, work, traffic and collectives are read from it. A quick
-plan ends the process then. Otherwise the finished program follows, in which instructions carry the compiler's cycles;
-one for which no code can be generated, as a kernel that wants more of a core's own memory than it may, is told so.
+plan ends the process then. Otherwise the finished program follows, in which a TPU's instructions carry the compiler's
+cycles; one for which no code can be generated, as a kernel that wants more of a core's own memory than it may, is told
+so. A GPU's instructions carry their cost in the scheduled program already.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 # what the two processes tell each other
 TASK, TRACED, FAILED, FINISHED = "task.pickle", "traced.pickle", "failed.pickle", "finished.txt"
 CRASHED = (-signal.SIGABRT, -signal.SIGSEGV)  # where the compiler fails a check of its own
-PROGRAM, BUFFERS = "*.after_optimizations.txt", "*.after_optimizations-buffer-assignment.txt"
+PROGRAM, BUFFERS = "*[._]after_optimizations.txt", "*[._]after_optimizations-buffer-assignment.txt"
 
 
 class OutOfMemory(Exception):
@@ -206,7 +207,7 @@ def _temporary(buffers: str) -> float:
     """
     sizes = re.findall(r"^allocation \d+: size (\d+),(?: page \d+,)? preallocated-temp", buffers, re.MULTILINE)
     if not sizes:
-        raise RuntimeError("this libtpu's dump of the buffer assignment is not understood; another version may do")
+        raise RuntimeError("this compiler's dump of the buffer assignment is not understood; another version may do")
     return float(sum(map(int, sizes)))
 
 

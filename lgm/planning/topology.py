@@ -1,7 +1,8 @@
-"""Machines that are not here: `v5p:4x4x8` as devices to compile for, `h100:8x8` as nodes of GPUs to estimate.
+"""Machines that are not here: `v5p:4x4x8` and `h100:8x8` (nodes of GPUs) as devices to compile for.
 
-The TPU compiler comes with libtpu, which runs without a TPU. A GPU cluster is planned from a program compiled for as
-many TPU v5p devices: its counts of work, bytes and collectives are timed at the GPU's rates.
+The TPU compiler comes with libtpu, which runs without a TPU, and XLA:GPU with JAX's CUDA plugin, which runs without a
+GPU. Where the plugin is not installed a GPU cluster is planned from a program compiled for as many TPU v5p devices: its
+counts of work, bytes and collectives are timed at the GPU's rates.
 """
 
 import dataclasses
@@ -12,9 +13,10 @@ import re
 
 from lgm.parallel.chips import CHIPS, Chip
 from lgm.parsing import ConfigError, near_miss
+from lgm.planning import gpus
 from lgm.planning.network import Network, nodes, torus
 
-STAND_IN = "v5p"  # what a GPU's program is compiled for
+STAND_IN = "v5p"  # what a GPU's program is compiled for without XLA:GPU
 LIBTPU = {  # what libtpu reads when it is loaded
     "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU here of which to ask a metadata server
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several planners may compile beside each other
@@ -40,6 +42,11 @@ class Topology:
     def gpu(self) -> bool:
         """Whether these are GPUs."""
         return self.chip.name in GPUS
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether the compiler of another chip must do."""
+        return self.gpu and not gpus.installed()
 
     @property
     def chips(self) -> int:
@@ -91,9 +98,13 @@ def read_topology(spec: str, slices: int = 1) -> Topology:
 
 
 def open_devices(topology: Topology) -> tuple[list, str]:
-    """(devices to compile for, what they are in words). Raises ConfigError, one line, without libtpu."""
+    """(devices to compile for, what they are in words). Raises ConfigError, one line, without a compiler."""
+    if topology.gpu and not topology.stands_in:
+        return _open_gpus(topology)
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("planning needs the TPU compiler, which runs without a TPU: pip install 'lgm[plan]'")
+        kind, extra = ("GPU", "plan-gpu") if topology.gpu else ("TPU", "plan")
+        raise ConfigError(f"planning needs the {kind} compiler, which runs without a {kind}: "
+                          f"pip install 'lgm[{extra}]'")
     for name, value in LIBTPU.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
@@ -117,6 +128,16 @@ def open_devices(topology: Topology) -> tuple[list, str]:
             hint = f"its sides must be multiples of a host's {bounds[1]} chips, as {shown.chip.name}:{near}"
         raise ConfigError(f"--topology={topology}: libtpu has no such slice: {hint}") from None
     return devices, f"{len(devices)} devices of TPU {shown}" if topology.gpu else f"TPU {shown}"
+
+
+def _open_gpus(topology: Topology) -> tuple[list, str]:
+    """As `open_devices`, by XLA:GPU: a partition of nodes x GPUs."""
+    from jax.experimental import topologies
+
+    shape = f"1x{topology.sides[0]}x{topology.sides[1]}"
+    target = gpus.described(topology.chip.name)
+    devices = list(topologies.get_topology_desc(platform="cuda", target_config=target, topology=shape).devices)
+    return devices, f"{len(devices)} x {devices[0].device_kind}"
 
 
 def network_of(topology: Topology, devices) -> Network:
