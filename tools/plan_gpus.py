@@ -28,7 +28,7 @@ from plan_pods import TITLES, mesh  # noqa: E402
 from lgm import config as schema  # noqa: E402
 from lgm.config import Config  # noqa: E402
 from lgm.files import write_atomically  # noqa: E402
-from lgm.parallel.chips import CHIPS, chip_of  # noqa: E402
+from lgm.parallel.chips import chip_of  # noqa: E402
 from lgm.planning import gpus, plan  # noqa: E402
 from lgm.planning.page import as_json  # noqa: E402
 
@@ -137,10 +137,10 @@ def table() -> str:
             continue
         both = lambda key, form: " / ".join(format(p[meter][key], form) for meter in ("peak", "cycles"))
         speed = f"{both('step', '.2f')} s | {both('mfu', '.0%')}" if p["fits"] else "does not fit | "
-        lines.append(
-            f"| {TITLES[row.system]} | {p['topology']} ({p['chips']}) | {mesh(p)} | {p['remat']} | {p['batch_size']:,} | "
-            f"{p['memory']['total'] / 1e9:.1f} of {p['memory']['capacity'] / 1e9:.0f} | {speed} | "
-            f"{p['ici_bytes'] / 1e9:.0f} / {p['dcn_bytes'] / 1e9:.2f} | {p['compile_seconds'] / 60:.1f} min |")
+        memory = f"{p['memory']['total'] / 1e9:.1f} of {p['memory']['capacity'] / 1e9:.0f}"
+        lines.append(f"| {TITLES[row.system]} | {p['topology']} ({p['chips']}) | {mesh(p)} | {p['remat']} | "
+                     f"{p['batch_size']:,} | {memory} | {speed} | {p['ici_bytes'] / 1e9:.0f} / "
+                     f"{p['dcn_bytes'] / 1e9:.2f} | {p['compile_seconds'] / 60:.1f} min |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -153,8 +153,8 @@ def peers() -> str:
             continue
         slow, fast = sorted(p[meter]["images_per_second"] for meter in ("peak", "cycles"))
         low, high = sorted(p[meter]["mfu"] for meter in ("peak", "cycles"))
-        lines.append(f"| {row.system} | {p['batch_size']} | {p['memory']['total'] / 1e9:.1f} | {slow:.3g} to {fast:.3g} | "
-                     f"{CASES[row.system].h100:.3g} | {low:.0%} to {high:.0%} |")  # fmt: skip
+        lines.append(f"| {row.system} | {p['batch_size']} | {p['memory']['total'] / 1e9:.1f} | {slow:.3g} to "
+                     f"{fast:.3g} | {CASES[row.system].h100:.3g} | {low:.0%} to {high:.0%} |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -185,7 +185,7 @@ def measurements(folder: Path) -> Iterator[tuple[str, dict]]:
 
 
 def off(p: dict, measured: dict) -> list[str]:
-    """In what a measurement is too far from a plan: beyond 5% of its memory, or 15% outside of the range of its step."""
+    """In what a measurement is too far from a plan: beyond 5% of its memory, or 15% outside the range of its step."""
     wrong = []
     if abs(measured["peak_gb"] / (p["memory"]["total"] / 1e9) - 1) > MEMORY:
         wrong.append("memory")
