@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every GPU figure of the README, on one H100 or H200, in at most 40 minutes:
+# Every GPU figure of the README, on one H100 or H200, in at most 40 minutes, and whether its six training steps are as
+# they were planned (memory within 5%, the step within 15% of its range):
 #
 #     pip install -e '.[cuda]' diffusers && tools/gpu_figures.sh gpu-figures
 #     tools/gpu_figures.sh DIR --small      the same parts in small on a CPU: they run; no figure of it says anything
@@ -28,6 +29,11 @@ print(*(f"{d.device_kind}" for d in jax.devices()), sep="\n")
 for name in ("jax", "jaxlib", "flax", "torch", "diffusers"):
     print(name, importlib.metadata.version(name))
 END
+# as lgm launch starts jobs, and as plans are compiled
+flags=$(python -c 'import jax; from lgm.parallel.chips import chip_of; from lgm.planning import gpus
+chip = chip_of(jax.devices()[0].device_kind)
+print(*(f"--{name}={value}" for name, value in gpus.told(chip.name if chip else "").items()))')
+export XLA_FLAGS="$flags ${XLA_FLAGS-}"
 if [ "$small" = --small ]; then
     part train_sd3_512 900 python "$here/bench_train.py" --small --case=sd3_512 --peer --calls=2 --steps=2 --json="$out/train_sd3_512.json"
     part sample 900 python "$here/bench_sample.py" --small --case=sd3_1024 --peer --calls=2 --steps=2 --sampling-steps=2 \
@@ -35,11 +41,12 @@ if [ "$small" = --small ]; then
     part profile 600 python "$here/profile_step.py" --small --case=sd3_512 --keep="$out/profile"
     exit "$failed"
 fi
-part attention 240 python "$here/check_attention_gpu.py"
+part attention 210 python "$here/check_attention_gpu.py"
 for case in dit_256 sd15_512 sdxl_1024 sd3_512 sd3_1024 flux_4_8_1024; do  # a process a case: each has all the memory
     part "train_$case" 240 python "$here/bench_train.py" --case="$case" --peer --json="$out/train_$case.json"
 done
-part sample 360 python "$here/bench_sample.py" --peer --sampling-steps=28 --calls=3 --json="$out/sample.json"
+part plan 60 env XLA_FLAGS= python "$here/plan_gpus.py" --check="$out"
+part sample 330 python "$here/bench_sample.py" --peer --sampling-steps=28 --calls=3 --json="$out/sample.json"
 part profile_sd3_512 100 python "$here/profile_step.py" --case=sd3_512 --keep="$out/profile_sd3_512"
 part profile_sdxl 140 python "$here/profile_step.py" --case=sdxl_1024 --keep="$out/profile_sdxl"
 part overhead 120 python "$here/sampler_overhead.py" --dtype=bfloat16 --steps=28 --out="$out/overhead.json"

@@ -6,7 +6,7 @@
     python tools/plan_gpus.py --check=DIR          beside what tools/gpu_figures.sh measured on this GPU
 
 A program is compiled as far as its schedule, one to five minutes of a core. --check exits with 1 where memory is more
-than 5% or the step more than 15% beyond what was planned; what is not planned for the GPU there is, is compiled first.
+than 5% or the step more than 15% beyond what was planned; what is not planned yet of that GPU is compiled first.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ PODS = (
     *(Row(name, f"{chip}:8x8", 2 * IMAGES[name], FLEET) for chip in ("h200", "b200")
       for name in ("sd3_medium", "flux_dev")),
 )  # fmt: skip
-ONE = tuple(Case(name, "h100:1x1") for name in CASES)
+ONE = tuple(Case(name, f"{chip}:1x1") for chip in ("h100", "h200") for name in CASES)
 
 
 def planned(row: Row | Case) -> dict | None:
@@ -115,11 +115,11 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=names, help="compile for this; may be repeated")
     parser.add_argument("--check", type=Path, metavar="DIR", help="compare with the figures in DIR")
     arguments = parser.parse_args()
+    if arguments.check:
+        return check(arguments.check)
     if not gpus.installed():
         print("XLA:GPU is not installed: pip install -e '.[plan-gpu]'", file=sys.stderr)
         return 2
-    if arguments.check:
-        return check(arguments.check)
     for row in (*ONE, *PODS):
         if arguments.only is None or row.system in arguments.only:
             compiled(row)
@@ -149,7 +149,7 @@ def peers() -> str:
     lines = ["| training step, one H100 | batch | GB | images/s, planned of lgm | diffusers, measured | MFU planned |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for row in ONE:
-        if not (p := planned(row)) or not p["peak"]:
+        if row.machine != "h100:1x1" or not (p := planned(row)) or not p["peak"]:
             continue
         slow, fast = sorted(p[meter]["images_per_second"] for meter in ("peak", "cycles"))
         low, high = sorted(p[meter]["mfu"] for meter in ("peak", "cycles"))
@@ -164,8 +164,8 @@ def check(folder: Path) -> int:
     print(f"{'':<16}{'GB planned':>12}{'measured':>10}{'step by peaks':>15}{'compiler':>10}{'measured':>10} ms")
     for name, measured in measurements(folder):
         chip = chip_of(measured["device"])
-        if chip is None or chip.name not in gpus.TARGETS:
-            print(f"{name:<16}measured on {measured['device']}, of which there are no plans")
+        if chip is None or chip.name not in gpus.TARGETS or measured["devices"] != 1:
+            print(f"{name:<16}measured on {measured['devices']} x {measured['device']}, of which there are no plans")
             far += 1
             continue
         p = compiled(Case(name, f"{chip.name}:1x1"))
