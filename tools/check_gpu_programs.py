@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import importlib.util
 import itertools
 import json
 import os
@@ -28,34 +27,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from lgm import config as schema
 from lgm import drawing
 from lgm.config.reading import read_config_file
 from lgm.evaluate import heldout, snr_grid
 from lgm.parallel import shardings
+from lgm.planning import gpus, read_topology
 from lgm.planning.abstract import abstract_system, frozen_axes
 from lgm.planning.program import placed, trace
+from lgm.planning.topology import open_devices
 from lgm.train.placing import layout_of
 
-# an H100 SXM as XLA:GPU wants it described, from its data sheet and its programming guide
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3350000000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 85899345920 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64 device_vendor: "NVIDIA Corporation"
-  platform_version: "Compute Capability 9.0a" device_address_bits: 64 pcie_bandwidth: 34359738368 ecc_enabled: true
-  name: "NVIDIA H100 80GB HBM3" driver_version: "13.0.0" runtime_version: "13.0.0"
-  compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } runtime_version { major: 13 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 # no timing, for there is no GPU; without one the Triton products of small float32 matrices find no tiles either
 # and machine code that is never run need not be fast
 OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 0,
@@ -71,8 +54,7 @@ def found(lowered) -> dict[str, int]:
 def programs(config: schema.Config, count: int, wanted: Sequence[str]) -> dict[str, dict[str, int]]:
     """What is in a config's programs `wanted` on `count` H100s: the train step, the sampler from captions to latents,
     the decoder, the encoder, the held-out loss and the errors by level of noise."""
-    devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}").devices
-    layout = layout_of(config, devices)
+    layout = layout_of(config, open_devices(read_topology(f"h100:1x{count}"))[0])
     system, frozen, _ = abstract_system(config, layout)
     frozen = placed(frozen, shardings(layout, frozen, frozen_axes(system, frozen)))
     abstract = jax.eval_shape(system.init, jax.random.key(0))
@@ -168,7 +150,7 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, action="append", help="how many H100s; 1 and 8 unless told")
     parser.add_argument("--case", action="append", choices=CASES, help="of which network; all unless told")
     arguments = parser.parse_args()
-    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+    if not gpus.installed():
         print("the GPU compiler is not installed: pip install -e '.[plan-gpu]'", file=sys.stderr)
         return 2
     wrong = 0
