@@ -201,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--search", action="store_true", help="try meshes, remat, pieces and groups that divide")
     plan.add_argument("--limit", type=int, default=10, help="programs that --search compiles at most (default: 10)")
     plan.add_argument("--quick", action="store_true",
-                      help="without machine code, several times sooner: of TPUs no cycles, nor whether there can be code")
+                      help="without machine code, several times sooner: no TPU's cycles, nor whether there can be code")
     plan.add_argument("--jobs", type=int, help="compiled at a time (default: what cores and memory allow)")
     plan.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write JSON to PATH, or print it instead")
 
