@@ -2,6 +2,7 @@
 
 import glob
 import os
+import select
 import sys
 import traceback
 
@@ -14,12 +15,37 @@ ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/dxg", "
 # verbs that take --config.KEY=VALUE
 CONFIGURED = ("train", "encode", "pairs", "sweep", "launch", "plan", "config", "data")
 LONGEST = 1000  # letters of an error's line
+UNREAD = 141  # the exit code of a program that SIGPIPE ends
 DEFECT = 70  # the exit code of what should not happen, as in sysexits.h
 DISTRIBUTED = ("train", "sweep", "sample", "evaluate", "export")  # several processes where the cluster starts several
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb; returns the exit code. Where no one reads on, as behind `| head`, it ends without a word."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not (gone := [stream for stream in (sys.stdout, sys.stderr) if _unread(stream)]):
+            raise
+        for stream in gone:  # or Python would try once more, and say so
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return member.leave(UNREAD)
+
+
+def _unread(stream) -> bool:
+    """Whether a stream is a pipe that has been closed at its other end."""
+    try:
+        waiting = select.poll()
+        waiting.register(stream.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0))
+    except (OSError, ValueError, AttributeError):  # no file is behind it, or the system has no such call
+        return False
+
+
+def _run(argv: list[str] | None) -> int:
     settle_platform()
     argv = list(sys.argv[1:] if argv is None else argv)
     # apart, for argparse would take a word with a space in it for a path
@@ -44,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lgm {arguments.verb}: interrupted", file=sys.stderr)
         return member.leave(130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and (_unread(sys.stdout) or _unread(sys.stderr)):
+            raise
         if arguments.debug or os.environ.get("LGM_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
         if not isinstance(error, ConfigError):

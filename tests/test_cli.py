@@ -198,3 +198,13 @@ def test_what_should_not_happen_is_one_line_too(monkeypatch, capsys):
     monkeypatch.setattr(info, "presets", lambda arguments, overrides: {}["absent"])
     assert main(["presets"]) == 70
     assert capsys.readouterr().err == "lgm presets: KeyError: 'absent'; --debug prints where\n"
+
+
+@pytest.mark.parametrize("words", [["config", "--site"], ["status", "nowhere"]])
+def test_where_no_one_reads_a_command_ends_without_a_word(words):
+    """As behind `| head`: what it had to say, or its error, is what SIGPIPE would have cut."""
+    end, written = os.pipe()
+    os.close(end)
+    done = subprocess.run([sys.executable, "-m", "lgm.cli", *words], stdout=written, stderr=written)
+    os.close(written)
+    assert done.returncode == 141

@@ -32,7 +32,10 @@ def status(workdirs: Sequence[str], as_json: bool = False) -> int:
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(spoken(key, row) for key in COLUMNS))
-    Console(soft_wrap=False).print(table)
+    console = Console(soft_wrap=False)
+    with console.capture() as text:  # rich ends the program in its own way where no one reads it
+        console.print(table)
+    print(text.get(), end="")
     return 0
 
 

@@ -22,7 +22,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lgm import files
 from lgm.parsing import ConfigError
-from lgm.train.trackers import Tracker
+from lgm.train.trackers import Tracker, ending
 
 SEND = 20.0  # seconds after which rows and events lie in the run's folder
 
@@ -115,13 +115,13 @@ class MetricLog:
         """Flush and close both files; what failed before is not said a second time."""
         if self.file is None:
             return
-        failed = sys.exc_info()[1] is not None
+        error = sys.exc_info()[1]
         for tracker in self.trackers:
-            tracker.close(failed)
+            tracker.close(ending(error))
         try:
             self.flush()
         except OSError:
-            if not failed:
+            if error is None:
                 raise
         finally:
             for part in (self.file, self.events):

@@ -58,6 +58,8 @@ class Task:
 class Preempted(Exception):
     """SIGTERM arrived and the state is saved; running the same command again goes on from there."""
 
+    ending = "preempted"  # what trackers are told: it has not failed
+
 def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layout, Path], Task], layout: Layout,
           quiet: bool = False, extend: bool = False) -> TrainState:
     """Train until `config.total_images`, starting from the folder's newest checkpoint if there is one.

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -22,6 +22,16 @@ LONGEST = 500  # letters of a parameter that MLflow takes
 AT_ONCE = 100  # parameters in one of its calls
 
 
+Ending = Literal["finished", "preempted", "interrupted", "failed"]
+
+
+def ending(error: BaseException | None) -> Ending:
+    """How a run ended: what was raised may say so itself, as `lgm.train.loop.Preempted` does."""
+    if error is None:
+        return "finished"
+    return getattr(error, "ending", "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+
+
 class Tracker(Protocol):
     """What is told as a run goes on; `images` is the axis."""
 
@@ -29,7 +39,7 @@ class Tracker(Protocol):
 
     def image(self, images: int, name: str, picture_HWC: np.ndarray) -> None: ...
 
-    def close(self, failed: bool) -> None: ...
+    def close(self, end: Ending) -> None: ...
 
 
 class Wandb:
@@ -48,12 +58,15 @@ class Wandb:
     def image(self, images: int, name: str, picture_HWC: np.ndarray) -> None:
         self.run.log({name: self.wandb.Image(picture_HWC)}, step=images)
 
-    def close(self, failed: bool) -> None:
-        self.run.finish(exit_code=int(failed))
+    def close(self, end: Ending) -> None:
+        if end == "preempted":
+            self.run.mark_preempting()  # with an exit code that is not 0 it is "preempted" there, not "failed"
+        self.run.finish(exit_code=int(end != "finished"))
 
 
 class MLflow:
-    """A run of MLflow, in the experiment of the config's name."""
+    """A run of MLflow, in the experiment of the config's name. One that was preempted or interrupted is KILLED there,
+    which its tag lgm.state tells apart."""
 
     def __init__(self, config: Config, workdir: Path, number: str | None):
         mlflow = importlib.import_module("mlflow")
@@ -68,6 +81,7 @@ class MLflow:
                 self.client.log_batch(number, params=params[start : start + AT_ONCE])
         else:
             self.client.update_run(number, status="RUNNING")
+        self.client.set_tag(number, "lgm.state", "running")
         self.number = number
 
     def write(self, images: int, values: dict[str, float]) -> None:
@@ -77,8 +91,9 @@ class MLflow:
     def image(self, images: int, name: str, picture_HWC: np.ndarray) -> None:
         self.client.log_image(self.number, picture_HWC, artifact_file=f"{name}/{images:09d}.png")
 
-    def close(self, failed: bool) -> None:
-        self.client.set_terminated(self.number, "FAILED" if failed else "FINISHED")
+    def close(self, end: Ending) -> None:
+        self.client.set_tag(self.number, "lgm.state", end)
+        self.client.set_terminated(self.number, {"finished": "FINISHED", "failed": "FAILED"}.get(end, "KILLED"))
 
 
 TRACKERS: dict[str, Callable[..., Any]] = {"wandb": Wandb, "mlflow": MLflow}

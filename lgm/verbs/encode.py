@@ -12,12 +12,13 @@ from lgm.models import family_of
 from lgm.parsing import ConfigError
 from lgm.systems.cached_text import SETS, has_encoders
 from lgm.train import encoding
-from lgm.train.feeding import said
+from lgm.train.feeding import long_captions, said
 from lgm.train.opening import over_all_devices
 from lgm.train.start import open_system
 from lgm.train.teaching import draw_pairs, open_teacher
 
 STORED = {"float32": np.float32, "float16": np.float16}
+TOKENIZED = 1024  # captions at once, to see which are too long
 STATE = {True: "complete and verified", False: "not complete yet"}
 
 
@@ -43,18 +44,23 @@ def run(arguments, overrides) -> int:
     folder = files.place(arguments.out, "--out")
     images, heldout = open_data(config.data, bad)
     sets = {"train": images, "heldout": encoding.measured(config, heldout)}
+    captions = {}
+    if has_encoders(system.folder):
+        captions = {"train": said(images, np.arange(len(images))), "heldout": sets["heldout"].captions,
+                    "prompts": encoding.prompts(config)}
+        different = sorted(set().union(*captions.values()))
+        with long_captions(config, len(different)):  # before the images, which take long
+            for start in range(0, len(different), TOKENIZED):
+                system.tokenize(different[start : start + TOKENIZED])
     for name, some in sets.items():
         whole = encoding.encode(system, frozen, some, folder / name, bad, index, parts, arguments.rows,
                                 STORED[arguments.dtype])
         print(f"{folder / name}: {len(some):,} images, {STATE[whole]}", flush=True)
-    if has_encoders(system.folder):
-        captions = {"train": said(images, np.arange(len(images))), "heldout": sets["heldout"].captions,
-                    "prompts": encoding.prompts(config)}
-        for name in SETS:
-            place = folder / "text" / name
-            count, whole = encoding.encode_text(system, frozen, captions[name], place, index, parts,
-                                                arguments.rows, arguments.text_dtype, nothing=name == "prompts")
-            print(f"{place}: {count:,} different captions, {STATE[whole]}", flush=True)
+    for name in SETS if captions else ():
+        place = folder / "text" / name
+        count, whole = encoding.encode_text(system, frozen, captions[name], place, index, parts, arguments.rows,
+                                            arguments.text_dtype, nothing=name == "prompts")
+        print(f"{place}: {count:,} different captions, {STATE[whole]}", flush=True)
     if bad.found:
         lines = "".join(json.dumps({"reason": reason}) + "\n" for _, reason in bad.found)
         files.write_atomically(folder / f"bad_records-{index}.jsonl", lines.encode())

@@ -1,5 +1,6 @@
 """What a run says of its data before it begins, and to whom it tells its metrics."""
 
+import contextlib
 import json
 import types
 import warnings
@@ -10,7 +11,7 @@ import pytest
 from lgm.data import Tokenizer
 from lgm.data.tokenizer_files import CutShort
 from lgm.parsing import ConfigError
-from lgm.train import feeding, trackers
+from lgm.train import feeding, loop, trackers
 from lgm.train.logs import MetricLog, ProgressLine, tag
 
 LONG = "a smiling face with sunglasses and a red hat"
@@ -51,12 +52,12 @@ def test_values_are_in_groups_on_an_axis_of_images(tmp_path):
         "train/loss", "heldout/loss", "speed/mfu", "seconds/step", "heldout/kernel_distance"]  # fmt: skip
     told = []
     tracker = types.SimpleNamespace(write=lambda *what: told.append(what), image=lambda *what: told.append(what[:2]),
-                                    close=lambda failed: told.append(failed))  # fmt: skip
+                                    close=lambda end: told.append(end))  # fmt: skip
     log = MetricLog(tmp_path, 0, batch_size=8, trackers=[tracker])
     log.write(3, 24, {"loss": 1.0, "mfu": 0.5})
     log.image(24, "samples", np.zeros((2, 2, 3), np.uint8))
     log.close()
-    assert told == [(24, {"train/loss": 1.0, "speed/mfu": 0.5}), (24, "samples"), False]
+    assert told == [(24, {"train/loss": 1.0, "speed/mfu": 0.5}), (24, "samples"), "finished"]
 
 
 def test_the_time_left_is_of_the_rate_since_the_first_step(capsys, monkeypatch):
@@ -81,7 +82,8 @@ class Recorded:
         def call(*words, **named):
             self.calls.append((name, words, named))
             return types.SimpleNamespace(id="abc", info=types.SimpleNamespace(run_id="abc"), experiment_id="1",
-                                         log=self.log, finish=self.finish)  # fmt: skip
+                                         log=self.log, finish=self.finish,
+                                         mark_preempting=self.mark_preempting)  # fmt: skip
         return call
 
 
@@ -94,14 +96,30 @@ def test_a_resumed_run_goes_on_in_the_trackers_runs(tmp_path, monkeypatch):
     for number in (None, "abc"):
         for tracker in trackers.open_trackers(config(trackers=("wandb", "mlflow")), tmp_path):
             tracker.write(8, {"train/loss": 1.0})
-            tracker.close(failed=False)
+            tracker.close("preempted")
         assert json.loads((tmp_path / trackers.NAME).read_text()) == {"wandb": "abc", "mlflow": "abc"}
         (named,) = [named for name, _, named in wandb.calls if name == "init"]
         assert named["id"] == number and named["resume"] == "allow"
         names = [name for name, _, _ in client.calls]
         assert names.count("create_run") == (number is None) and names[-1] == "set_terminated"
         assert ("log_metric", ("abc", "train/loss", 1.0), {"step": 8}) in client.calls
+        assert ("set_terminated", ("abc", "KILLED"), {}) in client.calls  # and none that has failed
+        assert ("set_tag", ("abc", "lgm.state", "preempted"), {}) in client.calls
+        assert [name for name, _, _ in wandb.calls][-2:] == ["mark_preempting", "finish"]
         wandb.calls.clear(), client.calls.clear()
+
+
+@pytest.mark.parametrize(("error", "end"), [
+    (None, "finished"), (loop.Preempted(), "preempted"), (KeyboardInterrupt(), "interrupted"),
+    (ValueError(), "failed"),
+])
+def test_trackers_are_told_how_a_run_ended(tmp_path, error, end):
+    told = []
+    log = MetricLog(tmp_path, 0, trackers=[types.SimpleNamespace(close=told.append)])
+    with contextlib.suppress(BaseException), contextlib.closing(log):
+        if error is not None:
+            raise error
+    assert told == [end]
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(monkeypatch):
