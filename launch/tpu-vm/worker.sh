@@ -20,16 +20,25 @@ environment() {
 }
 
 setup() {
-    [[ -f $home/ready && $(cat "$home/ready") == {{ commit }} ]] && return
+    [[ -f $home/ready && $(cat "$home/ready") == {{ wanted }} ]] && return
 {% for line in setup %}
     {{ line | verbatim }}
 {% endfor %}
+{% if commit %}
     [[ -d $code/.git ]] || git clone --no-checkout {{ repository }} "$code"
     git -C "$code" fetch --quiet origin {{ commit }}
     git -C "$code" checkout --quiet --detach {{ commit }}
+{% endif %}
     [[ -x $venv/bin/python ]] || environment
     "$venv/bin/python" -m pip install --quiet --upgrade pip
+{% if commit %}
     "$venv/bin/python" -m pip install --quiet --constraint "$code/constraints.txt" --editable "$code[tpu]"
+{% else %}
+    "$venv/bin/python" -m pip install --quiet {{ wanted }}
+    local have
+    have=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("lgm"))')
+    [[ $have == {{ version }} ]] || { echo "pip installed lgm $have, not the launched "{{ version }} >&2; exit 1; }
+{% endif %}
 {% if bucket %}
     if ! command -v gcsfuse > /dev/null; then
         release=gcsfuse-$(lsb_release -c -s)
@@ -38,7 +47,7 @@ setup() {
         sudo apt-get update -qq && sudo apt-get install -qq -y gcsfuse
     fi
 {% endif %}
-    echo {{ commit }} > "$home/ready"
+    echo {{ wanted }} > "$home/ready"
 }
 
 mounted() {

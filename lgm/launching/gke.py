@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lgm.launching.flags import variable, variables_of
-from lgm.launching.job import Job, Request, counted, hand_over, plain_path
+from lgm.launching.forms import DOTTED
+from lgm.launching.job import Job, Request, counted, hand_over, mounted
 from lgm.launching.machines import GPUS, TPUS
 from lgm.launching.networks import network_of
 from lgm.launching.render import render
@@ -42,7 +43,7 @@ def job(request: Request) -> Job:
     for number in request.runs if sweep else (None,):
         name = label if number is None else f"{label}-{number}"
         words = ["lgm", "sweep" if sweep else "train", "--config=/etc/lgm/config.json",
-                 f"--workdir={settings.mount}/{plain_path(request.workdir, '--workdir').lstrip('/')}"]
+                 f"--workdir={mounted(request.workdir, settings.mount)}"]
         words = words + ([f"--only={number}"] if sweep else [])
         # InfiniBand joins none of GKE's nodes; what does brings what NCCL is to be told
         theirs = () if tpu else ("NCCL_IB_",) if network is None else ("NCCL_IB_", "NCCL_NVLS_")
@@ -144,7 +145,7 @@ def _secrets(secrets: dict[str, str]) -> list[dict[str, str]]:
     found = []
     for name, where in secrets.items():
         secret, slash, key = where.partition("/")
-        if not (secret and slash and key):
+        if not (slash and re.fullmatch(DOTTED, secret) and re.fullmatch(r"[A-Za-z0-9._-]+", key)):
             raise ConfigError(f"site.gke.secrets.{name}={where!r}: give the Secret and its key, as \"SECRET/KEY\"")
         found.append({"variable": name, "name": secret, "key": key})
     return found

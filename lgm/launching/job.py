@@ -5,6 +5,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class Job:
 
 def slug(name: str) -> str:
     """`Emoji MMDiT/flow` as `emoji-mmdit-flow`."""
-    text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()  # without accents
+    text = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].strip("-")
     if not text:
         raise ConfigError(f"config.name={name!r} has no letter or digit to name a job by")
     return text if text[0].isalpha() else f"run-{text}"[:40]
@@ -107,6 +109,13 @@ def words_of(process: str) -> list[bytes]:
 def counted(words: Iterable[str]) -> str:
     """`Running`, `Running`, `Queued` as `2 Running, 1 Queued`."""
     return ", ".join(f"{count} {word}" for word, count in collections.Counter(words).items())
+
+
+def mounted(workdir: str, mount: str) -> str:
+    """A run's folder where its bucket or claim is mounted. Raises ConfigError for one that is not below."""
+    if ".." in workdir.split("/"):
+        raise ConfigError(f"--workdir={workdir}: it is a place in what site's `work` keeps, and .. would leave that")
+    return f"{mount}/{plain_path(workdir, '--workdir').lstrip('/')}"
 
 
 def plain_path(path: str, flag: str) -> str:

@@ -124,6 +124,15 @@ def asked_for(words: Words, site: sites.Site, overrides: Sequence[tuple[str, str
     ConfigError where flags do not go together or name nothing that is there."""
     if words.at_once is not None and words.at_once < 1:
         raise ConfigError(f"--at-once={words.at_once} must be at least 1")
+    for flag, value, places in (("--partition", words.partition, ("slurm",)),
+                                ("--image", words.image, ("slurm", "gke")),
+                                ("--at-once", words.at_once, ("slurm", "gke"))):
+        if value == "":
+            raise ConfigError(f"{flag}= is empty; leave it out for the site's")
+        if value is not None and words.on not in places:
+            raise ConfigError(f"{flag}={value} goes with --on={' or '.join(places)}, not with {words.on}")
+    if words.plan and words.sweep:
+        raise ConfigError("--plan asks of one run; leave it out with `lgm launch sweep`")
     tpus = words.on == "tpu-vm" or (words.on == "gke" and words.topology is not None)
     if tpus:
         if words.nodes is not None:

@@ -74,14 +74,15 @@ def yaml_quote(value: Any) -> str:
 SAFE = re.compile(r"[A-Za-z0-9._/:,=@+\-]*")
 
 
-def directive(value: Any, what: str = "a value") -> Verbatim:
-    """A value for an #SBATCH line, which is no shell and has its own rules: only what needs no quoting there."""
-    text = str(value)
+def directive(value: Any, what: str = "a value", more: str = "") -> Verbatim:
+    """A value for an #SBATCH line, which is no shell and has its own rules: only what needs no quoting there, and the
+    characters `more`."""
+    text = str(value).translate(dict.fromkeys(map(ord, more)))
     if not SAFE.fullmatch(text):
         bad = next(c for c in text if not SAFE.fullmatch(c))
-        raise ConfigError(f"{what}={text!r} has {bad!r}, which an #SBATCH line cannot hold; use letters, digits and "
-                          "._/:,=@+-")
-    return Verbatim(text)
+        raise ConfigError(f"{what}={value!r} has {bad!r}, which an #SBATCH line cannot hold; use letters, digits and "
+                          f"._/:,=@+-{more}")
+    return Verbatim(value)
 
 
 def refuse_secrets(text: str) -> None:

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
+from lgm.launching import forms
 from lgm.parsing import ConfigError, parse
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.I)
@@ -82,16 +83,19 @@ class GKE:
 
 @dataclasses.dataclass(frozen=True)
 class TpuVm:
-    """[tpu_vm]. repository: what is cloned, at the launched commit (default: this checkout's origin). spot: may be
-    preempted, and is then asked for again. restarts: of training whose process was killed. work: "gs://BUCKET", mounted
-    on every worker as `mount`. python: of the workers (default: the newest of 3.11 or later that their image has, else
-    one that uv fetches). setup: shell lines before the install. env: variables of runs here, besides the site's.
-    secrets: variables by the name of the secret in Secret Manager that holds them.
+    """[tpu_vm]. repository: what is cloned, at the launched commit, where lgm is a checkout (default: its origin).
+    package: what the workers' pip installs instead, a wheel of this version ("https://.../lgm.whl") or its code
+    ("git+https://...@COMMIT"); where lgm is no checkout, by default what pip installed here, from the index or an
+    address. spot: may be preempted, and is then asked for again. restarts: of training whose process was killed. work:
+    "gs://BUCKET", mounted on every worker as `mount`. python: of the workers (default: the newest of 3.11 or later that
+    their image has, else one that uv fetches). setup: shell lines before the install. env: variables of runs here,
+    besides the site's. secrets: variables by the name of the secret in Secret Manager that holds them.
     """
 
     project: str = ""
     zone: str = ""
     repository: str = ""
+    package: str = ""
     network: str = ""
     service_account: str = ""
     runtime: str = ""
@@ -136,7 +140,8 @@ class Site:
 def read(path: str | None) -> Site:
     """The site of --site=FILE, $LGM_SITE or ~/.config/lgm/site.toml; the defaults where there is none.
 
-    Raises ConfigError, one line, for an unknown key, a wrong type, or a value that looks like a secret.
+    Raises ConfigError, one line, for an unknown key, a wrong type, a value that no cluster takes (`forms`) or one that
+    looks like a secret.
     """
     home = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "lgm" / "site.toml"
     named = path or os.environ.get("LGM_SITE")
@@ -159,7 +164,10 @@ def read(path: str | None) -> Site:
                 raise ConfigError(f"{file}: site.{table}.{name} is no name of a variable")
             if not isinstance(value, str):
                 raise ConfigError(f"{file}: site.{table}.{name}={value!r} has the wrong type; give a string")
+            if table.endswith("env"):
+                forms.check_variable(name, value, f"{file}: site.{table}.{name}")
             if table.endswith("env") and SECRET.search(name):
                 raise ConfigError(f"{file}: site.{table}.{name} looks like a secret, which would stand in every job; "
                                   "name it in [gke.secrets] or [tpu_vm.secrets] instead, without its value")
+    forms.check(site, str(file))
     return site

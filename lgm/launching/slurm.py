@@ -39,7 +39,8 @@ def job(request: Request) -> Job:
     ours = ("output", "array")  # with Slurm's own patterns in them
     lines = [f"--{name}={value if name in ours else directive(value, f'site.slurm.{name}')}"
              for name, value in options.items() if value not in (None, "")]
-    lines += ["--exclusive"] * alone + ["--requeue", *(directive(o, "site.slurm.options") for o in settings.options)]
+    own = [directive(option, "site.slurm.options", "[]()|&*") for option in settings.options]
+    lines += ["--exclusive"] * alone + ["--requeue", *own]
     image = request.image or settings.image
     srun, prefix = container(settings, image)
     words = command(settings.python or ("python3" if image else sys.executable), request, str(config), workdir)
@@ -56,8 +57,15 @@ def job(request: Request) -> Job:
     return Job(
         files={config: json.dumps(request.values, indent=2) + "\n", place / "job.sbatch": script},
         submit=("sbatch", "--parsable", str(place / "job.sbatch")),
-        watch=("squeue --jobs={id}", f"tail -F {place}/logs/{rank}"), cancel="scancel {id}",
+        watch=("squeue --jobs={id}", f"tail -F {place}/logs/{rank}"), cancel="scancel {id}", notes=_alone(workdir),
     )
+
+
+def _alone(workdir: str) -> tuple[str, ...]:
+    """What is to be said of a folder that most clusters have on each machine by itself."""
+    own = next((place for place in ("/tmp", "/var/tmp", "/dev/shm", "/scratch/local")
+                if workdir.startswith(f"{place}/")), None)
+    return () if own is None else (f"# note: {own} is most often each machine's own; the nodes must see {workdir} too",)
 
 
 def container(settings, image: str) -> tuple[list[str], list[str]]:

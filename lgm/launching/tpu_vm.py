@@ -5,6 +5,7 @@ workers up, starts training on them and watches. Started again, it goes on with 
 """
 
 import hashlib
+import importlib.metadata
 import json
 import re
 import shlex
@@ -14,8 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lgm import __version__
 from lgm.launching.flags import variable
-from lgm.launching.job import Job, Request, plain_path, start_here, words_of
+from lgm.launching.job import Job, Request, mounted, start_here, words_of
 from lgm.launching.machines import TPUS
 from lgm.launching.render import render
 from lgm.launching.tpu_drive import Driver, Names, run_command
@@ -37,12 +39,14 @@ def job(request: Request) -> Job:
         raise ConfigError(f"site.tpu_vm.work={settings.work!r} is not gs://BUCKET")
     if not settings.work and machines.processes > 1:
         raise ConfigError("site.tpu_vm.work is missing; several workers keep one run's checkpoints, so give gs://BUCKET")
-    commit, repository = _code(settings.repository)
+    commit, repository = ("", "") if settings.package else _code(settings.repository)
+    wanted = commit or _requirement(settings.package)
     config = json.dumps(request.values, indent=2)
-    workdir = f"{settings.mount}/{plain_path(request.workdir, '--workdir').lstrip('/')}"
+    workdir = mounted(request.workdir, settings.mount)
     script = render("tpu-vm/worker.sh", dict(
-        title=f"{request.label}: {machines}, launched by lgm", label=request.label, commit=commit,
-        repository=repository, pythons=[settings.python] if settings.python else list(PYTHONS), setup=settings.setup,
+        title=f"{request.label}: {machines}, launched by lgm", label=request.label, commit=commit, wanted=wanted,
+        version=__version__, repository=repository, setup=settings.setup,
+        pythons=[settings.python] if settings.python else list(PYTHONS),
         bucket=settings.work.removeprefix("gs://"), project=settings.project,
         mount=settings.mount, config=config, marker=hashlib.sha256(config.encode()).hexdigest()[:16],
         variables=[variable(name, value) for name, value in (request.site.env | settings.env).items()],
@@ -80,16 +84,18 @@ def _secrets(secrets: dict[str, str]) -> dict[str, str]:
 
 
 def _code(repository: str) -> tuple[str, str]:
-    """(commit, repository) that the workers check out: this checkout's, which must be committed and pushed."""
+    """(commit, repository) that the workers check out: this checkout's, which must be committed and pushed; of lgm that
+    is installed, nothing."""
     place = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(place), *words], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
+    top = git("rev-parse", "--show-toplevel")  # of another project's, where an environment lies within it
+    if not top or Path(top).resolve() != place:
+        return "", ""
     commit = git("rev-parse", "HEAD")
-    if not commit:
-        raise ConfigError(f"{place} is no git checkout; TPU VMs clone the code at a commit, so launch from one")
     if git("status", "--porcelain", "--untracked-files=no"):
         raise ConfigError(f"{place} has changes that are not committed, which TPU VMs would not get; commit and push")
     repository = repository or git("remote", "get-url", "origin")
@@ -97,6 +103,25 @@ def _code(repository: str) -> tuple[str, str]:
         raise ConfigError("site.tpu_vm.repository is missing; give what the workers can clone")
     repository = re.sub(r"(?<=://)[^/@]*@", "", repository)  # whose password it was stays here
     return commit, repository
+
+
+def _requirement(package: str) -> str:
+    """What the workers' pip installs: `package`, or lgm as it was installed here, by its version from the index or from
+    an address. Raises ConfigError, one line, where that is a file of this machine."""
+    if package:
+        return f"lgm[tpu] @ {package}"
+    try:
+        told = importlib.metadata.distribution("lgm").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        told = '{"url": "file:a folder"}'
+    if told is None:
+        return f"lgm[tpu]=={__version__}"
+    found = json.loads(told)
+    url, version = found["url"], found.get("vcs_info")
+    if url.startswith("file:"):
+        raise ConfigError(f"lgm was installed here from {url.removeprefix('file://')}, which TPU VMs cannot reach; put "
+                          "that wheel where they can and name it in site.tpu_vm.package, as \"https://.../lgm.whl\"")
+    return f"lgm[tpu] @ {version['vcs']}+{url}@{version['commit_id']}" if version else f"lgm[tpu] @ {url}"
 
 
 def submit(job: Job) -> str:

@@ -15,7 +15,7 @@ import jobs
 import pytest
 
 from lgm.cli import main
-from lgm.launching import gke, machines, render, slurm, status
+from lgm.launching import forms, gke, machines, render, slurm, status
 from lgm.launching import site as sites
 from lgm.launching.job import Request
 from lgm.launching.launch import Words, asked_for
@@ -63,6 +63,11 @@ def refused(capsys, *words):
     (["--on=tpu-vm"], ["--topology is missing"]),
     (["--on=tpu-vm", "--topology=tpu7x:2x2x1"], ["tpu7x", "--on=gke"]),
     (["--on=tpu-vm", "--topology=v5e:4x4"], ["site.tpu_vm.project"]),
+    (["--on=local", "--image=x"], ["--image=x", "slurm or gke"]),
+    (["--on=gke", "--partition=x"], ["--partition=x", "slurm"]),
+    (["--on=slurm", "--partition="], ["--partition= is empty"]),
+    (["sweep", "--on=local", "--at-once=2"], ["--at-once=2", "slurm or gke"]),
+    (["sweep", "--on=slurm", "--plan"], ["--plan", "one run"]),
 ])
 def test_what_cannot_work_is_one_line_before_anything_is_written(capsys, tmp_path, words, parts):
     workdir = tmp_path / "run"
@@ -83,10 +88,46 @@ def test_what_cannot_work_is_one_line_before_anything_is_written(capsys, tmp_pat
     ("[slurm.env]\nMY_TOKEN = 'x'", ["site.slurm.env.MY_TOKEN"]),
     ("[env]\n'A B' = 'x'", ["site.env.A B"]),
     ("[env]\nA = 1", ["site.env.A=1", "string"]),
+    ("[env]\nPATH = '/x:$PATH'", ["site.env.PATH", "setup"]),
+    ("[env]\nLGM_PROCESSES = '2'", ["site.env.LGM_PROCESSES", "leave it out"]),
+    ("templates = '/nowhere'", ["site.templates='/nowhere'", "no folder"]),
+    ("[slurm]\ngpus_per_node = -1", ["site.slurm.gpus_per_node=-1", "at least 0"]),
+    ("[slurm]\ntime = '1 day'", ["site.slurm.time='1 day'", "24:00:00"]),
+    ("[slurm]\ntime = 'soon'", ["site.slurm.time='soon'", "24:00:00"]),
+    ("[slurm]\ntime = '00:02:00'", ["site.slurm.save_seconds=180", "longer time"]),
+    ("[slurm]\nmem = '1.5T'", ["site.slurm.mem='1.5T'", "200G"]),
+    ("[slurm]\ncpus_per_task = -4", ["site.slurm.cpus_per_task=-4"]),
+    ("[slurm]\nrestarts = -1", ["site.slurm.restarts=-1"]),
+    ("[slurm]\noptions = ['mail-type=END']", ["site.slurm.options='mail-type=END'", "--mail-type=END"]),
+    ("[slurm]\noptions = ['-A x']", ["site.slurm.options='-A x'", "long option"]),
+    ("[slurm]\noptions = ['--nodes=4']", ["site.slurm.options='--nodes=4'", "leave it out"]),
+    ("[slurm]\noptions = ['--no-requeue']", ["site.slurm.options='--no-requeue'"]),
+    ("[slurm]\noptions = ['--mem=4G']", ["site.slurm.mem instead"]),
+    ("[slurm]\noptions = ['--comment=a b']", ["site.slurm.options='--comment=a b'", "' '"]),
+    ("[slurm]\nsetup = ['if true']", ["site.slurm.setup", "syntax error"]),
+    ("[slurm]\nmounts = ['/a:/b']", ["site.slurm.mounts", "container"]),
+    ("[gke]\nnamespace = 'My_NS'", ["site.gke.namespace='My_NS'", "lower case"]),
+    ("[gke]\nnamespace = ''", ["site.gke.namespace", "default"]),
+    ("[gke]\nqueue = 'Team_A'", ["site.gke.queue='Team_A'"]),
+    ("[gke]\nservice_account = 'a@b'", ["site.gke.service_account='a@b'"]),
+    ("[gke]\nimage = 'a b'", ["site.gke.image='a b'"]),
+    ("[gke]\nwork = 'gs://B_ucket'", ["site.gke.work='gs://B_ucket'", "gs://BUCKET"]),
+    ("[gke]\nmount = 'lgm'", ["site.gke.mount='lgm'", "/mnt/lgm"]),
+    ("[gke]\ngpus_per_node = 16", ["site.gke.gpus_per_node=16", "from 0 to 8"]),
+    ("[tpu_vm]\nzone = 'us-central1'", ["site.tpu_vm.zone='us-central1'", "europe-west4-b"]),
+    ("[tpu_vm]\nspot = true\nreserved = true", ["site.tpu_vm.spot", "site.tpu_vm.reserved"]),
+    ("[tpu_vm]\ntries = 0", ["site.tpu_vm.tries=0"]),
+    ("[local]\ndevices = 0", ["site.local.devices=0"]),
 ])
 def test_a_site_that_cannot_be_is_one_line(capsys, tmp_path, site, text, parts):
     line = refused(capsys, f"--config={QUICKSTART}", f"--workdir={tmp_path}/run", "--on=slurm", site(text))
     assert all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize(("time", "seconds"), [
+    ("90", 5400), ("1:30", 90), ("1:00:00", 3600), ("2-12", 216_000), ("1-0:30", 88_200), ("UNLIMITED", float("inf"))])
+def test_time_limits_are_read_as_slurm_reads_them(time, seconds):
+    assert forms.seconds(time) == seconds
 
 
 def test_the_example_site_is_one(capsys, tmp_path, monkeypatch):
@@ -110,6 +151,11 @@ def batch(site="", nodes=1, **changes):
     request = Request(values["name"], values, "/shared/runs/x", parse(sites.Site, {"slurm": settings}, "site"), where)
     text = next(text for path, text in slurm.job(request).files.items() if path.name == "job.sbatch")
     return directives(text), text
+
+
+def test_options_of_ones_own_are_sbatchs():
+    found, _ = batch(options=["--mail-type=END", "--reservation=r1", "--constraint=[a|b&c*2]"])
+    assert (found["mail-type"], found["reservation"], found["constraint"]) == ("END", "r1", "[a|b&c*2]")
 
 
 def test_a_job_of_whole_nodes_has_them_for_itself_and_each_process_its_part():

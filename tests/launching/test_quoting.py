@@ -171,13 +171,15 @@ def test_secrets_are_named_and_never_shown(values, monkeypatch):
 def test_the_password_of_a_repository_stays_here(monkeypatch):
     from lgm.launching import tpu_vm
 
-    answers = {"rev-parse": "abc", "status": "", "remote": "https://me:t0ken@git.example/lgm"}
+    answers = {"--show-toplevel": str(jobs.ROOT), "HEAD": "abc", "status": "", "remote": "https://me:t0ken@git.example/lgm"}
     monkeypatch.setattr(tpu_vm.subprocess, "run", lambda words, **k: subprocess.CompletedProcess(
         words, 0, next(v for key, v in answers.items() if key in words), ""))
     assert tpu_vm._code("") == ("abc", "https://git.example/lgm")
     answers["status"] = " M lgm/cli.py"
     with pytest.raises(ConfigError, match="not committed"):
         tpu_vm._code("")
+    answers["--show-toplevel"] = str(jobs.ROOT.parent)  # another project's repository, in which lgm is installed
+    assert tpu_vm._code("") == ("", "")
 
 
 def test_templates_have_no_syntax_errors(values, monkeypatch):

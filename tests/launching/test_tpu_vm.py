@@ -7,12 +7,14 @@ import shlex
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import gcloud_flags
 import jobs
 import pytest
 
+import lgm
 from lgm.cli import main
 from lgm.launching import tpu_vm
 from lgm.launching.machines import TPUS, tpu_slices
@@ -259,6 +261,44 @@ def test_a_sweep_is_run_by_run():
     assert calls(cloud, *WORK) == ["create", "setup", "start", "wait", "setup", "start", "wait", "delete"]
 
 
+@pytest.mark.parametrize(("told", "wanted"), [
+    (None, f"lgm[tpu]=={lgm.__version__}"),
+    ('{"url": "https://x.example/lgm.whl"}', "lgm[tpu] @ https://x.example/lgm.whl"),
+    ('{"url": "https://git.example/lgm", "vcs_info": {"vcs": "git", "commit_id": "abc"}}',
+     "lgm[tpu] @ git+https://git.example/lgm@abc"),
+])
+def test_workers_install_what_was_installed_here(monkeypatch, told, wanted):
+    monkeypatch.setattr(tpu_vm.importlib.metadata, "distribution", lambda name: types.SimpleNamespace(
+        read_text=lambda file: told))  # fmt: skip
+    assert tpu_vm._requirement("") == wanted
+    assert tpu_vm._requirement("https://mine.example/lgm.whl") == "lgm[tpu] @ https://mine.example/lgm.whl"
+
+
+def test_a_wheel_of_this_machine_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(tpu_vm.importlib.metadata, "distribution", lambda name: types.SimpleNamespace(
+        read_text=lambda file: '{"url": "file:///home/me/lgm-0.1.0-py3-none-any.whl"}'))  # fmt: skip
+    with pytest.raises(ConfigError, match="/home/me/lgm-0.1.0-py3-none-any.whl, which TPU VMs.*site.tpu_vm.package"):
+        tpu_vm._requirement("")
+
+
+@pytest.mark.parametrize("have", [lgm.__version__, "0.0.1"])
+def test_a_worker_installs_the_package_and_no_other_version(tmp_path, monkeypatch, have):
+    job = jobs.job("tpu-vm", jobs.read("configs/quickstart.py")[0], monkeypatch,
+                   tpu_vm=dict(package="https://x.example/lgm.whl"))  # fmt: skip
+    script = next(text for path, text in job.files.items() if path.name == "worker.sh")
+    python = tmp_path / "lgm-quickstart/venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/told\n[[ $1 == -c ]] && echo {have}\nexit 0\n')
+    (tmp_path / "gcsfuse").write_text("")  # it is there already
+    for program in (python, tmp_path / "gcsfuse"):
+        program.chmod(0o755)
+    where = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-s", "setup"], input=script, env=where, capture_output=True, text=True)
+    assert "-m pip install --quiet lgm[tpu] @ https://x.example/lgm.whl" in (tmp_path / "told").read_text()
+    assert done.returncode == (have != lgm.__version__) and ("not the launched" in done.stderr) == done.returncode
+    assert (tmp_path / "lgm-quickstart/ready").exists() == (not done.returncode)
+
+
 def test_a_whole_launch_with_a_fake_gcloud(tmp_path, monkeypatch, capfd):
     """From `lgm launch` to the worker's script: the fake runs what it is sent, here, with a fake training program."""
     ssh = tmp_path / "worker"
@@ -299,7 +339,7 @@ elif verb == "ssh":
 GREETING = "a 'quoted' $HOME"
 [tpu_vm]
 project = "p"
-zone = "z"
+zone = "us-east5-a"
 pause_seconds = 0.05
 mount = "{tmp_path}/mnt"
 """)
