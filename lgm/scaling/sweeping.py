@@ -15,7 +15,6 @@ from lgm import files
 from lgm.data import open_data
 from lgm.data.near_duplicates import overlap
 from lgm.parsing import ConfigError
-from lgm.processes import PREEMPTED
 from lgm.scaling import adaptive, one_run, results, together
 from lgm.scaling.board import Board
 from lgm.scaling.design import Candidates
@@ -78,7 +77,7 @@ def run(spec: str, workdir: str, overrides: list[tuple[str, str]], *, only: int 
                 one_run.train(runs[only], place, say=lambda line: print(line, flush=True))
         except loop.Preempted as error:
             print(f"lgm sweep: {error}", flush=True)
-            return PREEMPTED
+            return error.exit_code
     if only is None:
         rows, missing = results.gather(place, runs)
         table = place / "runs.csv"
@@ -193,11 +192,11 @@ def _train(plan: Sweep, runs: list[Run], workdir: Path) -> None:
         shared = architecture(part).together > 1
         return thread.submit(together.prepare, part, architecture(part).how, workdir) if shared else None
 
-    with loop.sigterm() as stop, Board(runs, workdir) as board, ThreadPoolExecutor(1) as thread:
+    with loop.signals() as stop, Board(runs, workdir) as board, ThreadPoolExecutor(1) as thread:
         ahead = prepare(parts[0]) if parts else None
         for part, following in itertools.zip_longest(parts, parts[1:]):
-            if stop():
-                raise loop.Preempted("stopped by SIGTERM; the same command goes on from there")
+            if number := stop():
+                raise loop.Preempted(number, f"before {part[0].name}")
             board.start(part)
             group = ahead.result() if ahead else None
             ahead = prepare(following) if following else None

@@ -115,10 +115,10 @@ def prepare(runs: list[Run], how: str, workdir: Path) -> Group:
     return group
 
 
-def train(group: Group, note: Note, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
+def train(group: Group, note: Note, say: Callable[[str], None], stop: Callable[[], int]) -> None:
     """Train what is missing of a group's runs, which all have the same amounts of data.
 
-    `note` hears of progress, `say` of results; when `stop()` turns true the trunk is saved and Preempted raised.
+    `note` hears of progress, `say` of results; when `stop()` tells a signal the trunk is saved and Preempted raised.
     """
     runs, workdir = group.runs, group.workdir
     place = workdir / "groups" / runs[0].name
@@ -269,7 +269,7 @@ class Drive:
             if self.stop():
                 if checkpoints:
                     checkpoints.wait()
-                raise Preempted(f"stopped by SIGTERM in {group.runs[0].group}; the same command goes on from there")
+                raise Preempted(self.stop(), f"in {group.runs[0].group}")
         for pair in waiting:
             self.look(*pair, amount)
         return states

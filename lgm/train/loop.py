@@ -19,7 +19,7 @@ from lgm.config import Config
 from lgm.parallel import Layout, put_batch
 from lgm.parallel.chips import peak_flops
 from lgm.parsing import ConfigError
-from lgm.processes import member
+from lgm.processes import PREEMPTED, member
 from lgm.train.checkpoint import Checkpoints
 from lgm.train.divergence import Diverged, Watch
 from lgm.train.extending import EXTENDED, check_extension, may_extend, recorded
@@ -56,7 +56,13 @@ class Task:
 
 
 class Preempted(Exception):
-    """SIGTERM arrived and the state is saved; running the same command again goes on from there."""
+    """A signal arrived and the state is saved; running the same command again goes on from there."""
+
+    def __init__(self, number: int, where: str):
+        interrupted = number == signal.SIGINT
+        said = "interrupted" if interrupted else "stopped by SIGTERM"
+        super().__init__(f"{said} {where}; the same command goes on from there")
+        self.exit_code = 130 if interrupted else PREEMPTED
 
     ending = "preempted"  # what trackers are told: it has not failed
 
@@ -79,7 +85,7 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
     create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
     abstract = jax.eval_shape(create)
     places = state_shardings(layout, abstract, task.logical_axes, config)
-    with _room(workdir), hold(workdir) as lock, sigterm() as stop:
+    with _room(workdir), hold(workdir) as lock, signals() as stop:
         claim_workdir(config, workdir)
         member.barrier("the folder is held")
         checkpoints = Checkpoints(workdir, config.log.keep)
@@ -105,18 +111,31 @@ def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layo
 
 
 @contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGTERM has arrived; of several processes JAX's preemption service does."""
-    arrived = []
+def signals() -> Iterator[Callable[[], int]]:
+    """Tells which of SIGTERM and a terminal's interrupt has arrived, or 0; a second interrupt interrupts.
+
+    Of several processes JAX's preemption service tells, and their supervisors hear of interrupts.
+    """
+    arrived: list[int] = []
+
+    def hear(number: int, _frame) -> None:
+        arrived.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            print("interrupted: the run is saved at its next step; interrupt again to stop at once", file=sys.stderr)
+
+    heard = [] if member.joined() else [signal.SIGTERM]
+    if heard and callable(signal.getsignal(signal.SIGINT)):  # which a shell's job in the background does not hear
+        heard.append(signal.SIGINT)
     try:
-        previous = None if member.joined() else signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+        previous = {number: signal.signal(number, hear) for number in heard}
     except ValueError:  # not the main thread: whoever runs the loop there handles signals
-        previous = None
+        previous = {}
     try:
-        yield lambda: bool(arrived)
+        yield lambda: arrived[0] if arrived else 0
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -209,12 +228,12 @@ class _Run:
                     self._log(step, metrics)
             paused = time.monotonic()
             self.measure(state, step)  # before the checkpoint, so that a run resumed there has its rows
-            stop = member.stop_agreed() if member.joined() else self.stop()
+            stop = signal.SIGTERM * member.stop_agreed() if member.joined() else self.stop()
             if stop or self._due(step, config.log.checkpoint_every_images):
                 self._save(state, *pending)
             if stop and step < config.steps:
                 self.checkpoints.wait()
-                raise Preempted(f"stopped by SIGTERM at step {step}; the same command goes on from there")
+                raise Preempted(stop, f"at step {step}")
             self.clock += time.monotonic() - paused  # images/s counts training alone
         with self.ledger.spent("checkpoint"):
             self.checkpoints.wait()

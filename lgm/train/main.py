@@ -11,7 +11,7 @@ from lgm import config as schema
 from lgm.files import place
 from lgm.models import family_of
 from lgm.parsing import ConfigError
-from lgm.processes import PREEMPTED, member
+from lgm.processes import member
 from lgm.processes.affinity import allowed, ranges
 from lgm.train import autoencode, denoise, loop
 from lgm.train.opening import use_compilation_cache
@@ -34,7 +34,7 @@ def train(spec: str, workdir: str, overrides: list[tuple[str, str]], extend: boo
         loop.train(config, workdir, task_of(config), layout, extend=extend)
     except loop.Preempted as error:
         print(f"lgm train: {error}", flush=True)
-        return PREEMPTED
+        return error.exit_code
     seconds = time.monotonic() - start
     if jax.process_index() == 0:
         images = config.steps * config.batch_size

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lgm import config as schema
 from lgm.cli import main
+from lgm.train import loop
 from lgm.train.opening import load_run
 
 
@@ -82,22 +83,33 @@ def test_a_finished_run_started_again_changes_nothing(tiny_config, tiny_run):
     assert [leaf.tobytes() for leaf in weights(tiny_run)] == before
 
 
-@pytest.mark.slow
-def test_sigterm_saves_exits_with_75_and_the_same_command_ends_with_the_same_bits(tiny_config, tiny_run, tmp_path,
-                                                                                monkeypatch):
-    from lgm.train import loop
+def test_a_second_interrupt_stops_at_once(capsys):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with loop.signals() as stop:
+        assert stop() == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() == signal.SIGINT and "interrupt again" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(tiny_config, tiny_run, tmp_path, monkeypatch,
+                                                                    number, code):
     class StopAtSeven(loop._Run):
         def _due(self, step, every_images):
-            if step == 7:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if step == 7 and not self.stop():
+                os.kill(os.getpid(), number)
             return super()._due(step, every_images)
 
     workdir = tmp_path / "run"
     command = ["train", f"--config={tiny_config}", f"--workdir={workdir}"]
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_Run", StopAtSeven)
-        assert main(command) == 75
+        assert main(command) == code
     assert (workdir / "checkpoints" / "7").is_dir()
     assert main(command) == 0
     assert_same_bits(workdir, tiny_run)
