@@ -108,6 +108,18 @@ def test_files_that_pages_link_to_are_there():
             assert "://" in target or (page.parent / target).exists(), (page.name, target)
 
 
+def test_each_convention_names_a_check_that_there_is():
+    page = (ROOT / "docs/conventions.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| convention")]
+    for row in rows:
+        checks = re.findall(r"`([^`]+)`", row.split("|")[3])
+        assert checks or "by hand" in row, row
+        for file, _, test in (check.partition("::") for check in checks):
+            path = ROOT / file if file == ".ci/run" else ROOT / "tests" / file
+            assert path.exists() and (not test or f"def {test}(" in path.read_text()), (file, test)
+    assert len(rows) > 30
+
+
 def test_the_version_is_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__ and re.fullmatch(r"\d+\.\d+\.\d+", __version__)
