@@ -21,11 +21,13 @@ Remat = Literal["none", "full", "attention", "dots", "offload"]
 POLICIES = {
     "none": None,  # everything
     "full": policies.nothing_saveable,  # nothing
-    "attention": policies.save_only_these_names("attention"),  # what attention gave, the dearest to recompute
-    "dots": policies.dots_with_no_batch_dims_saveable,  # what products with weights gave
+    "attention": policies.save_only_these_names("attention", "flash"),  # what attention gave, the dearest to recompute
+    # what products with weights gave, and kernels of attention that compute all in one
+    "dots": policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("flash")),
     # as "attention", with the inputs of the blocks in the host's memory until they are needed
     "offload": policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=["attention"], names_which_can_be_offloaded=["block"], offload_src="device",
+        names_which_can_be_saved=["attention", "flash"], names_which_can_be_offloaded=["block"], offload_src="device",
         offload_dst="pinned_host",
     ),
 }  # fmt: skip

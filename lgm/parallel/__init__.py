@@ -6,6 +6,7 @@ from lgm.parallel.layout import (
     batch_part,
     constrain,
     current,
+    device_kind,
     gathered,
     make_layout,
     platform,
@@ -17,7 +18,7 @@ from lgm.parallel.mesh import make_mesh
 from lgm.parallel.rules import AXES, RULES, partition, with_overrides
 
 __all__ = [
-    "AXES", "RULES", "Layout", "agreed", "batch_part", "constrain", "current", "even", "fetch", "gathered",
-    "in_batches", "make_layout", "make_mesh", "on_first", "partition", "platform", "put", "put_batch", "shardings",
-    "spread", "using", "with_overrides",
+    "AXES", "RULES", "Layout", "agreed", "batch_part", "constrain", "current", "device_kind", "even", "fetch",
+    "gathered", "in_batches", "make_layout", "make_mesh", "on_first", "partition", "platform", "put", "put_batch",
+    "shardings", "spread", "using", "with_overrides",
 ]  # fmt: skip

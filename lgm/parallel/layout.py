@@ -103,6 +103,14 @@ def platform() -> str:
     return jax.default_backend() if device is None or not device.platform else device.platform
 
 
+def device_kind() -> str:
+    """What JAX calls the devices that `platform` is of."""
+    if (layout := current()) is not None:
+        return layout.mesh.devices.flat[0].device_kind
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def active_mesh(layout: Layout):
     """(the mesh to name in a sharding here, the axes that are still the compiler's to split over).
 

@@ -6,7 +6,11 @@ for GPUs are of a job, not of a program, and stand in launch/flags.toml.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+import types
+from collections.abc import Iterator, Mapping
 
 from lgm.parallel.chips import chip_of
 
@@ -20,10 +24,34 @@ class Option:
     gain: str
 
 
+OWN_MEMORY = "xla_tpu_scoped_vmem_limit_kib"
+OWN_MEMORY_DEFAULT = 16384  # KiB of a core's own memory that a kernel may take where the compiler is not told
+
 OPTIONS: dict[str, tuple[Option, ...]] = {
-    "v5p": (Option("xla_tpu_scoped_vmem_limit_kib", "65536", "8% of Flux.1-dev's step on 4 chips by the compiler's "
+    "v5e": (Option(OWN_MEMORY, "32768", "room for all keys in attention's backward kernel: with blocks of 640 for 128 "
+                   "the 35 sums of 844 ms in SD3-medium's step of 2,776 are gone, by the compiler's cycles"),),
+    "v6e": (Option(OWN_MEMORY, "32768", "the same of SD3.5-large's, whose sums are 1,539 ms of a step of 4,238"),),
+    "v5p": (Option(OWN_MEMORY, "65536", "8% of Flux.1-dev's step on 4 chips by the compiler's "
                    "cycles: with larger tiles its products go from 77% to 96% of peak"),),
 }  # fmt: skip
+
+
+_told: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("told", default=types.MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def compiled_with(told: Mapping[str, str]) -> Iterator[None]:
+    """Trace what is inside for a program that is compiled with these options."""
+    token = _told.set(told)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+def own_memory() -> int:
+    """Bytes of a TPU core's own memory that a kernel of the program being traced may take."""
+    return int(_told.get().get(OWN_MEMORY, OWN_MEMORY_DEFAULT)) * 1024
 
 
 def options_of(device_kind: str) -> dict[str, str]:

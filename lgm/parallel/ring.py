@@ -51,7 +51,7 @@ def _forward(q, k, v, bias, axis, size):
 
 def _with_residuals(q, k, v, bias, axis, size):
     out, normalizer = _forward(q, k, v, bias, axis, size)
-    out, normalizer = checkpoint_name(out, "attention"), checkpoint_name(normalizer, "attention")
+    out, normalizer = checkpoint_name(out, "flash"), checkpoint_name(normalizer, "flash")
     return out, (q, k, v, bias, out, normalizer)
 
 

@@ -12,7 +12,7 @@ from lgm.config import Config
 from lgm.models import family_of
 from lgm.parallel import Layout, make_layout, shardings, using
 from lgm.parallel.mesh import refitted
-from lgm.parallel.options import options_of
+from lgm.parallel.options import compiled_with, options_of
 from lgm.parallel.rules import AXES, with_overrides
 from lgm.parsing import ConfigError, as_dict
 from lgm.processes import member
@@ -128,11 +128,11 @@ def placed_step(config: Config, loss: Loss, draw: Draw | None, optimizer, layout
     if config.optimizer.offload:
         step = offloaded(step, places.opt_state)
 
-    told = options_of(layout.mesh.devices.flat[0].device_kind) or None
+    told = options_of(layout.mesh.devices.flat[0].device_kind)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, layout.whole), compiler_options=told)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, layout.whole), compiler_options=told or None)
     def placed(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
-        with using(layout), stored(places.params):
+        with using(layout), stored(places.params), compiled_with(told):
             return step(state, frozen, batch)
 
     return placed
