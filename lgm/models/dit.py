@@ -106,10 +106,9 @@ class Block(nnx.Module):
         self.mlp = MLP(width, 4 * width, width, jax.nn.gelu, rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, signal_BD: jax.Array) -> jax.Array:
-        b, t, _ = x_BTD.shape
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(self.modulation(jax.nn.silu(signal_BD)), 6, -1)
-        qkv = self.qkv(modulated(x_BTD, shift, scale)).reshape(b, t, 3, self.heads, -1)
-        attended = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x_BTD.shape)
+        qkv = self.qkv.apart(modulated(x_BTD, shift, scale))
+        attended = attention(*(y.reshape(*y.shape[:2], self.heads, -1) for y in qkv)).reshape(x_BTD.shape)
         x = x_BTD + gate[:, None] * self.out(attended)
         return x + mlp_gate[:, None] * self.mlp(modulated(x, mlp_shift, mlp_scale))
 

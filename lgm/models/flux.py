@@ -78,9 +78,8 @@ class Heads(nnx.Module):
         self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
 
     def __call__(self, x_BTD: jax.Array) -> list[jax.Array]:
-        b, t, _ = x_BTD.shape
-        qkv = self.qkv(x_BTD).reshape(b, t, 3, self.heads, -1)
-        return [self.norm_q(qkv[:, :, 0]), self.norm_k(qkv[:, :, 1]), qkv[:, :, 2]]
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in self.qkv.apart(x_BTD))
+        return [self.norm_q(q), self.norm_k(k), v]
 
 
 class Shape(Protocol):

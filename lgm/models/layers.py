@@ -48,6 +48,25 @@ class Linear(nnx.Module):
         y = constrain(y, "batch", *places, *(None,) * (self.parts > 1), self.axes[1])
         return y if self.axes[1] in INNER else constrain(y, *("batch", *places, *(None,) * (y.ndim - 1 - len(places))))
 
+    def apart(self, x: jax.Array) -> list[jax.Array]:
+        """The `parts` as arrays [..., features a part].
+
+        On a TPU, each from a product of its own, for parts of one product are copied apart there: SD3-medium's step on
+        v5e has 0.14 s less of copies and the like, of 1.69, by the compiler's cycles. One is faster elsewhere.
+        """
+        if platform() != "tpu":
+            y = self(x)
+            return [y[..., i, :] for i in range(self.parts)]
+        kernel = self._by_parts(self.kernel[...].astype(x.dtype))
+        made = [x @ kernel[:, i] for i in range(self.parts)]
+        if self.bias is not None:
+            bias = gathered(self.bias[...].astype(x.dtype), self.bias_axes).reshape(self.parts, -1)
+            made = [y + b for y, b in zip(made, bias, strict=True)]
+        if self.adapter is not None:
+            made = [y + change for y, change in zip(made, jnp.split(self.adapter(x), self.parts, -1), strict=True)]
+        places = self.over if x.ndim > 2 else ()
+        return [constrain(y, "batch", *places, self.axes[1]) for y in made]
+
     def _flat(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-2], -1) if self.parts_in > 1 else x
 
@@ -64,12 +83,16 @@ class Linear(nnx.Module):
             y = x @ kernel
         return y.reshape(*y.shape[:-1], self.parts, -1) if self.parts > 1 else y
 
+    def _by_parts(self, kernel: jax.Array) -> jax.Array:
+        """[in, parts, features a part], as a product uses it."""
+        kernel = kernel.reshape(len(kernel), self.parts, -1)
+        return gathered(kernel, ("fused", None, None), (self.axes[0], None, self.axes[1]))
+
     def _split_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """The product on a mesh, where a part's features and not those of all parts together are what is split."""
         inputs, outputs = self.axes
         if self.parts > 1:
-            kernel = kernel.reshape(len(kernel), self.parts, -1)
-            kernel = gathered(kernel, ("fused", None, None), (inputs, None, outputs))
+            kernel = self._by_parts(kernel)
         elif self.parts_in > 1:
             kernel = kernel.reshape(self.parts_in, -1, kernel.shape[-1])
             kernel = gathered(kernel, (None, None, "fused"), (None, inputs, outputs))

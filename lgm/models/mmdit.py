@@ -90,9 +90,7 @@ class Attention(nnx.Module):
 
     def project(self, x_BTD: jax.Array) -> list[jax.Array]:
         """Queries, keys and values [B, T, N, D / N]."""
-        b, t, _ = x_BTD.shape
-        qkv = self.qkv(x_BTD).reshape(b, t, 3, self.heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in self.qkv.apart(x_BTD))
         if self.norm_q is not None:
             q, k = self.norm_q(q), self.norm_k(k)
         return [q, k, v]

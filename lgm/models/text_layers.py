@@ -31,8 +31,7 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array | None = None, *, causal=False, bias_NTS=None):
         b, t, _ = x_BTD.shape
-        qkv = self.qkv(x_BTD).reshape(b, t, 3, self.heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        q, k, v = (y.reshape(b, t, self.heads, -1) for y in self.qkv.apart(x_BTD))
         scale = 1.0 / np.sqrt(q.shape[-1]) if self.scale is None else self.scale
         y = attention(q, k, v, mask_BT, causal=causal, bias_NTS=bias_NTS, scale=float(scale))
         return self.out(y.reshape(b, t, -1))

@@ -110,8 +110,7 @@ class CrossAttention(nnx.Module):
         self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, text_BLD: jax.Array, mask_BL: jax.Array | None) -> jax.Array:
-        kv = self.kv(text_BLD)
-        return self.out(attend(self.q(x_BTD), kv[:, :, 0], kv[:, :, 1], self.heads, mask_BL))
+        return self.out(attend(self.q(x_BTD), *self.kv.apart(text_BLD), self.heads, mask_BL))
 
 
 class SelfAttention(nnx.Module):
@@ -123,8 +122,7 @@ class SelfAttention(nnx.Module):
         self.out = Linear(width, width, ("heads", "embed"), rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        qkv = self.qkv(x_BTD)
-        return self.out(attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.heads, None))
+        return self.out(attend(*self.qkv.apart(x_BTD), self.heads, None))
 
 
 def attend(q_BTD, k_BSD, v_BSD, heads: int, mask_BS: jax.Array | None) -> jax.Array:

@@ -95,10 +95,10 @@ class Block(nnx.Module):
         if self.modulation is not None:
             scale, gate, mlp_scale, mlp_gate = jnp.split(self.modulation(signal_BS)[:, None], 4, -1)
             scale, mlp_scale, gate, mlp_gate = 1.0 + scale, 1.0 + mlp_scale, jnp.tanh(gate), jnp.tanh(mlp_gate)
-        b, t, _ = x_BTD.shape
-        qkv = self.qkv(self.norm1(x_BTD) * scale).reshape(b, t, 3, self.heads, -1)
-        q, k = rotate(self.norm_q(qkv[:, :, 0]), table), rotate(self.norm_k(qkv[:, :, 1]), table)
-        attended = attention(q, k, qkv[:, :, 2], mask_BT).reshape(x_BTD.shape)
+        qkv = self.qkv.apart(self.norm1(x_BTD) * scale)
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in qkv)
+        q, k = rotate(self.norm_q(q), table), rotate(self.norm_k(k), table)
+        attended = attention(q, k, v, mask_BT).reshape(x_BTD.shape)
         # barriers as in MMDiT: they keep XLA:CPU from recomputing the residual chain in every fusion that reads it
         x = lax.optimization_barrier(x_BTD + gate * self.norm2(self.out(attended)))
         y = self.wi(self.mlp_norm1(x) * mlp_scale)

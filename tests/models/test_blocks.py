@@ -69,3 +69,15 @@ def test_a_product_says_what_it_is_over():
         np.testing.assert_allclose(product(x), x @ product.kernel[...], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="say with `over` what lies between"):
         layers.Linear(4, 6, ("embed", None), rngs=keys)(jnp.zeros((2, 3, 5, 4)))
+
+
+def test_parts_apart_are_those_of_one_product(monkeypatch):
+    """As a TPU has them, a product each, and as all else does; with a low-rank change beside the matrix."""
+    product = layers.Linear(4, 12, ("embed", "heads"), parts=3, rngs=Keys(jax.random.key(0)))
+    product.bias[...] = jnp.arange(12.0)
+    product.adapter = lambda x: x @ jnp.cos(jnp.arange(48.0)).reshape(4, 12)
+    x = jax.random.normal(jax.random.key(1), (2, 5, 4))
+    one = product(x)
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(layers, "platform", lambda platform=platform: platform)
+        np.testing.assert_allclose(jnp.stack(product.apart(x), 2), one, rtol=1e-5, atol=1e-6)
