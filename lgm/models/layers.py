@@ -111,7 +111,13 @@ class MLP(nnx.Module):
         self.fc2 = Linear(hidden, outputs, ("mlp", "embed"), bias=bias, zero=zero, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(self.activation(self.fc1(x)))
+        return self.fc2(once(self.activation(self.fc1(x))))
+
+
+def once(x: jax.Array) -> jax.Array:
+    """x, computed before the product that reads it. On a TPU the product would compute an activation again for every
+    tile of its output: one of SD3-medium's on v5e took 6.2 ms for 1.6, by the compiler's cycles."""
+    return jax.lax.optimization_barrier(x) if platform() == "tpu" else x
 
 
 class RMSNorm(nnx.Module):

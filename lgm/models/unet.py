@@ -17,7 +17,7 @@ from lgm.models.blocks import Remat, recomputed, run_blocks, stack
 from lgm.models.convolution import Conv, GroupNorm, ResBlock, upsample
 from lgm.models.embeddings import sinusoids
 from lgm.models.keys import Keys
-from lgm.models.layers import PIXELS, LayerNorm, Linear
+from lgm.models.layers import PIXELS, LayerNorm, Linear, once
 from lgm.models.records import ConditioningSpec, Family
 
 EPSILON = 1e-5  # of the residual blocks' group norms and of layer norms
@@ -147,7 +147,7 @@ class TransformerBlock(nnx.Module):
         if self.cross is not None:
             x = x + self.cross(self.norm2(x), text_BLD, mask_BL)
         values = self.fc1(self.norm3(x))
-        return x + self.fc2(values[:, :, 0] * gelu(values[:, :, 1]))
+        return x + self.fc2(once(values[:, :, 0] * gelu(values[:, :, 1])))
 
 
 def gelu(x: jax.Array) -> jax.Array:
