@@ -123,12 +123,7 @@ def program_of(row: Row, machine: Topology, choice: Choice, quick: bool = True) 
     found = known(row, machine, choice)
     if found and found["options"] == told(machine) and (quick or found["cycles"] or not found["fits"]):
         return found
-    batch_size = row.batch_size * machine.chips // row.machine.chips
-    sizes = {"data": 1, "fsdp": 1, **choice.mesh}
-    options = [("batch_size", str(batch_size)), ("model.remat", choice.remat),
-               *((f"mesh.{axis}", str(size)) for axis, size in sizes.items())]  # fmt: skip
-    config = schema.load(f"{ROOT.parent / 'configs' / 'pod.py'}:{row.system}", options)
-    found, program, made = compiled_plan(config, machine, quick)
+    found, program, made = compiled_plan(config_of(row, machine, choice), machine, quick)
     points = weak_scaling(found, program, made, row.weak) if made and machine == row.machine else ()
     values = as_json(found) | {"weak_scaling": [dataclasses.asdict(point) for point in points],
                                "libtpu": importlib.metadata.version("libtpu")}  # fmt: skip
@@ -136,6 +131,15 @@ def program_of(row: Row, machine: Topology, choice: Choice, quick: bool = True) 
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
     print(f"{path.stem}: {found.speed if found.fits else found.reason}", flush=True)
     return values
+
+
+def config_of(row: Row, machine: Topology, choice: Choice, changes: Sequence[tuple[str, str]] = ()) -> schema.Config:
+    """What is compiled for a choice, with the row's batch a chip; `changes` are overrides of it."""
+    batch_size = row.batch_size * machine.chips // row.machine.chips
+    sizes = {"data": 1, "fsdp": 1, **choice.mesh}
+    options = [("batch_size", str(batch_size)), ("model.remat", choice.remat),
+               *((f"mesh.{axis}", str(size)) for axis, size in sizes.items())]  # fmt: skip
+    return schema.load(f"{ROOT.parent / 'configs' / 'pod.py'}:{row.system}", [*options, *changes])
 
 
 def told(machine: Topology) -> dict[str, str]:
