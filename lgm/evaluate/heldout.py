@@ -1,6 +1,7 @@
 """Held-out loss at fixed times and fixed noise: the number by which runs are compared."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from lgm import losses
 from lgm.parallel import even, fetch, spread
+from lgm.parallel.options import quick_options
 from lgm.system import System
 
 
@@ -30,15 +32,16 @@ def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray
     grid = times(options.times)
     totals, by_image = np.zeros(len(grid)), np.zeros(len(latents))
     size = even(system.layout, min(options.batch_size, len(latents)))
+    condition, errors_of = (_program(function, size >= len(latents)) for function in (_condition, _errors))
     for start in range(0, len(latents), size):
         rows = np.arange(start, start + size)
         real = rows < len(latents)
         rows = np.where(real, rows, 0)
         told = spread(system.layout, latents[rows], tokens[rows], mask[rows], rows)
         sizes = None if micro is None else spread(system.layout, micro[rows])[0]
-        cond = _condition(system, params, *told[1:3], sizes)
+        cond = condition(system, params, *told[1:3], sizes)
         for noise in range(options.noises):
-            errors_TB = [_errors(system, params, told[0], cond, told[3], noise, t) for t in grid]
+            errors_TB = [errors_of(system, params, told[0], cond, told[3], noise, t) for t in grid]
             errors = np.stack([fetch(errors_B) for errors_B in errors_TB])[:, real]
             totals += errors.sum(1)
             by_image[rows[real]] += errors.mean(0) / options.noises
@@ -52,12 +55,16 @@ def heldout_loss(system: System, params, latents: np.ndarray, tokens: np.ndarray
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.cache
+def _program(function: Callable, few: bool) -> Callable:
+    """`jax.jit` of one of the two below; a `few` images, of one batch, are sooner measured than code is optimized."""
+    return jax.jit(function, static_argnums=0, compiler_options=quick_options() if few else None)
+
+
 def _condition(system: System, params, tokens, mask, micro):
     return system.condition(params, tokens, mask, micro)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _errors(system: System, params, latents, cond, rows, noise, t):
     """[B] mean squared error of the prediction target at the time t, one program for all."""
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), noise), row))(rows)

@@ -13,6 +13,7 @@ from lgm.train.restoring import restore_weights
 from lgm.train.saved import complete_steps
 from lgm.train.start import Start, open_system
 
+KEPT = 0.1  # seconds of compiling from which a program is kept between runs; less is as soon compiled as read
 WORST = 0.2  # error of an average that is made of checkpoints
 
 
@@ -82,6 +83,9 @@ def over_all_devices() -> Layout:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, unless the user has already said where (JAX_COMPILATION_CACHE_DIR)."""
+    """Keep compiled programs between runs, unless the user has already said where (JAX_COMPILATION_CACHE_DIR) and which
+    (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS; JAX's own second would leave out all that is compiled quickly)."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache("xla")))
+    if jax.config.jax_persistent_cache_min_compile_time_secs == 1.0:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT)

@@ -11,6 +11,7 @@ import optax
 
 from lgm.config import EMA, Config
 from lgm.parallel import platform
+from lgm.parallel.options import quick_options
 from lgm.train import in_place
 
 Loss = Callable[[Any, Any, dict, jax.Array], tuple[jax.Array, dict]]  # (params, frozen, batch, key)
@@ -36,8 +37,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 def run_once(create: Callable, **options: Any) -> Callable:
     """`jax.jit` for what runs once, like drawing parameters: on a CPU its code is not worth the time of optimizing."""
-    plain = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(create, compiler_options=plain if jax.default_backend() == "cpu" else None, **options)
+    return jax.jit(create, compiler_options=quick_options(), **options)
 
 
 def ema_decay(ema: EMA, batch_size: int, step: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import scipy.integrate
 
 from lgm import gaussian
 from lgm.config import Evaluation
+from lgm.evaluate.heldout import heldout_loss
 from lgm.evaluate.snr_grid import check_range, snr_errors
 from lgm.gaussian import wide
 from lgm.parsing import ConfigError
@@ -84,6 +85,12 @@ def test_images_are_measured_alike_in_any_company():
     one = snr_errors(Shrinking("ddpm", "eps", gain=0.8), None, *few)
     assert snr_errors(Shrinking("ddpm", "eps", gain=0.8, size=7), None, *few) == pytest.approx(one, rel=1e-5)
     assert snr_errors(Shrinking("ddpm", "eps"), None, *(part[:0] for part in few)) == {}
+
+
+def test_the_heldout_loss_is_one_number_from_code_compiled_quickly_and_well():
+    few = [part[:14] for part in (LATENTS, *NONE)]
+    quick, well = (heldout_loss(Shrinking("ddpm", "eps", gain=0.8, size=size), None, *few) for size in (14, 7))
+    assert quick == pytest.approx(well, rel=1e-6)  # one batch is not worth optimized code, two are
 
 
 def test_a_grid_that_the_process_does_not_reach_is_one_line():
