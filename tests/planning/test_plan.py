@@ -80,7 +80,7 @@ def test_work_collectives_and_time_of_a_tiny_step(tiny):
     assert p["cycles"]["step"] > p["peak"]["step"]  # of so little work latencies are the most
     assert p["step"] == pytest.approx(math.sqrt(p["cycles"]["step"] * p["peak"]["step"]))
     told = {"xla_tpu_scoped_vmem_limit_kib": "65536"}  # training's compiler too, for it is the same step
-    assert p["options"] == told == options_of("TPU v5") and options_of("TPU v5 lite") == options_of("cpu") == {}
+    assert p["options"] == told == options_of("TPU v5") and options_of("TPU v4") == options_of("cpu") == {}
     both = f"{p['peak']['step'] * 1e3:.4g} to {p['cycles']['step'] * 1e3:.4g} ms"
     for words in (both, "0.96 to 1.44 of this", "0.66 to 0.98 of this", "xla_tpu_scoped_vmem_limit_kib=65536"):
         assert words in p["page"]
@@ -115,10 +115,10 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(tiny):
 @pytest.mark.libtpu
 def test_a_program_that_fails_in_code_generation_is_told(tiny_config):
     small = [["model.depth", "2"], ["mesh.data", "1"]]
-    (p,) = plans([tiny_config, "v5e:1x1", 1, small, False], LIBTPU_INIT_ARGS="--xla_tpu_scoped_vmem_limit_kib=16")
+    (p,) = plans([tiny_config, "v4:1x1x1", 1, small, False], LIBTPU_INIT_ARGS="--xla_tpu_scoped_vmem_limit_kib=16")
     assert not p["fits"] and p["memory"]["total"] < p["memory"]["capacity"] and p["cycles"] is None
     assert p["options"] == {}
-    assert p["reason"].startswith("the compiler cannot generate code for tiny on v5e:1x1: ") and "VMEM" in p["reason"]
+    assert p["reason"].startswith("the compiler cannot generate code for tiny on v4:1x1x1: ") and "VMEM" in p["reason"]
     assert "does not run: the compiler" in p["page"]
 
 
