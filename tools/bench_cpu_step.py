@@ -1,13 +1,15 @@
 """Time the quickstarts' train steps on this CPU beside torch's of the same networks, eager and under torch.compile.
 
-    python tools/bench_cpu_step.py                                    both networks, AdamW and Muon
-    python tools/bench_cpu_step.py --config configs/quickstart.py --optimizer adamw --torch eager --json step.json
+    python tools/bench_cpu_step.py                                    both networks, AdamW and Muon, and all parts
+    python tools/bench_cpu_step.py --config configs/quickstart.py --part adamw --torch eager --json step.json
 
-One process, the same cores, rounds of one after the other, so that what else the machine does meets all alike. Every
-step is text encoder, denoiser, loss, gradient, its norm and clipping, the optimizer, EMA, and the check that loss and
-norm are finite. torch's: diffusers' network and transformers' CLIP of the config's widths, fused AdamW, foreach EMA,
-Muon by one compiled batch of Newton-Schulz products a shape. Data is in neither. Prints milliseconds of the best and of
-the median round, of wall and of processor time, and GFLOP/s by lgm's count of the network (three forward passes).
+One process, the same cores, rounds of one after the other, so that what else the machine does meets all alike. Parts:
+`adamw` and `muon` are whole steps: text encoder, denoiser, loss, gradient, its norm and clipping, the optimizer, EMA,
+and the check that loss and norm are finite; `gradient` is that of the loss alone, `forward` the loss alone; `sampling`
+is a batch of latents drawn from captions by the config's solver, steps and guidance. torch's: diffusers' network,
+scheduler and loop and transformers' CLIP of the config's widths, fused AdamW, foreach EMA, Muon by one compiled batch
+of Newton-Schulz products a shape. Data is in neither. Prints milliseconds of the best and of the median round, of wall
+and of processor time, and GFLOP/s by lgm's count of the network (three forward passes a step, two a guided step).
 """
 
 from __future__ import annotations
@@ -28,20 +30,28 @@ import torch
 import transformers
 
 from lgm import config as schema
+from lgm.drawing import draw_latents
 from lgm.parallel import put_batch
+from lgm.system import build_system
 from lgm.train.main import keep_freed_memory, task_of
 from lgm.train.optimizer import build_optimizer
 from lgm.train.placing import layout_of, placed_step, state_shardings
-from lgm.train.state import init_state, run_once
+from lgm.train.state import drawn, init_state, run_once
 
 CONFIGS = ("configs/quickstart.py", "configs/quickstart_unet.py")
+PARTS = ("adamw", "muon", "gradient", "forward", "sampling")
+SD_NOISE = dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def ours(config) -> tuple[Callable[[], None], float]:
-    """(one step as `lgm train` takes it, FLOPs of it)."""
+def ours(config, part: str) -> tuple[Callable[[], None], float]:
+    """(one call of a part as `lgm train` or `lgm sample` makes it, FLOPs of it)."""
+    if part == "sampling":
+        return drawing(config)
     layout = layout_of(config)
     task = task_of(config)(config, layout, Path(tempfile.mkdtemp()))
+    if part in ("gradient", "forward"):
+        return alone(config, task, put_batch(layout, next(task.batches)), part)
     optimizer = build_optimizer(config)
     create = lambda: init_state(task.init(jax.random.key(config.seed)), optimizer)
     places = state_shardings(layout, jax.eval_shape(create), task.logical_axes, config)
@@ -54,6 +64,26 @@ def ours(config) -> tuple[Callable[[], None], float]:
         jax.block_until_ready(metrics)
 
     return once, task.flops * config.batch_size
+
+
+def alone(config, task, batch, part: str) -> tuple[Callable[[], None], float]:
+    """The loss of a batch, what is drawn for it included, or its gradient."""
+    key, params = jax.random.key(config.seed), task.init(jax.random.key(config.seed))
+    loss = lambda params, batch: task.loss(params, task.frozen, batch | drawn(task.draw, batch, key, 0.0), key)[0]
+    function = jax.jit(jax.value_and_grad(loss) if part == "gradient" else loss)
+    flops = task.flops * config.batch_size
+    return lambda: jax.block_until_ready(function(params, batch)), flops / (1 if part == "gradient" else 3)
+
+
+def drawing(config) -> tuple[Callable[[], None], float]:
+    """A batch of latents from captions."""
+    system, frozen = build_system(config)
+    params, captions = system.init(jax.random.key(0)), ["a smiling face"] * config.batch_size
+    x, t = (jax.ShapeDtypeStruct((2 * config.batch_size, *shape), "float32") for shape in (system.latent_shape(), ()))
+    tokens, mask = system.tokenize(captions * 2)
+    cond = jax.eval_shape(system.condition, params, tokens, mask)
+    work = system.denoiser.flops(x, t, cond) * config.sampling.steps
+    return lambda: draw_latents(system, system.whole(params, frozen), frozen, captions), work
 
 
 class Torch(torch.nn.Module):
@@ -84,15 +114,24 @@ class Torch(torch.nn.Module):
                 norm_num_groups=model.norm_groups, use_linear_projection=model.linear_projection,
             )  # fmt: skip
 
+        self.register_buffer("alpha_bar", diffusers.DDPMScheduler(**SD_NOISE).alphas_cumprod)
+
     def forward(self, x, eps, t, tokens):
+        """The loss: rectified flow, or the prediction of eps on SD's table of noise, weighted by the time."""
         hidden = self.text(tokens).last_hidden_state
-        a, b = (1 - t, t) if self.flow else (torch.cos(t), torch.sin(t))
-        x_t = a[:, None, None, None] * x + b[:, None, None, None] * eps
+        wide = lambda a: a[:, None, None, None]
         if self.flow:
-            out = self.denoiser(x_t, hidden, hidden.mean(1), 1000 * t, return_dict=False)[0]
-            return (out - (eps - x)).square().mean()
-        change, gain = self.denoiser(x_t, 1000 * t, hidden, return_dict=False)[0].chunk(2, 1)
-        return (x_t + change + gain * x_t - eps).square().mean()
+            return (self.predict(wide(1 - t) * x + wide(t) * eps, 1000 * t, hidden) - (eps - x)).square().mean()
+        kept = self.alpha_bar[(999 * t).long()]
+        error = self.predict(wide(kept.sqrt()) * x + wide((1 - kept).sqrt()) * eps, 999 * t, hidden) - eps
+        return (error.square().mean((1, 2, 3)) * (1 - kept) / kept).mean()
+
+    def predict(self, x, times, hidden):
+        """What the network says of x at times of 0 to 1000."""
+        if self.flow:
+            return self.denoiser(x, hidden, hidden.mean(1), times, return_dict=False)[0]
+        change, gain = self.denoiser(x, times, hidden, return_dict=False)[0].chunk(2, 1)
+        return x + change + gain * x
 
 
 def orthogonalized(x):
@@ -134,19 +173,28 @@ class Muon:
                 p.sub_((x.mT if tall else x).reshape(p.shape), alpha=self.rate)
 
 
-def theirs(config, optimizer: str, compiled: bool) -> Callable[[], None]:
-    """One step of torch's."""
+def theirs(config, part: str, compiled: bool) -> Callable[[], None]:
+    """One call of torch's of a part."""
     torch.manual_seed(0)
     model, size = Torch(config), config.batch_size
+    if part == "sampling":
+        return their_drawing(config, model, compiled)
     parameters = [p for p in model.parameters()]
     average = [p.detach().clone() for p in parameters]
-    rule = Muon(model, 1e-4) if optimizer == "muon" else torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    rule = Muon(model, 1e-4) if part == "muon" else torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     loss_of = torch.compile(model) if compiled else model
     x, tokens = torch.randn(size, config.model.channels, 8, 8), torch.randint(1, 4000, (size, 16))
 
     def once():
-        loss = loss_of(x, torch.randn_like(x), torch.rand(size), tokens)
+        with torch.set_grad_enabled(part != "forward"):
+            loss = loss_of(x, torch.randn_like(x), torch.rand(size), tokens)
+        if part == "forward":
+            return
         loss.backward()
+        if part == "gradient":
+            for p in parameters:
+                p.grad = None
+            return
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise RuntimeError("the loss is not finite")
@@ -154,6 +202,26 @@ def theirs(config, optimizer: str, compiled: bool) -> Callable[[], None]:
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.01)
         for p in parameters:
             p.grad = None
+
+    return once
+
+
+def their_drawing(config, model: Torch, compiled: bool) -> Callable[[], None]:
+    """A batch of latents by diffusers' scheduler in its pipelines' loop, both passes of guidance as one batch."""
+    size, drawn = config.batch_size, config.sampling
+    scheduler = (diffusers.FlowMatchEulerDiscreteScheduler() if model.flow else
+                 diffusers.DDIMScheduler(**SD_NOISE, clip_sample=False, timestep_spacing="trailing"))  # fmt: skip
+    predict = torch.compile(model.predict) if compiled else model.predict
+    tokens = torch.randint(1, 4000, (2 * size, 16))
+
+    @torch.no_grad()
+    def once():
+        hidden = model.text(tokens).last_hidden_state
+        x = torch.randn(size, config.model.channels, 8, 8)
+        scheduler.set_timesteps(drawn.steps)
+        for t in scheduler.timesteps:
+            none, told = predict(torch.cat([x, x]), t.float().expand(2 * size), hidden).chunk(2)
+            x = scheduler.step(none + drawn.guidance * (told - none), t, x, return_dict=False)[0]
 
     return once
 
@@ -184,7 +252,7 @@ def main() -> None:
     """Measure all that is asked for, and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", nargs="+", default=CONFIGS)
-    parser.add_argument("--optimizer", nargs="+", default=["adamw", "muon"])
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--each", type=int, default=4, help="steps of a round")
     parser.add_argument("--torch", nargs="*", choices=("compiled", "eager"), default=["compiled", "eager"])
@@ -195,13 +263,13 @@ def main() -> None:
     rows = {}
     print(f"{'':40}{'ms':>8}{'median':>8}{'CPU ms':>8}{'median':>8}{'GFLOP/s':>9}{'first s':>9}")
     for path in words.config:
-        for optimizer in words.optimizer:
-            config = schema.load(path, [("optimizer.name", optimizer)])
-            step, flops = ours(config)
-            peers = {f"torch {how}": theirs(config, optimizer, how == "compiled") for how in words.torch}
+        for part in words.part:
+            config = schema.load(path, [("optimizer.name", part)] if part in ("adamw", "muon") else [])
+            step, flops = ours(config, part)
+            peers = {f"torch {how}": theirs(config, part, how == "compiled") for how in words.torch}
             steps = {"lgm": step, **peers}
-            for name, row in compared(steps, words.rounds, words.each).items():
-                label = f"{Path(path).stem}, {optimizer}, {name}"
+            for name, row in compared(steps, words.rounds, 1 if part == "sampling" else words.each).items():
+                label = f"{Path(path).stem}, {part}, {name}"
                 rows[label] = row | {"gflops": flops / row["ms"] / 1e6}
                 print(f"{label:40}{row['ms']:8.1f}{row['median_ms']:8.1f}{row['processor_ms']:8.1f}"
                       f"{row['median_processor_ms']:8.1f}{rows[label]['gflops']:9.1f}{row['first_s']:9.1f}", flush=True)
