@@ -40,7 +40,7 @@ def job(request: Request) -> Job:
     label, resource = request.label, "google.com/tpu" if tpu else "nvidia.com/gpu"
     own = request.site.env | settings.env
     sweep, runs = request.runs is not None, []
-    for number in request.runs if sweep else (None,):
+    for number in (None,) if request.runs is None else request.runs:
         name = label if number is None else f"{label}-{number}"
         words = ["lgm", "sweep" if sweep else "train", "--config=/etc/lgm/config.json",
                  f"--workdir={mounted(request.workdir, settings.mount)}"]
@@ -137,8 +137,8 @@ def _part_of_a_node(settings, machines) -> tuple[str, str]:
 
 
 def _times(count: int, quantity: str) -> str:
-    number = re.match(r"\d+", quantity).group()
-    return f"{count * int(number)}{quantity[len(number):]}"
+    digits = len(quantity) - len(quantity.lstrip("0123456789"))
+    return f"{count * int(quantity[:digits])}{quantity[digits:]}"
 
 
 def _secrets(secrets: dict[str, str]) -> list[dict[str, str]]:

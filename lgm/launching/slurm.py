@@ -21,7 +21,7 @@ def job(request: Request) -> Job:
     workdir = plain_path(str(Path(request.workdir).absolute()), "--workdir")
     place = Path(workdir) / "launch"
     config = place / "config.json"
-    array = request.runs is not None
+    array, runs = request.runs is not None, request.runs or ()
     gpu = machines.kind != "cpu"
     alone = gpu and settings.exclusive and machines.chips == settings.gpus_per_node  # the nodes are the job's own
     part = 0 if alone or not gpu else CPUS_A_GPU * machines.chips // machines.processes_a_host
@@ -34,7 +34,7 @@ def job(request: Request) -> Job:
         "time": settings.time, "signal": f"TERM@{settings.save_seconds}" if settings.time else None,
         "output": f"{place}/job-{'%A-%a' if array else '%j'}.log", "open-mode": "append",
         "chdir": plain_path(str(Path.cwd()), "the current folder"),
-        "array": f"{ranges(request.runs)}{f'%{request.at_once}' if request.at_once else ''}" if array else None,
+        "array": f"{ranges(runs)}{f'%{request.at_once}' if request.at_once else ''}" if array else None,
     }
     ours = ("output", "array")  # with Slurm's own patterns in them
     lines = [f"--{name}={value if name in ours else directive(value, f'site.slurm.{name}')}"
@@ -53,7 +53,7 @@ def job(request: Request) -> Job:
         rank_log="run-$SLURM_ARRAY_TASK_ID-rank-%t.log" if array else "rank-%t.log", array=array,
         restarts=settings.restarts, checkpoints=f"{workdir}/checkpoints",
     ), request.site.templates)
-    rank = f"run-{request.runs[0]}-rank-0.log" if array else "rank-0.log"
+    rank = f"run-{runs[0]}-rank-0.log" if array else "rank-0.log"
     return Job(
         files={config: json.dumps(request.values, indent=2) + "\n", place / "job.sbatch": script},
         submit=("sbatch", "--parsable", str(place / "job.sbatch")),

@@ -112,7 +112,7 @@ def spoken(key: str, row: dict[str, Any]) -> str:
         return ""
     if key == "goodput":
         lost = {name: seconds for name, seconds in row["seconds"].items() if name != "step"}
-        most = max(lost, key=lost.get)
+        most = max(lost, key=lambda name: lost[name])
         return f"{value:.0%} ({most} {lost[most] / sum(row['seconds'].values()):.0%})" if lost[most] else f"{value:.0%}"
     return f"{value:.0%}" if key == "mfu" else f"{value:.4g}" if key == "loss" else str(value)
 

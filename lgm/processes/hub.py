@@ -90,9 +90,9 @@ class Hub:
         if len(self.members) == self.place.count:
             self._go()
         try:
-            while line := await reader.readline():
+            while message := await reader.readline():
                 member.heard = time.monotonic()
-                self._hear(index, member, json.loads(line))
+                self._hear(index, member, json.loads(message))
         except (OSError, ValueError):
             pass
         writer.close()
