@@ -63,7 +63,6 @@ def measured(name: str, choice: int, changes: list[tuple[str, str]]) -> dict:
     """A row's program: GB a chip, and of each meter seconds of the step and of what it does."""
     from plan_pods import ROWS, config_of
 
-    from lgm.planning import cost
     from lgm.planning.plan import compiled_plan
 
     row = ROWS[name]
@@ -73,17 +72,29 @@ def measured(name: str, choice: int, changes: list[tuple[str, str]]) -> dict:
     for meter, timed, module in (("peaks", plan.peak, made and made.module), ("cycles", plan.cycles,
                                                                             made and made.finished)):  # fmt: skip
         if timed and module:
-            kinds = collections.Counter(dict.fromkeys(KINDS, 0.0))
-
-            class Kinds(cost._Tally):
-                def _compute(self, i, computation, times):
-                    seconds = super()._compute(i, computation, times)
-                    kinds[kind(i, self)] += times * seconds  # noqa: B023
-                    return seconds
-
-            Kinds(module, row.machine.chip.share, traced.network, traced.kernels).run(module.entry, 1)
-            found["meters"][meter] = {"step": timed.step, "mfu": timed.mfu, "busy": timed.busy, "kinds": kinds}
+            spent = by_kind(module, row.machine.chip.share, traced.network, traced.kernels)
+            found["meters"][meter] = {"step": timed.step, "mfu": timed.mfu, "busy": timed.busy, "kinds": spent}
     return found
+
+
+def by_kind(module, *how) -> dict[str, float]:
+    """Seconds of computing in a program by `kind`; the rest are arguments of `lgm.planning.cost.cost_of`."""
+    from lgm.planning import cost
+
+    kinds = collections.Counter(dict.fromkeys(KINDS, 0.0))
+    compute = cost._Tally._compute
+
+    def counted(self, i, computation, times):
+        seconds = compute(self, i, computation, times)
+        kinds[kind(i, self)] += times * seconds
+        return seconds
+
+    cost._Tally._compute = counted
+    try:
+        cost.cost_of(module, *how)
+    finally:
+        cost._Tally._compute = compute
+    return kinds
 
 
 def kind(i, tally) -> str:
