@@ -60,7 +60,7 @@ _DIT, _MMDIT = dict(width=64, depth=2, heads=2, base_size=4), dict(width=64, dep
 _UNET = dict(block_channels=(32, 32), layers_per_block=1, transformer_depth=(0, 1), mid_depth=1, heads=(2, 2))
 _FLUX = dict(width=64, depth=1, single_depth=1, heads=2, rotary_axes=(8, 12, 12))
 CASES = {
-    "dit_256": Case("dit", "dit_xl2", None, 256, 128, _DIT, h100=558),
+    "dit_256": Case("dit", "dit_xl2", None, 256, 128, _DIT, dict(remat="dots"), h100=558),
     "sd15_512": Case("unet", "sd15", None, 512, 32, _UNET, h100=81),
     "sdxl_1024": Case("unet", "sdxl", "sdxl", 1024, 8, _UNET, dict(remat="full"), h100=9.95),
     "sd3_512": Case("mmdit", "sd3_medium", "sd3_medium", 512, 8, _MMDIT, dict(remat="dots"), h100=53.3),

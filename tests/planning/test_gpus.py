@@ -117,8 +117,8 @@ def test_a_tiny_step_is_compiled_for_four_gpus(tiny_config):
     given, temporary = map(int, analysis.stdout.split()[-2:])
     memory = whole["memory"]
     assert memory["activations"] + memory["temporaries"] == temporary
-    state = sum(memory[kind] for kind in ("parameters", "optimizer", "ema", "frozen", "batch"))
-    assert state == pytest.approx(given, rel=0.05)  # of which the program takes no unused ones
+    trained = sum(memory[kind] for kind in ("parameters", "optimizer", "ema"))
+    assert trained < given <= trained + memory["frozen"] + memory["batch"]  # what it never reads is no argument
 
 
 def pythonpath():
