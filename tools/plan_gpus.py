@@ -81,12 +81,13 @@ class Case:
 
 NODE, FLEET = dict(fsdp=8), dict(data=8, fsdp=8)  # weights are gathered within a node, gradients summed between nodes
 IMAGES = {"sdxl": 8, "sd3_medium": 16, "sd35_large": 8, "flux_dev": 4, "z_image": 4, "qwen_image": 4}
-PODS = (
-    *(Row(name, "h100:1x8", images, NODE) for name, images in IMAGES.items()),
-    *(Row(name, "h100:8x8", images, FLEET) for name, images in IMAGES.items()),
-    *(Row(name, f"{chip}:8x8", 2 * IMAGES[name], FLEET) for chip in ("h200", "b200")
-      for name in ("sd3_medium", "flux_dev")),
-)  # fmt: skip
+REMAT = {"sd3_medium": "dots"}  # what keeps most and fits
+PODS = tuple(
+    Row(name, f"{chip}:{shape}", images * IMAGES[name], sizes, REMAT.get(name, "full"))
+    for chip, shape, images, sizes, names in (
+        ("h100", "1x8", 1, NODE, IMAGES), ("h100", "8x8", 1, FLEET, IMAGES),
+        ("h200", "8x8", 2, FLEET, ("sd3_medium", "flux_dev")), ("b200", "8x8", 2, FLEET, ("sd3_medium", "flux_dev")),
+    ) for name in names)  # fmt: skip
 ONE = tuple(Case(name, f"{chip}:1x1") for chip in ("h100", "h200") for name in CASES)
 
 
