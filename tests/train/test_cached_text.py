@@ -59,11 +59,14 @@ def assert_trains_alike(root, page, changes):
     return config, denoise.make_task(config, make_layout({"data": 1}), root)
 
 
-def test_a_unet_of_buckets_sizes_and_crops(tmp_path):
+def test_a_unet_of_buckets_sizes_and_crops(tmp_path, capsys):
     page = start(tmp_path, tiny_systems.stable_diffusion_xl())
     changes = [*WORDS, *FLAGS]
     encode = [*words("encode", page, *changes), f"--out={tmp_path / 'cache'}", "--rows=3"]
-    assert main([*encode, "--part=1/2"]) == main([*encode, "--part=0/2"]) == 0
+    assert main([*encode, "--config.text.long_captions=refuse"]) == 2 and not (tmp_path / "cache").exists()
+    assert main([*encode, "--part=1/2"]) == 0
+    assert capsys.readouterr().out.count("captions: 1 of 6 that were looked at are longer") == 1
+    assert main([*encode, "--part=0/2"]) == 0
     _, task = assert_trains_alike(tmp_path, page, changes)
     batch = next(task.batches)
     assert batch["micro"].shape == (2, 6) and batch["tokens"].dtype == np.float32 and task.frozen == {}
