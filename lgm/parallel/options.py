@@ -33,7 +33,7 @@ OWN_MEMORY_DEFAULT = 16384  # KiB of a core's own memory that a kernel may take 
 OPTIONS: dict[str, tuple[Option, ...]] = {
     "v5e": (Option(OWN_MEMORY, "32768", "room for all keys in attention's backward kernel: with blocks of 640 for 128 "
                    "the 35 sums of 844 ms in SD3-medium's step of 2,776 are gone, by the compiler's cycles"),),
-    "v6e": (Option(OWN_MEMORY, "32768", "the same of SD3.5-large's, whose sums are 1,539 ms of a step of 4,238"),),
+    "v6e": (Option(OWN_MEMORY, "32768", "the same of SD3.5-large's, whose sums were 1,539 ms of a step of 4,238"),),
     "v5p": (Option(OWN_MEMORY, "65536", "8% of Flux.1-dev's step on 4 chips by the compiler's "
                    "cycles: with larger tiles its products go from 77% to 96% of peak"),),
 }  # fmt: skip
