@@ -63,8 +63,8 @@ class Preempted(Exception):
         said = "interrupted" if interrupted else "stopped by SIGTERM"
         super().__init__(f"{said} {where}; the same command goes on from there")
         self.exit_code = 130 if interrupted else PREEMPTED
+        self.ending = "interrupted" if interrupted else "preempted"  # what trackers are told: it has not failed
 
-    ending = "preempted"  # what trackers are told: it has not failed
 
 def train(config: Config, workdir: str | Path, make_task: Callable[[Config, Layout, Path], Task], layout: Layout,
           quiet: bool = False, extend: bool = False) -> TrainState:

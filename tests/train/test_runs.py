@@ -83,7 +83,15 @@ def test_a_finished_run_started_again_changes_nothing(tiny_config, tiny_run):
     assert [leaf.tobytes() for leaf in weights(tiny_run)] == before
 
 
-def test_a_second_interrupt_stops_at_once(capsys):
+@pytest.fixture
+def terminal():
+    """Interrupts arrive as in a terminal; a process of several that run tests does not hear them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_stops_at_once(terminal, capsys):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with loop.signals() as stop:
         assert stop() == 0
@@ -97,8 +105,8 @@ def test_a_second_interrupt_stops_at_once(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(tiny_config, tiny_run, tmp_path, monkeypatch,
-                                                                    number, code):
+def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(terminal, tiny_config, tiny_run, tmp_path,
+                                                                    monkeypatch, number, code):
     class StopAtSeven(loop._Run):
         def _due(self, step, every_images):
             if step == 7 and not self.stop():

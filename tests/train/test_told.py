@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import types
 import warnings
 
@@ -110,7 +111,8 @@ def test_a_resumed_run_goes_on_in_the_trackers_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "end"), [
-    (None, "finished"), (loop.Preempted(), "preempted"), (KeyboardInterrupt(), "interrupted"),
+    (None, "finished"), (loop.Preempted(signal.SIGTERM, "at step 3"), "preempted"),
+    (loop.Preempted(signal.SIGINT, "at step 3"), "interrupted"), (KeyboardInterrupt(), "interrupted"),
     (ValueError(), "failed"),
 ])
 def test_trackers_are_told_how_a_run_ended(tmp_path, error, end):
