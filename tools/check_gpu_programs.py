@@ -77,7 +77,8 @@ def programs(config: schema.Config, count: int, wanted: Sequence[str]) -> dict[s
         "sample": lambda: jax.jit(drawn).lower(trained, frozen, *words, rows),
         "decode": lambda: drawing._decode.lower(system, frozen, latents),
         "encode": lambda: drawing._encode.lower(system, frozen, images),
-        "heldout": lambda: heldout._errors.lower(system, params, latents, cond, rows, 0, 0.5),
+        "heldout": lambda: heldout._program(heldout._errors, False).lower(system, params, latents, cond, rows, 0,
+                                                                            0.5),
         "levels": lambda: snr_grid._v_errors.lower(system, params, latents, *words, ratios, rows, rows, None),
     }
     return {name: found(lowered[name]()) for name in wanted}
