@@ -135,7 +135,8 @@ def signals() -> Iterator[Callable[[], int]]:
         yield lambda: arrived[0] if arrived else 0
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that was not Python's cannot be put back
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
